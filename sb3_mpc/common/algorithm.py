@@ -18,7 +18,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Rollout
 from stable_baselines3.common.utils import update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_mpc.common.acceleration import compile_function, resolve_compile
+from sb3_mpc.common.acceleration import compile_function, dropout_mask, resolve_compile
 from sb3_mpc.common.checkpoints import atomic_target, explain_damage
 from sb3_mpc.common.losses import UpdateNoise, at, model_losses, unroll
 from sb3_mpc.common.planning import Plan, draw_members
@@ -422,8 +422,7 @@ class WorldModelAlgorithm(OffPolicyAlgorithm):
         def keep(members: int, steps: int) -> th.Tensor | None:
             if model.dropout == 0 or not model.hidden:
                 return None
-            mask = th.empty(members, steps, batch_size, model.hidden[0], device=generator.device)
-            return mask.bernoulli_(1 - model.dropout, generator=generator).div_(1 - model.dropout)
+            return dropout_mask((members, steps, batch_size, model.hidden[0]), model.dropout, generator)
 
         members = draw_members(2, model.num_q, generator)
         return UpdateNoise(

@@ -6,7 +6,20 @@ import torch as th
 import torch.nn.functional as F
 from torch import nn
 
+from sb3_mpc.common.acceleration import mish
+
 INIT_STD = 0.02
+
+
+class Mish(nn.Module):
+    """Mish activation, ``x tanh(softplus(x))``."""
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        """
+        :param x: any shape
+        :return: same shape
+        """
+        return mish(x)
 
 
 class SimNorm(nn.Module):
@@ -43,7 +56,7 @@ class NormedLinear(nn.Linear):
     def __init__(self, in_features: int, out_features: int, activation: nn.Module | None = None) -> None:
         super().__init__(in_features, out_features)
         self.ln = nn.LayerNorm(out_features)
-        self.activation = nn.Mish() if activation is None else activation
+        self.activation = Mish() if activation is None else activation
 
     def forward(self, x: th.Tensor) -> th.Tensor:
         """
@@ -128,7 +141,7 @@ class StackedLinear(nn.Module):
             x = x * dropout_mask
         if self.normed:
             x = F.layer_norm(x, x.shape[-1:])
-            x = F.mish(th.addcmul(pick(self.ln_bias).unsqueeze(1), x, pick(self.ln_weight).unsqueeze(1)))
+            x = mish(th.addcmul(pick(self.ln_bias).unsqueeze(1), x, pick(self.ln_weight).unsqueeze(1)))
         return x
 
 
