@@ -182,8 +182,8 @@ class DMControl(gym.Env):
             return np.asarray(self.dm_env.physics.render(height, width, camera_id=self.camera))
 
     def close(self) -> None:
-        """Free the simulation and what it drew with."""
-        self.dm_env.close()
+        """Free the simulation and what it drew with; nothing else can be called afterwards."""
+        self.dm_env.physics.free()  # dm_env.close() does nothing, and renderers left to the interpreter's exit complain
 
     @staticmethod
     def _flatten(observation: dict[str, Any]) -> NDArray[np.float64]:
