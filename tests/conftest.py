@@ -1,6 +1,7 @@
 """Settings of all tests."""
 
-import torch as th
+import os
 
-# The networks of the tests are tiny, and the workers of pytest-xdist share the cores.
-th.set_num_threads(1)
+# The networks of the tests are tiny, and the workers of pytest-xdist share the cores. By environment variable, so that
+# the process that only hands out the tests need not import torch.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
