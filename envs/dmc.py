@@ -124,7 +124,7 @@ class DMControl(gym.Env):
         size = sum(int(np.prod(spec.shape)) for spec in self.dm_env.observation_spec().values())
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (size,), np.float64)
         actions = self.dm_env.action_spec()
-        # dm_control writes an actuator without limits (lqr) as +-1e10; agents need a scale, and 1 is its actuators'.
+        # dm_control writes an actuator without limits (lqr) as +-1e10; agents need a scale, so we give it limits of 1.
         low, high = (
             np.where(np.abs(bound) < 1e10, bound, np.sign(bound)) for bound in (actions.minimum, actions.maximum)
         )
