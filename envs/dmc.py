@@ -99,7 +99,7 @@ class DMControl(gym.Env):
     :param render_mode: ``"rgb_array"`` or None
     :param width: Width in pixels of the frames of ``render()``
     :param height: Height in pixels of the frames of ``render()``
-    :param camera: Number of the camera; None for 0, or 2 for the quadruped, which camera 0 does not follow
+    :param camera: Number of the camera; None for 0, or 2 for the quadruped, as in the papers
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}
