@@ -2,8 +2,9 @@
 
 import pytest
 import torch as th
-from tests.agents import ALGORITHMS
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+
+from tests.agents import ALGORITHMS
 
 
 @pytest.fixture(autouse=True, scope="session")

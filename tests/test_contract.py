@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from tests.agents import PointEnv, Recorder, SpaceEnv, assert_same_state, make_agent, observations_of, vec
 from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
@@ -22,6 +21,8 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.utils import ConstantSchedule, LinearSchedule
 from stable_baselines3.common.vec_env import VecNormalize, VecTransposeImage
 from torch import nn
+
+from tests.agents import PointEnv, Recorder, SpaceEnv, assert_same_state, make_agent, observations_of, vec
 
 BOX = spaces.Box(-1.0, 1.0, (2,), np.float32)
 IMAGE = spaces.Box(0, 255, (36, 40, 1), np.uint8)
@@ -751,9 +752,9 @@ def test_set_env(algorithm: Any) -> None:
     assert model.num_timesteps == 21
     with pytest.raises(AssertionError):
         model.set_env(vec(PointEnv, PointEnv))
-    with pytest.raises(ValueError, match="(?i)observation spaces"):
+    with pytest.raises(ValueError, match=r"(?i)observation spaces"):
         model.set_env(SpaceEnv(BOX, model.action_space))
-    with pytest.raises(ValueError, match="(?i)action spaces"):
+    with pytest.raises(ValueError, match=r"(?i)action spaces"):
         model.set_env(SpaceEnv(model.observation_space, BOX))
 
 
@@ -766,7 +767,7 @@ def test_set_env_drops_the_plan_of_the_old_one(algorithm: Any, monkeypatch: Any)
 
 
 def test_evaluation_with_hidden_start_flags(algorithm: Any) -> None:
-    """``evaluate_policy`` keeps the flag of an environment that has done its share at True: its row is cold, no more."""
+    """``evaluate_policy`` keeps the flag of an environment that has done its share at True: its row is cold."""
     model = make_agent(algorithm, PointEnv())
     rewards, lengths = evaluate_policy(
         model, vec(lambda: PointEnv(3), lambda: PointEnv(9)), 4, warn=False, return_episode_rewards=True

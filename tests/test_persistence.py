@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
-from tests.agents import PointEnv, assert_same_state, make_agent, observations_of, vec
 from stable_baselines3.common.noise import OrnsteinUhlenbeckActionNoise
 from stable_baselines3.common.utils import ConstantSchedule, get_device
 from stable_baselines3.common.vec_env import VecNormalize
+
+from tests.agents import PointEnv, assert_same_state, make_agent, observations_of, vec
 
 
 def everything(model: Any, rows: bool = True) -> dict[str, Any]:
@@ -197,7 +198,7 @@ def test_actor_alone(algorithm: Any, tmp_path: Path) -> None:
     """The prior acts without planning, and can be saved by itself."""
     env = PointEnv()
     actor = make_agent(algorithm, env).learn(12).policy.actor
-    action, state = actor.predict(observations_of(env, 3), deterministic=True)
+    action, _ = actor.predict(observations_of(env, 3), deterministic=True)
     assert action.shape == (3, 2) and all(env.action_space.contains(one) for one in action)
     actor.save(tmp_path / "actor.pkl")
     loaded = type(actor).load(tmp_path / "actor.pkl")
@@ -233,8 +234,8 @@ def test_interrupted_run_in_the_same_environment(
     algorithm: Any, tmp_path: Path, terminate: bool, n_envs: int, interrupted_at: int
 ) -> None:
     """
-    Saved in the middle of an episode and loaded with ``force_reset=False``: bit for bit the run of a single ``learn``, with
-    parameters, optimisers, plans, random numbers and the episode that was open.
+    Saved in the middle of an episode and loaded with ``force_reset=False``: bit for bit the run of a single ``learn``,
+    with parameters, optimisers, plans, random numbers and the episode that was open.
     """
 
     def start() -> Any:
@@ -269,7 +270,7 @@ def test_interrupted_run_with_normalisation(algorithm: Any, tmp_path: Path) -> N
 
 
 def test_interrupted_run_with_action_noise(algorithm: Any, tmp_path: Path) -> None:
-    """SB3's noises draw from NumPy's global generator, which is the user's to put back; their own state is in the file."""
+    """SB3's noises draw from NumPy's global generator, which is the user's to restore; their state is in the file."""
 
     def start() -> Any:
         noise = OrnsteinUhlenbeckActionNoise(np.zeros(2), 0.3 * np.ones(2))

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from tests.agents import PointEnv, Recorder, assert_same_state, make_agent, vec
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_mpc.common.sequence_buffer import SequenceReplayBuffer
+from tests.agents import PointEnv, Recorder, assert_same_state, make_agent, vec
 
 OBSERVATIONS = spaces.Box(-np.inf, np.inf, (2,), np.float32)
 NESTED = spaces.Dict(place=OBSERVATIONS, picture=spaces.Box(0, 255, (1, 2, 2), np.uint8), number=spaces.Discrete(1000))

@@ -1,4 +1,4 @@
-"""Values are right where episodes end: by termination, by a time limit, after one step, and anywhere inside a window."""
+"""Values are right where episodes end: by termination, by a time limit, after one step, anywhere in a window."""
 
 from typing import Any
 
@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from tests.agents import PointEnv, assert_same_state, make_agent, value_of, vec
 from stable_baselines3.common.evaluation import evaluate_policy
+
+from tests.agents import PointEnv, assert_same_state, make_agent, value_of, vec
 
 
 def fit(algorithm: Any, env: Any, steps: int = 60, updates: int = 150, **kwargs: Any) -> Any:
@@ -32,7 +33,7 @@ class ChainEnv(gym.Env):
     A walk through numbered states (one-hot observations), one reward for each step, whatever the actions.
 
     :param rewards: reward of leaving each state
-    :param end: how the last step ends the episode, "terminated" or "truncated"; or "circle", back to the first state for ever
+    :param end: how the last step ends the episode, "terminated" or "truncated"; or "circle", back to the first state
     """
 
     def __init__(self, rewards: tuple[float, ...], end: str) -> None:
@@ -71,7 +72,7 @@ def test_time_limits_do_not_cut_values(
     algorithm: Any, handle_timeout_termination: bool, expected: list[float], tolerance: float
 ) -> None:
     """
-    Reward 1 for ever: 1 / (1 - gamma) in every state, though episodes are stopped after five steps in a circle of three.
+    Reward 1 for ever: 1 / (1 - gamma) in every state, though episodes stop after five steps in a circle of three.
 
     If the limit counted as an end, every other visit of the second state would be followed by nothing:
     v0 = 1 + gamma v1, v1 = 1 + gamma v2 / 2, v2 = 1 + gamma v0.
@@ -188,8 +189,8 @@ def test_episodic_may_be_chosen(algorithm: Any) -> None:
 @pytest.mark.parametrize("end", ["terminated", "truncated"])
 def test_episodes_of_one_step(algorithm: Any, end: str, n_envs: int) -> None:
     """
-    Only the first step of every window counts. Its value is the reward where the episode terminates; where it is truncated,
-    the value of the observation behind it comes on top.
+    Only the first step of every window counts. Its value is the reward where the episode terminates; where it is
+    truncated, the value of the observation behind it comes on top.
     """
     env = vec(*[lambda: ChainEnv((2.0,), end)] * n_envs)
     model = fit(algorithm, env, steps=20, updates=100, horizon=3, gamma=0.5)
@@ -211,7 +212,7 @@ def test_updates_from_less_data_than_a_window(algorithm: Any, buffer_size: int, 
 
 
 def test_padding_has_no_influence(algorithm: Any) -> None:
-    """What stands behind the end of an episode must not reach the parameters: the same run with other padding is the same."""
+    """What stands behind the end of an episode must not reach the parameters."""
 
     def run(padding: float) -> Any:
         model = make_agent(algorithm, PointEnv(3, terminate=True), horizon=4, seed=0)
