@@ -1,0 +1,269 @@
+"""
+Model-predictive path integral control with a policy prior (TD-MPC2, section 3.2), batched over environments.
+
+A plan is a pure function of its inputs: all random numbers are drawn beforehand into a :class:`PlanNoise`.
+"""
+
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+import torch as th
+from torch import nn
+
+from sb3_mpc.common.world_model import WorldModel
+
+# Two more iterations for large action spaces (official code)
+LARGE_ACTION_DIM, EXTRA_ITERATIONS = 20, 2
+
+
+@dataclass(frozen=True)
+class PlanNoise:
+    """
+    Random numbers of one plan. J iterations, horizon H, E environments, N samples of which P come from the prior, K elites.
+
+    An environment dimension of size one is shared by all environments.
+
+    :param proposals: normal draws of the prior's rollouts ``[H, E, P, A]``
+    :param samples: normal draws of the sampled sequences ``[J, H, E, N - P, A]``
+    :param terminal: normal draws of the terminal actions ``[J, E, N, A]``
+    :param members: pair of value networks of each iteration ``[J, 2]``
+    :param selection: exponential draws that pick one elite ``[E, K]``; None for the mean of the elites
+    :param exploration: normal draws added to the executed action ``[E, A]``; None for no noise
+    """
+
+    proposals: th.Tensor
+    samples: th.Tensor
+    terminal: th.Tensor
+    members: th.Tensor
+    selection: th.Tensor | None = None
+    exploration: th.Tensor | None = None
+
+    def to(self, device: th.device) -> "PlanNoise":
+        """
+        :param device: where the plan is made
+        :return: the same numbers on that device
+        """
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return PlanNoise(**{name: None if value is None else value.to(device) for name, value in moved.items()})
+
+
+class Plan(NamedTuple):
+    """
+    Outcome of a plan for E environments.
+
+    :param action: action to execute ``[E, A]`` in [-1, 1]
+    :param mean: mean of the final distribution, the warm start of the next plan ``[E, H, A]``
+    :param std: its standard deviation ``[E, H, A]``
+    :param elite_action: first action of the chosen elite, before exploration noise ``[E, A]``
+    :param elite_value: its estimated return ``[E]``
+    """
+
+    action: th.Tensor
+    mean: th.Tensor
+    std: th.Tensor
+    elite_action: th.Tensor
+    elite_value: th.Tensor
+
+
+def draw_members(count: int, num_q: int, generator: th.Generator) -> th.Tensor:
+    """
+    Draw pairs of different value networks.
+
+    :param count: number of pairs
+    :param num_q: number of networks; a single network is paired with itself
+    :param generator: source of randomness, on whose device the result lives
+    :return: indices ``[count, 2]``
+    """
+    if num_q == 1:
+        return th.zeros(count, 2, dtype=th.long, device=generator.device)
+    scores = th.rand(count, num_q, generator=generator, device=generator.device)
+    return scores.argsort(dim=1)[:, :2]
+
+
+class MPPIPlanner(nn.Module):
+    """
+    Iterated sampling around a Gaussian over action sequences, refitted to the elites of each iteration.
+
+    :param world_model: model that scores the sequences; shared with the policy, not owned
+    :param horizon: length H of the sequences
+    :param gamma: discount factor
+    :param iterations: number of refits; two more are made for 20 or more action dimensions
+    :param num_samples: number N of sequences per iteration
+    :param num_elites: number K of sequences that refit the Gaussian
+    :param num_pi_trajs: number P of sequences proposed by the policy prior
+    :param min_std: lower bound of the standard deviation
+    :param max_std: initial standard deviation and its upper bound
+    :param temperature: factor in front of the return in the weights of the elites
+    """
+
+    def __init__(
+        self,
+        world_model: WorldModel,
+        horizon: int = 3,
+        gamma: float = 0.99,
+        iterations: int = 6,
+        num_samples: int = 512,
+        num_elites: int = 64,
+        num_pi_trajs: int = 24,
+        min_std: float = 0.05,
+        max_std: float = 2.0,
+        temperature: float = 0.5,
+    ) -> None:
+        super().__init__()
+        if horizon < 1 or iterations < 1:
+            raise ValueError(f"The planner needs horizon >= 1 and iterations >= 1, got {horizon=}, {iterations=}.")
+        if not 1 <= num_elites <= num_samples or not 0 <= num_pi_trajs <= num_samples:
+            raise ValueError(
+                "The planner needs 1 <= num_elites <= num_samples and 0 <= num_pi_trajs <= num_samples, "
+                f"got {num_elites=}, {num_pi_trajs=}, {num_samples=}."
+            )
+        # Kept out of the module tree: the policy registers the world model once
+        object.__setattr__(self, "world_model", world_model)
+        self.world_model: WorldModel
+        self.horizon, self.gamma = horizon, gamma
+        self.action_dim = world_model.action_dim
+        self.iterations = iterations + EXTRA_ITERATIONS * (self.action_dim >= LARGE_ACTION_DIM)
+        self.num_samples, self.num_elites, self.num_pi_trajs = num_samples, num_elites, num_pi_trajs
+        self.min_std, self.max_std, self.temperature = min_std, max_std, temperature
+
+    def draw(self, n_envs: int, generator: th.Generator, explore: bool) -> PlanNoise:
+        """
+        :param n_envs: number E of environments
+        :param generator: source of randomness, on whose device the noise lives
+        :param explore: draw an elite and exploration noise as in training; otherwise the mean of the elites is the action
+        :return: random numbers of one plan
+        """
+        device = generator.device
+
+        def normal(*shape: int) -> th.Tensor:
+            return th.randn(*shape, generator=generator, device=device)
+
+        horizon, proposals, action_dim = self.horizon, self.num_pi_trajs, self.action_dim
+        selection = th.empty(n_envs, self.num_elites, device=device).exponential_(generator=generator) if explore else None
+        return PlanNoise(
+            proposals=normal(horizon, n_envs, proposals, action_dim),
+            samples=normal(self.iterations, horizon, n_envs, self.num_samples - proposals, action_dim),
+            terminal=normal(self.iterations, n_envs, self.num_samples, action_dim),
+            members=draw_members(self.iterations, self.world_model.num_q, generator),
+            selection=selection,
+            exploration=normal(n_envs, action_dim) if explore else None,
+        )
+
+    def propose(self, z: th.Tensor, noise: th.Tensor) -> th.Tensor:
+        """
+        Roll the policy prior out in the model.
+
+        :param z: latent states ``[E, D]``
+        :param noise: ``[H, E, P, A]``
+        :return: action sequences ``[H, E, P, A]``
+        """
+        z = z.unsqueeze(1).expand(-1, self.num_pi_trajs, -1)
+        actions = []
+        for t in range(self.horizon):
+            actions.append(self.world_model.act(z, noise[t]))
+            if t < self.horizon - 1:
+                z = self.world_model.next(z, actions[-1])
+        return th.stack(actions)
+
+    def sample(self, mean: th.Tensor, std: th.Tensor, proposals: th.Tensor | None, noise: th.Tensor) -> th.Tensor:
+        """
+        :param mean: ``[H, E, A]``
+        :param std: ``[H, E, A]``
+        :param proposals: sequences of the prior ``[H, E, P, A]``, if any
+        :param noise: ``[H, E, N - P, A]``
+        :return: candidate sequences ``[H, E, N, A]`` in [-1, 1], the proposals first
+        """
+        samples = (mean.unsqueeze(2) + std.unsqueeze(2) * noise).clamp(-1, 1)
+        return samples if proposals is None else th.cat([proposals, samples], dim=2)
+
+    def evaluate(self, z: th.Tensor, actions: th.Tensor, noise: th.Tensor, members: th.Tensor) -> th.Tensor:
+        """
+        Discounted rewards of the model over the horizon plus the value of the state it ends in.
+
+        :param z: latent states ``[E, D]``
+        :param actions: candidate sequences ``[H, E, N, A]``
+        :param noise: draws of the terminal actions ``[E, N, A]``
+        :param members: pair of value networks ``[2]``
+        :return: estimated returns ``[E, N]``
+        """
+        model = self.world_model
+        z = z.unsqueeze(1).expand(-1, actions.shape[2], -1)
+        latents = [z]
+        for action in actions:
+            latents.append(model.next(latents[-1], action))
+        rewards = model.two_hot.decode(model.reward(th.stack(latents[:-1]), actions))  # [H, E, N, 1]
+        values = self.terminal_value(latents[-1], noise, members)
+        returns = th.cat([rewards, values.unsqueeze(0)])
+        discounts = self.gamma ** th.arange(self.horizon + 1, device=z.device, dtype=z.dtype)
+        if model.termination_head is not None:
+            # nothing is earned once a step is predicted to end the episode
+            ended = (model.termination(th.stack(latents[1:])) > 0).to(z.dtype).cumsum(0).clamp(max=1)
+            returns = th.cat([returns[:1], returns[1:] * (1 - ended)])
+        return (returns * discounts.view(-1, 1, 1, 1)).sum(0).squeeze(-1).nan_to_num(0)
+
+    def terminal_value(self, z: th.Tensor, noise: th.Tensor, members: th.Tensor) -> th.Tensor:
+        """
+        :param z: latent states at the end of the horizon ``[E, N, D]``
+        :param noise: draws of the terminal actions ``[E, N, A]``
+        :param members: pair of value networks ``[2]``, averaged
+        :return: ``[E, N, 1]``
+        """
+        model = self.world_model
+        return model.two_hot.decode(model.value(z, model.act(z, noise), members)).mean(0)
+
+    def refit(self, actions: th.Tensor, values: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor, th.Tensor]:
+        """
+        :param actions: candidate sequences ``[H, E, N, A]``
+        :param values: estimated returns ``[E, N]``
+        :return: mean and standard deviation ``[H, E, A]``, weights ``[E, K]`` and indices ``[E, K]`` of the elites
+        """
+        elite_values, elites = values.topk(self.num_elites, dim=1)
+        weights = th.exp(self.temperature * (elite_values - elite_values[:, :1]))
+        weights = weights / weights.sum(1, keepdim=True)
+        chosen = self.gather(actions, elites)
+        w = (weights / (weights.sum(1, keepdim=True) + 1e-9)).unsqueeze(-1)  # [E, K, 1]
+        mean = (w * chosen).sum(2)
+        std = (w * (chosen - mean.unsqueeze(2)).square()).sum(2).sqrt()
+        return mean, std.clamp(self.min_std, self.max_std), weights, elites
+
+    @staticmethod
+    def gather(actions: th.Tensor, index: th.Tensor) -> th.Tensor:
+        """
+        :param actions: ``[H, E, N, A]``
+        :param index: ``[E, K]``
+        :return: the sequences of each environment at its indices ``[H, E, K, A]``
+        """
+        horizon, _, _, action_dim = actions.shape
+        return actions.gather(2, index[None, :, :, None].expand(horizon, -1, -1, action_dim))
+
+    @th.no_grad()
+    def plan(self, z: th.Tensor, prev_mean: th.Tensor, noise: PlanNoise) -> Plan:
+        """
+        :param z: latent states ``[E, D]``
+        :param prev_mean: mean of the previous plan ``[E, H, A]``; zeros at the start of an episode
+        :param noise: random numbers
+        :return: action and distribution for each environment
+        """
+        mean = th.cat([prev_mean[:, 1:], th.zeros_like(prev_mean[:, :1])], dim=1).transpose(0, 1)
+        std = th.full_like(mean, self.max_std)
+        proposals = self.propose(z, noise.proposals) if self.num_pi_trajs > 0 else None
+        for j in range(self.iterations):
+            actions = self.sample(mean, std, proposals, noise.samples[j])
+            values = self.evaluate(z, actions, noise.terminal[j], noise.members[j])
+            mean, std, weights, elites = self.refit(actions, values)
+        if noise.selection is None:
+            action, best = mean[0], elites[:, :1]
+        else:
+            # Gumbel-max trick: argmax(log w - log Exp(1)) is a draw from w
+            best = elites.gather(1, (weights.log() - noise.selection.log()).argmax(1, keepdim=True))
+            action = self.gather(actions, best)[0, :, 0]
+        elite_action = action
+        if noise.exploration is not None:
+            action = action + std[0] * noise.exploration
+        return Plan(
+            action=action.clamp(-1, 1),
+            mean=mean.transpose(0, 1),
+            std=std.transpose(0, 1),
+            elite_action=elite_action,
+            elite_value=values.gather(1, best).squeeze(1),
+        )

@@ -1,0 +1,112 @@
+"""TD-MPC2: scalable, robust world models for continuous control."""
+
+from typing import TypeVar
+
+import torch as th
+from stable_baselines3.common.type_aliases import MaybeCallback
+
+from sb3_mpc.common.algorithm import WorldModelAlgorithm
+from sb3_mpc.common.gaussian import gaussian_log_prob, squash_correction
+from sb3_mpc.common.losses import UpdateNoise, temporal_weights
+from sb3_mpc.common.sequence_buffer import SequenceBatch
+
+SelfTDMPC2 = TypeVar("SelfTDMPC2", bound="TDMPC2")
+
+
+class TDMPC2(WorldModelAlgorithm):
+    """
+    TD-MPC2 (Hansen, Su, Wang 2024, https://arxiv.org/abs/2310.16828): a latent world model trained by consistency, reward
+    and temporal-difference losses, and a planner (MPPI) that improves on a learned policy.
+
+    The defaults are the official single set of hyper-parameters with the 5M model. Where paper and official code
+    (https://github.com/nicklashansen/tdmpc2) differ, the code is followed.
+
+    :param policy: ``MlpPolicy``, ``CnnPolicy``, ``MultiInputPolicy`` or a class derived from ``WorldModelPolicy``
+    :param env: environment to learn from, or its id; its actions must be a bounded box
+    :param learning_rate: learning rate or schedule, a function of the remaining progress from 1 to 0
+    :param buffer_size: number of transitions that are kept
+    :param learning_starts: steps with random actions before learning; "auto" for 5 episodes and at least 1000
+    :param batch_size: number of windows in a batch
+    :param tau: step of the target value networks and of the running scale
+    :param gamma: discount factor; "auto" derives it from the episode length T in decisions, (T/5 - 1)/(T/5) within
+        [0.95, 0.995], or 0.99 where the environment does not tell T
+    :param train_freq: update every ``train_freq`` steps, or a tuple such as ``(5, "step")`` or ``(1, "episode")``
+    :param gradient_steps: updates at a time; -1 for as many as transitions were collected
+    :param action_noise: noise added to the planned actions, besides the planner's own
+    :param replay_buffer_class: class derived from ``SequenceReplayBuffer``
+    :param replay_buffer_kwargs: its arguments
+    :param optimize_memory_usage: has no effect, observations are never stored twice
+    :param n_steps: must be 1
+    :param horizon: length H of plans and of training windows
+    :param rho: weight of step t in the losses is ``rho ** t``
+    :param consistency_coef: weight of the latent consistency loss
+    :param reward_coef: weight of the reward loss
+    :param value_coef: weight of the value loss
+    :param termination_coef: weight of the termination loss
+    :param entropy_coef: weight of the entropy of the policy prior
+    :param enc_lr_scale: factor on the learning rate of the encoder
+    :param max_grad_norm: bound on the norm of the gradients, of the model and of the policy
+    :param pretrain_gradient_steps: additional updates when learning starts; "auto" for as many as seeding steps if
+        ``learning_starts`` is "auto", too, otherwise none
+    :param episodic: whether terminations are predicted and end plans; "auto" from the first termination on
+    :param iterations: refits of the planner; two more are made for 20 or more action dimensions
+    :param num_samples: action sequences in an iteration
+    :param num_elites: best sequences that refit the planner's Gaussian
+    :param num_pi_trajs: sequences proposed by the policy prior
+    :param min_std: lower bound of the planner's standard deviation
+    :param max_std: its initial value and upper bound
+    :param temperature: factor in front of the return in the weights of the elites
+    :param compile: compile plan and update; "auto" where it pays
+    :param stats_window_size: episodes over which the logged statistics are averaged
+    :param tensorboard_log: folder of the TensorBoard log, none if None
+    :param policy_kwargs: arguments of the policy, such as ``model_size`` (1, 5, 19, 48, 317); see ``WorldModelPolicy``
+    :param verbose: 0 for no output, 1 for information, 2 for debug messages
+    :param seed: seed of all random numbers
+    :param device: device of the model, such as "cpu", "cuda", "mps" or "auto"
+    :param _init_setup_model: whether to build the networks at once
+    """
+
+    def value_target(self, next_z: th.Tensor, batch: SequenceBatch, noise: UpdateNoise) -> th.Tensor:
+        """TD target: reward plus the discounted minimum of two target values at an action of the prior (eq. 2)."""
+        model = self.policy.world_model
+        action = model.act(next_z, noise.target_actions)
+        values = model.two_hot.decode(model.value(next_z, action, noise.target_members, target=True))
+        return batch.rewards + self.gamma * (1 - batch.terminated) * values.amin(0)
+
+    def policy_loss(
+        self, zs: th.Tensor, batch: SequenceBatch, noise: UpdateNoise
+    ) -> tuple[th.Tensor, dict[str, th.Tensor]]:
+        """Maximum-entropy objective (eq. 4): values on the running scale, plus the entropy before squashing."""
+        model, scale = self.policy.world_model, self.policy.running_scale
+        mean, log_std = model.prior(zs)
+        action = th.tanh(mean + noise.policy_actions * log_std.exp())
+        logits = model.value(zs, action, noise.policy_members, noise.policy_dropout, detach=True)
+        q = model.two_hot.decode(logits).mean(0)
+        scale.update(q[0])
+        log_prob = gaussian_log_prob(noise.policy_actions, log_std)
+        # The official code scales the entropy by the number of action dimensions, and its tanh correction cancels
+        entropy = -model.action_dim * log_prob
+        reached = th.cat([th.ones_like(batch.mask[:1]), batch.mask])  # the last observation of an episode still counts
+        loss = -(temporal_weights(self.rho, zs) * reached * (scale(q) + self.entropy_coef * entropy)).mean()
+        logs = dict(pi_entropy=(squash_correction(action) - log_prob).mean(), pi_scale=scale.value.mean())
+        return loss, logs
+
+    def learn(
+        self: SelfTDMPC2,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 4,
+        tb_log_name: str = "TDMPC2",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfTDMPC2:
+        """
+        :param total_timesteps: number of environment steps (agent decisions), all environments together
+        :param callback: called at every step
+        :param log_interval: episodes between logs
+        :param tb_log_name: name of the run in TensorBoard
+        :param reset_num_timesteps: start counting at zero, with a reset of the environment
+        :param progress_bar: show a progress bar (needs tqdm and rich)
+        :return: the trained model
+        """
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
