@@ -241,16 +241,16 @@ class WorldModelAlgorithm(CollectingAlgorithm):
         if self.policy.compiles and self._compiled_update is None:
             self._compiled_update = compile_function(self.update)
         update = self._compiled_update or self.update
-        history: dict[str, list[th.Tensor]] = {}
+        sums: th.Tensor | None = None
         for _ in range(gradient_steps):
             batch = self.refresh(self.replay_buffer.sample(batch_size, env=self._vec_normalize_env))
-            for name, value in update(batch, self.draw_noise(batch_size)).items():
-                history.setdefault(name, []).append(value)
+            logs = update(batch, self.draw_noise(batch_size))
+            values = th.stack([value.float() for value in logs.values()])
+            sums = values if sums is None else sums + values
         self._n_updates += gradient_steps
-        # The only time that losses travel to the host
-        means = th.stack([th.stack(values).mean() for values in history.values()]).tolist()
-        for name, value in zip(history, means, strict=True):
-            self.logger.record(f"train/{name}", value)
+        if sums is not None:  # the only time that losses travel to the host
+            for name, value in zip(logs, (sums / gradient_steps).tolist(), strict=True):
+                self.logger.record(f"train/{name}", value)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.policy.set_training_mode(False)
 
