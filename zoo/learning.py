@@ -114,9 +114,9 @@ def plot(tasks: list[str], output: Path) -> None:
         for path in sorted(CURVES.glob(f"tdmpc2-size1-{task}-*.train.csv")):
             with path.open() as file:
                 episodes = list(csv.DictReader(file))
-            frames = np.cumsum([int(row["length"]) for row in episodes]) * ACTION_REPEAT
+            seen = ACTION_REPEAT * np.cumsum([int(row["length"]) for row in episodes])
             returns = [float(row["return"]) for row in episodes]
-            axis.plot(frames, returns, ".", color="tab:orange", alpha=0.5, label="TDMPC2, training episodes (1M)")
+            axis.plot(seen, returns, ".", color="tab:orange", alpha=0.5, label="TDMPC2, training episodes (1M)")
         for path in sorted(CURVES.glob(f"tdmpc2-size1-{task}-[0-9].csv")):
             with path.open() as file:
                 points = sorted((int(row["frames"]), float(row["mean_return"])) for row in csv.DictReader(file))
