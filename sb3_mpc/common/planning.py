@@ -243,14 +243,15 @@ class MPPIPlanner(nn.Module):
         :param noise: random numbers
         :return: action and distribution for each environment
         """
-        mean = th.cat([prev_mean[:, 1:], th.zeros_like(prev_mean[:, :1])], dim=1).transpose(0, 1)
-        std = self.world_model.mask_actions(z, th.full_like(mean, self.max_std))
+        mask = self.world_model.mask_actions
+        mean = mask(z, th.cat([prev_mean[:, 1:], th.zeros_like(prev_mean[:, :1])], dim=1).transpose(0, 1))
+        std = mask(z, th.full_like(mean, self.max_std))
         proposals = self.propose(z, noise.proposals) if self.num_pi_trajs > 0 else None
         for j in range(self.iterations):
             actions = self.sample(mean, std, proposals, noise.samples[j])
             values = self.evaluate(z, actions, noise.terminal[j], noise.members[j])
             mean, std, weights, elites = self.refit(actions, values)
-            std = self.world_model.mask_actions(z, std)
+            std = mask(z, std)
         if noise.selection is None:
             action, best = mean[0], elites[:, :1]
         else:
