@@ -140,9 +140,9 @@ class WorldModelPolicy(BasePolicy):
             normalize_images,
             image_augmentation,
         )
-        self.world_model = WorldModel(
-            encoder,
-            get_action_dim(action_space),
+        self.world_model = self.make_world_model(
+            encoder=encoder,
+            action_dim=get_action_dim(action_space),
             latent_dim=latent_dim,
             hidden=qf,
             prior_hidden=pi,
@@ -166,6 +166,13 @@ class WorldModelPolicy(BasePolicy):
         self._build_optimizers(lr_schedule, enc_lr_scale)
         if episodic:
             self.enable_termination()
+
+    def make_world_model(self, **kwargs: Any) -> WorldModel:
+        """
+        :param kwargs: arguments of :class:`WorldModel`
+        :return: the world model; derived policies may have another one
+        """
+        return WorldModel(**kwargs)
 
     def _build_optimizers(self, lr_schedule: Schedule, enc_lr_scale: float) -> None:
         """
