@@ -1,16 +1,14 @@
-"""Fixtures of all tests."""
+"""Fixtures and settings of all tests."""
+
+import os
+
+# The networks of the tests are tiny, and the workers of pytest-xdist share the cores: before PyTorch is imported
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
-import torch as th
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from tests.agents import ALGORITHMS
-
-
-@pytest.fixture(autouse=True, scope="session")
-def one_thread() -> None:
-    """The models of the tests are too small for more."""
-    th.set_num_threads(1)
 
 
 @pytest.fixture(params=ALGORITHMS, ids=lambda algorithm: algorithm.__name__)

@@ -16,6 +16,7 @@ import torch as th
 from gymnasium import spaces
 
 from sb3_mpc import TDMPC2
+from sb3_mpc.common.discount import discount_from_episode_length
 from sb3_mpc.common.encoders import Encoder, PixelExtractor, random_shift
 from sb3_mpc.common.gaussian import bound_log_std, gaussian_log_prob, squash_correction
 from sb3_mpc.common.layers import NormedLinear, SimNorm
@@ -23,7 +24,6 @@ from sb3_mpc.common.losses import UpdateNoise, model_losses, unroll
 from sb3_mpc.common.planning import PlanNoise
 from sb3_mpc.common.running_scale import RunningScale
 from sb3_mpc.common.sequence_buffer import SequenceBatch
-from sb3_mpc.common.setup import discount_from_episode_length
 from sb3_mpc.common.symlog import TwoHot, symexp, symlog
 from tests.helpers import SpacesOnlyEnv
 

@@ -1,0 +1,53 @@
+# Two commands for a newcomer, `make demo` and `make test`; the others are named as Stable-Baselines3 names them.
+# VENV: where the virtual environment lives. PYTHON: what creates it. PIP_ARGS: more options for pip, e.g. an index of
+# CPU-only torch wheels. PYTEST_ARGS: how to run the tests.
+VENV ?= .venv
+PYTHON ?= python3
+PIP_ARGS ?=
+PYTEST_ARGS ?= -n auto
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint .ci/constraints.txt $(PIP_ARGS)
+
+help:  ## show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
+
+demo: $(INSTALLED)  ## train TDMPC2 on a DMControl task and compare it with SAC
+	$(BIN)/python examples/demo.py
+
+test: pytest  ## install what is needed and run all tests
+
+pytest: $(INSTALLED)
+	@# One thread a worker: the networks of the tests are tiny, and workers that fight over cores are slow.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+type: $(INSTALLED)  ## check the types with mypy
+	$(BIN)/python -m mypy
+
+lint: $(INSTALLED)  ## look for errors with ruff
+	$(BIN)/python -m ruff check
+
+format: $(INSTALLED)  ## sort the imports and format the code
+	$(BIN)/python -m ruff check --select I --fix
+	$(BIN)/python -m ruff format
+
+check-codestyle: $(INSTALLED)  ## as lint and format, but changes nothing
+	$(BIN)/python -m ruff check
+	$(BIN)/python -m ruff format --check
+
+commit-checks: format type lint  ## what to run before a commit
+
+clean:  ## remove the virtual environment and all caches
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+
+# torch goes first and alone, so that a build of it that is already there (CPU, CUDA) is never replaced later. Modules
+# are compiled when they are first imported, which is far fewer than pip would compile.
+$(INSTALLED): pyproject.toml .ci/constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV): a few minutes the first time"
+	$(PIP) --no-compile torch
+	$(PIP) --no-compile --editable '.[dev]'
+	touch $@
+
+.PHONY: help demo test pytest type lint format check-codestyle commit-checks clean

@@ -1,0 +1,212 @@
+"""
+The DeepMind Control Suite: ``dmc/<domain>-<task>-v0``, and ``dmc/<domain>-<task>-pixels-v0`` for images.
+
+The protocol is that of the TD-MPC2 papers: every action is repeated twice, and an episode lasts 500 decisions, which
+are 1000 steps of dm_control. It ends truncated; only the two lqr tasks ever terminate.
+"""
+
+import difflib
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+from sb3_mpc.envs.gl import explain_missing_gl, set_headless_backend
+from sb3_mpc.envs.wrappers import ControlInterface, PixelObservation
+
+# dm_control's time limits all amount to this number of its steps (lqr alone has none and gets the same).
+EPISODE_STEPS = 1000
+ACTION_REPEAT = 2
+
+# A static copy of dm_control.suite.ALL_TASKS, so that the ids can be registered without importing dm_control.
+_DOMAINS = {
+    "acrobot": "swingup swingup_sparse",
+    "ball_in_cup": "catch",
+    "cartpole": "balance balance_sparse swingup swingup_sparse two_poles three_poles",
+    "cheetah": "run",
+    "dog": "stand walk trot run fetch",
+    "finger": "spin turn_easy turn_hard",
+    "fish": "upright swim",
+    "hopper": "stand hop",
+    "humanoid": "stand walk run run_pure_state",
+    "humanoid_CMU": "stand walk run",
+    "lqr": "lqr_2_1 lqr_6_2",
+    "manipulator": "bring_ball bring_peg insert_ball insert_peg",
+    "pendulum": "swingup",
+    "point_mass": "easy hard",
+    "quadruped": "walk run escape fetch",
+    "reacher": "easy hard",
+    "stacker": "stack_2 stack_4",
+    "swimmer": "swimmer6 swimmer15",
+    "walker": "stand walk run",
+}
+
+#: Task name as in the ids -> dm_control's domain and task
+TASKS: dict[str, tuple[str, str]] = {
+    f"{domain}-{task}".replace("_", "-"): (domain, task) for domain, tasks in _DOMAINS.items() for task in tasks.split()
+}
+TASKS["cup-catch"] = TASKS["ball-in-cup-catch"]  # the name that the papers use
+
+
+def register() -> None:
+    """Register the ids of all tasks with Gymnasium; dm_control is imported when an environment is made."""
+    for task in TASKS:
+        for suffix, obs in (("", "state"), ("-pixels", "pixels")):
+            gym.register(
+                id=f"dmc/{task}{suffix}-v0",
+                entry_point="sb3_mpc.envs.dmc:make",
+                max_episode_steps=EPISODE_STEPS // ACTION_REPEAT,
+                kwargs={"task": task, "obs": obs},
+            )
+
+
+def make(
+    task: str,
+    obs: Literal["state", "pixels"] = "state",
+    action_repeat: int = ACTION_REPEAT,
+    render_mode: str | None = None,
+    width: int = 384,
+    height: int = 384,
+    camera: int | None = None,
+) -> gym.Env:
+    """
+    Make an environment without the time limit of ``gym.make``, which passes its keyword arguments on to here.
+
+    The time limit counts decisions: give ``gym.make`` both or neither of ``action_repeat`` and ``max_episode_steps``,
+    as in ``gym.make("dmc/walker-walk-v0", action_repeat=4, max_episode_steps=250)``.
+
+    :param task: A name of ``TASKS``, such as ``"walker-walk"``
+    :param obs: ``"state"`` for float32 vectors in dm_control's own order, ``"pixels"`` for the last three frames,
+        uint8 [9, 64, 64]
+    :param action_repeat: Steps of dm_control per decision
+    :param render_mode: ``"rgb_array"`` or None
+    :param width: Width in pixels of the frames of ``render()``
+    :param height: Height in pixels of the frames of ``render()``
+    :param camera: Number of the camera for ``render()`` and pixel observations; None for the suite's usual one
+    :return: The environment
+    """
+    env: gym.Env = ControlInterface(DMControl(task, render_mode, width, height, camera), action_repeat)
+    return PixelObservation(env) if obs == "pixels" else env
+
+
+class DMControl(gym.Env):
+    """
+    A task of dm_control as a Gymnasium environment, in dm_control's own units: observations are float64 vectors [D],
+    the task's observations flattened in dm_control's order; actions are float64 vectors [A] within the task's bounds.
+
+    :param task: A name of ``TASKS``
+    :param render_mode: ``"rgb_array"`` or None
+    :param width: Width in pixels of the frames of ``render()``
+    :param height: Height in pixels of the frames of ``render()``
+    :param camera: Number of the camera; None for 0, or 2 for the quadruped, as in the papers
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}
+
+    def __init__(
+        self,
+        task: str,
+        render_mode: str | None = None,
+        width: int = 384,
+        height: int = 384,
+        camera: int | None = None,
+    ) -> None:
+        if task not in TASKS:
+            nearest = difflib.get_close_matches(task, TASKS, n=1, cutoff=0.0)[0]
+            raise gym.error.NameNotFound(f'There is no DMControl task "{task}"; did you mean "dmc/{nearest}-v0"?')
+        domain, task_name = TASKS[task]
+        self.dm_env = _load(domain, task_name)
+        self.render_mode, self.width, self.height = render_mode, width, height
+        self.camera = camera if camera is not None else (2 if domain == "quadruped" else 0)
+        self.metadata = {**self.metadata, "render_fps": 1 / self.dm_env.control_timestep()}
+
+        size = sum(int(np.prod(spec.shape)) for spec in self.dm_env.observation_spec().values())
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (size,), np.float64)
+        actions = self.dm_env.action_spec()
+        # dm_control writes an actuator without limits (lqr) as +-1e10; agents need a scale, so we give it limits of 1.
+        low, high = (
+            np.where(np.abs(bound) < 1e10, bound, np.sign(bound)) for bound in (actions.minimum, actions.maximum)
+        )
+        self.action_space = gym.spaces.Box(low, high, dtype=np.float64)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.float64], dict[str, Any]]:
+        """
+        Start an episode.
+
+        :param seed: Determines the whole episode; without it the random stream goes on
+        :param options: Not used
+        :return: The first observation [D] and an empty info
+        """
+        super().reset(seed=seed)
+        if seed is not None:
+            self.dm_env.task.random.seed(seed % 2**32)
+        with explain_missing_gl():  # quadruped-escape hands its new terrain to the renderer
+            time_step = self.dm_env.reset()
+        return self._flatten(time_step.observation), {}
+
+    def step(self, action: NDArray[np.float64]) -> tuple[NDArray[np.float64], float, bool, bool, dict[str, Any]]:
+        """
+        Carry out one control step.
+
+        :param action: The action [A] within the task's bounds
+        :return: The observation [D], the reward, whether the episode terminated (ended with discount 0), whether it was
+            truncated (ended with another discount, that is by dm_control's time limit), and an empty info
+        """
+        time_step = self.dm_env.step(action)
+        if time_step.first():  # dm_control starts the next episode by itself, without a reward
+            raise gym.error.ResetNeeded("The episode has ended: call reset() before the next step().")
+        terminated = time_step.last() and time_step.discount == 0.0
+        truncated = time_step.last() and not terminated
+        return self._flatten(time_step.observation), float(time_step.reward), terminated, truncated, {}
+
+    def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
+        """
+        Draw the present state.
+
+        :return: The frame [height, width, 3] if ``render_mode`` is ``"rgb_array"``, else None
+        """
+        return self.frame(self.height, self.width) if self.render_mode == "rgb_array" else None
+
+    def frame(self, height: int, width: int) -> NDArray[np.uint8]:
+        """
+        Draw the present state in any size.
+
+        :param height: Height in pixels
+        :param width: Width in pixels
+        :return: The frame [height, width, 3]
+        """
+        with explain_missing_gl():
+            return np.asarray(self.dm_env.physics.render(height, width, camera_id=self.camera))
+
+    def close(self) -> None:
+        """Free the simulation and what it drew with; nothing else can be called afterwards."""
+        self.dm_env.physics.free()  # dm_env.close() does nothing, and renderers left to the interpreter's exit complain
+
+    @staticmethod
+    def _flatten(observation: dict[str, Any]) -> NDArray[np.float64]:
+        """Join the parts of an observation, numbers included, into one vector [D] in dm_control's order."""
+        return np.concatenate([np.ravel(part) for part in observation.values()])
+
+
+def _load(domain: str, task: str) -> Any:
+    """
+    Load a task, its random stream seeded by the operating system.
+
+    :param domain: dm_control's name of the domain
+    :param task: dm_control's name of the task
+    :return: The ``dm_control.rl.control.Environment``
+    """
+    set_headless_backend()
+    try:
+        from dm_control import suite
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError('DMControl tasks need dm_control: pip install "sb3-mpc[dmc]"') from error
+    # lqr draws its stiffnesses when it is built. From a fixed stream every instance is the same system, and
+    # reset(seed=) alone determines an episode.
+    random = np.random.RandomState(0)
+    dm_env = suite.load(domain, task, task_kwargs={"random": random})
+    random.seed()
+    return dm_env

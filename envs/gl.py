@@ -1,0 +1,64 @@
+"""The choice of an OpenGL backend for MuJoCo on machines without a display."""
+
+import ctypes
+import ctypes.util
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+def set_headless_backend() -> None:
+    """
+    Set ``MUJOCO_GL`` where MuJoCo's own choice would fail, to be called before a simulator is imported.
+
+    MuJoCo and dm_control try GLFW first. It imports without a display and fails when the first frame is drawn, so on
+    Linux without a display we choose EGL, else OSMesa, else no rendering at all: training on states needs none and
+    must not fail for the lack of it. A ``MUJOCO_GL`` set by the user is left alone, and so are desktops and other
+    systems, where MuJoCo chooses well. The variable is inherited by worker processes, so they choose alike.
+    """
+    has_display = "DISPLAY" in os.environ or "WAYLAND_DISPLAY" in os.environ
+    if not sys.platform.startswith("linux") or has_display or os.environ.get("MUJOCO_GL"):
+        return
+    if _has_egl_device():
+        backend = "egl"
+    elif ctypes.util.find_library("OSMesa") is not None:
+        backend = "osmesa"
+    else:
+        backend = "disabled"
+    os.environ["MUJOCO_GL"] = backend
+
+
+def _has_egl_device() -> bool:
+    """
+    Ask EGL for its devices; the library alone may be there without a driver, and dm_control then fails at import.
+
+    :return: Whether EGL is installed and offers at least one device (a GPU or Mesa's software renderer)
+    """
+    try:
+        egl = ctypes.CDLL("libEGL.so.1")
+    except OSError:
+        return False
+    egl.eglGetProcAddress.restype = ctypes.c_void_p
+    address = egl.eglGetProcAddress(b"eglQueryDevicesEXT")
+    if not address:
+        return False
+    query_devices = ctypes.CFUNCTYPE(ctypes.c_uint, ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(ctypes.c_int))(
+        address
+    )
+    count = ctypes.c_int(0)
+    return bool(query_devices(0, None, ctypes.byref(count))) and count.value > 0
+
+
+@contextmanager
+def explain_missing_gl() -> Iterator[None]:
+    """Turn the errors of MuJoCo and dm_control about OpenGL, whose types differ, into one that says what to do."""
+    try:
+        yield
+    except Exception as error:
+        if "GL" not in str(error):
+            raise
+        raise RuntimeError(
+            "This needs OpenGL for drawing: install EGL (on Debian or Ubuntu `apt install libegl1 libgl1-mesa-dri`) "
+            "and unset the environment variable MUJOCO_GL, or set it to a backend that works (egl, osmesa, glfw)."
+        ) from error

@@ -1,0 +1,1 @@
+"""Trained agents, their hyper-parameters and the command line to train and watch them."""
