@@ -11,14 +11,14 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_mpc.common.acceleration import compile_function, dropout_mask, resolve_compile
-from sb3_mpc.common.checks import check_action_space, check_policy_kwargs, make_env
+from sb3_mpc.common.checks import check_action_space, check_finite_losses, check_policy_kwargs, make_env
 from sb3_mpc.common.collection import CollectingAlgorithm
 from sb3_mpc.common.discount import discount_from_episode_length, episode_length
 from sb3_mpc.common.losses import UpdateNoise, at, model_losses, unroll
 from sb3_mpc.common.planning import draw_members
 from sb3_mpc.common.policies import CnnPolicy, MultiInputPolicy, WorldModelPolicy
-from sb3_mpc.common.prior_policy import PriorPolicy
 from sb3_mpc.common.sequence_buffer import SequenceBatch, SequenceReplayBuffer
+from sb3_mpc.common.views import PriorPolicy, ValueFunctions
 
 # Random steps before the first update: 5 episodes, at least 1000 (official code)
 SEED_EPISODES, MIN_SEED_STEPS = 5, 1000
@@ -210,6 +210,16 @@ class WorldModelAlgorithm(CollectingAlgorithm):
         """:return: the policy prior, which acts without planning"""
         return self.policy.actor
 
+    @property
+    def critic(self) -> ValueFunctions:
+        """:return: the value ensemble"""
+        return self.policy.critic
+
+    @property
+    def critic_target(self) -> ValueFunctions:
+        """:return: the slowly moving value ensemble"""
+        return self.policy.critic_target
+
     # -- Randomness ----------------------------------------------------------------------------------------------------
 
     def set_random_seed(self, seed: int | None = None) -> None:
@@ -241,16 +251,18 @@ class WorldModelAlgorithm(CollectingAlgorithm):
         if self.policy.compiles and self._compiled_update is None:
             self._compiled_update = compile_function(self.update)
         update = self._compiled_update or self.update
-        history: dict[str, list[th.Tensor]] = {}
+        sums: th.Tensor | None = None
         for _ in range(gradient_steps):
             batch = self.refresh(self.replay_buffer.sample(batch_size, env=self._vec_normalize_env))
-            for name, value in update(batch, self.draw_noise(batch_size)).items():
-                history.setdefault(name, []).append(value)
+            logs = update(batch, self.draw_noise(batch_size))
+            values = th.stack([value.float() for value in logs.values()])
+            sums = values if sums is None else sums + values
         self._n_updates += gradient_steps
-        # The only time that losses travel to the host
-        means = th.stack([th.stack(values).mean() for values in history.values()]).tolist()
-        for name, value in zip(history, means, strict=True):
-            self.logger.record(f"train/{name}", value)
+        if sums is not None:  # the only time that losses travel to the host
+            means = dict(zip(logs, (sums / gradient_steps).tolist(), strict=True))
+            check_finite_losses(means, self._n_updates)
+            for name, value in means.items():
+                self.logger.record(f"train/{name}", value)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.policy.set_training_mode(False)
 

@@ -15,8 +15,8 @@ from sb3_mpc.common.acceleration import compile_function
 from sb3_mpc.common.checks import check_finite_observation
 from sb3_mpc.common.encoders import SHIFT_PAD, DictExtractor, Encoder, PixelExtractor
 from sb3_mpc.common.planning import MPPIPlanner, Plan, PlanNoise
-from sb3_mpc.common.prior_policy import PriorPolicy
 from sb3_mpc.common.running_scale import RunningScale
+from sb3_mpc.common.views import PriorPolicy, ValueFunctions
 from sb3_mpc.common.world_model import MODEL_SIZES, WorldModel
 
 # Seed of the random numbers that deterministic plans share
@@ -65,6 +65,7 @@ class WorldModelPolicy(BasePolicy):
     :param optimizer_kwargs: arguments of both optimisers, the learning rate excluded
     """
 
+    action_space: spaces.Box
     default_features_extractor: type[BaseFeaturesExtractor] = FlattenExtractor
 
     def __init__(
@@ -187,8 +188,17 @@ class WorldModelPolicy(BasePolicy):
     @property
     def actor(self) -> PriorPolicy:
         """:return: the policy prior with its encoder, which acts without planning"""
-        assert isinstance(self.action_space, spaces.Box)
         return PriorPolicy(self.observation_space, self.action_space, self.world_model)
+
+    @property
+    def critic(self) -> ValueFunctions:
+        """:return: the value ensemble with its encoder"""
+        return ValueFunctions(self.observation_space, self.action_space, self.world_model)
+
+    @property
+    def critic_target(self) -> ValueFunctions:
+        """:return: the slowly moving value ensemble with the encoder"""
+        return ValueFunctions(self.observation_space, self.action_space, self.world_model, target=True)
 
     @property
     def episodic(self) -> bool:
@@ -338,7 +348,6 @@ class WorldModelPolicy(BasePolicy):
         :return: actions ``[E, *shape]`` of the action space, within its bounds and of its type
         """
         space = self.action_space
-        assert isinstance(space, spaces.Box)
         unscaled = self.unscale_action(actions.reshape(-1, *space.shape))
         return np.clip(unscaled, space.low, space.high).astype(space.dtype)
 
