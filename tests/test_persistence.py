@@ -86,8 +86,8 @@ def test_open_files(algorithm: Any) -> None:
         for size in (0, 12):
             if size:
                 model.learn(size)
-            for opened in (tempfile.TemporaryFile(), io.BytesIO()):
-                with opened:
+            for kind in (tempfile.TemporaryFile, io.BytesIO):
+                with kind() as opened:
                     model.save_replay_buffer(opened)
                     opened.seek(0)
                     model.load_replay_buffer(opened)
