@@ -169,7 +169,10 @@ class WorldModelPolicy(PlanningPolicy):
         :param enc_lr_scale: factor on the learning rate of the encoder
         """
         model, lr = self.world_model, lr_schedule(1)
-        kwargs = self.optimizer_kwargs or {}
+        kwargs = dict(self.optimizer_kwargs or {})
+        adam = issubclass(self.optimizer_class, (th.optim.Adam, th.optim.AdamW))
+        if adam and not {"fused", "foreach", "capturable", "differentiable"} & kwargs.keys():
+            kwargs["fused"] = True  # one kernel for all parameters, on every device
         heads = (model.dynamics, model.reward_head, model.q_ensemble)
         groups = [
             dict(params=list(model.encoder.parameters()), lr=lr * enc_lr_scale, lr_scale=enc_lr_scale),
@@ -177,7 +180,7 @@ class WorldModelPolicy(PlanningPolicy):
         ]
         groups = [group for group in groups if group["params"]]  # an encoder without parameters is possible
         self.model_optimizer = self.optimizer_class(groups, lr=lr, **kwargs)  # type: ignore[call-arg]
-        if issubclass(self.optimizer_class, (th.optim.Adam, th.optim.AdamW)):
+        if adam:
             kwargs = {"eps": PI_OPTIMIZER_EPS, **kwargs}
         self.pi_optimizer = self.optimizer_class(model.prior_net.parameters(), lr=lr, **kwargs)  # type: ignore[call-arg]
 
