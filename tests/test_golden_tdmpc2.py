@@ -16,6 +16,7 @@ import torch as th
 from gymnasium import spaces
 
 from sb3_mpc import TDMPC2
+from sb3_mpc.common.discount import discount_from_episode_length
 from sb3_mpc.common.encoders import Encoder, PixelExtractor, random_shift
 from sb3_mpc.common.gaussian import bound_log_std, gaussian_log_prob, squash_correction
 from sb3_mpc.common.layers import NormedLinear, SimNorm
@@ -23,7 +24,6 @@ from sb3_mpc.common.losses import UpdateNoise, model_losses, unroll
 from sb3_mpc.common.planning import PlanNoise
 from sb3_mpc.common.running_scale import RunningScale
 from sb3_mpc.common.sequence_buffer import SequenceBatch
-from sb3_mpc.common.setup import discount_from_episode_length
 from sb3_mpc.common.symlog import TwoHot, symexp, symlog
 from tests.helpers import SpacesOnlyEnv
 
@@ -40,7 +40,9 @@ def read(path: Path) -> Arrays:
 
 
 def close(ours: th.Tensor, official: th.Tensor, name: str = "") -> None:
-    th.testing.assert_close(ours.detach().reshape(official.shape), official.to(ours.dtype), msg=lambda m: f"{name}: {m}", **TOLERANCE)
+    th.testing.assert_close(
+        ours.detach().reshape(official.shape), official.to(ours.dtype), msg=lambda m: f"{name}: {m}", **TOLERANCE
+    )
 
 
 def official_to_ours(weights: Arrays) -> Arrays:
@@ -58,8 +60,11 @@ def official_to_ours(weights: Arrays) -> Arrays:
         elif name.startswith("_pi."):
             key = "prior_net." + name.removeprefix("_pi.")
         elif name.startswith(("_Qs.params.", "_target_Qs_params.")):
-            ensemble, rest = ("q_ensemble", name.removeprefix("_Qs.params.")) if "_Qs.params." in name else (
-                "q_target", name.removeprefix("_target_Qs_params."))
+            ensemble, rest = (
+                ("q_ensemble", name.removeprefix("_Qs.params."))
+                if "_Qs.params." in name
+                else ("q_target", name.removeprefix("_target_Qs_params."))
+            )
             layer, parameter = rest.split(".", 1)
             key = f"{ensemble}.layers.{layer}." + parameter.replace("ln.", "ln_")
         elif name == "_task_emb.weight":
@@ -80,12 +85,40 @@ class Golden:
         self.multitask = bool(c["multitask"])
         observation_space = spaces.Box(-np.inf, np.inf, tuple(c["obs_shape"]["state"]))
         env = SpacesOnlyEnv(observation_space, spaces.Box(-1, 1, (c["action_dim"],)))
-        policy_kwargs = {name: c[name] for name in ("latent_dim", "enc_dim", "mlp_dim", "num_enc_layers", "num_q", "num_bins", "vmin", "vmax", "simnorm_dim", "dropout", "log_std_min", "log_std_max")}
+        policy_kwargs = {
+            name: c[name]
+            for name in (
+                "latent_dim",
+                "enc_dim",
+                "mlp_dim",
+                "num_enc_layers",
+                "num_q",
+                "num_bins",
+                "vmin",
+                "vmax",
+                "simnorm_dim",
+                "dropout",
+                "log_std_min",
+                "log_std_max",
+            )
+        }
         policy: Any = "MlpPolicy"
         if self.multitask:
             policy = MultitaskWorldModelPolicy
             policy_kwargs |= dict(task_dim=c["task_dim"], action_dims=c["action_dims"], gammas=manifest["discount"])
-        planner = {name: c[name] for name in ("horizon", "iterations", "num_samples", "num_elites", "num_pi_trajs", "min_std", "max_std", "temperature")}
+        planner = {
+            name: c[name]
+            for name in (
+                "horizon",
+                "iterations",
+                "num_samples",
+                "num_elites",
+                "num_pi_trajs",
+                "min_std",
+                "max_std",
+                "temperature",
+            )
+        }
         if c["action_dim"] >= 20:  # the recorded number includes the two that the official code adds
             planner["iterations"] -= 2
         self.model = TDMPC2(
@@ -109,7 +142,9 @@ class Golden:
     def windows(self) -> SequenceBatch:
         b = self.batch
         terminated = b["terminated"] if "terminated" in b else th.zeros_like(b["reward"])
-        return SequenceBatch(self.observations(b["obs"]), b["action"], b["reward"], terminated, th.ones_like(b["reward"]))
+        return SequenceBatch(
+            self.observations(b["obs"]), b["action"], b["reward"], terminated, th.ones_like(b["reward"])
+        )
 
     def observations(self, obs: th.Tensor) -> Any:
         if not self.multitask:
@@ -153,7 +188,9 @@ def test_golden_tdmpc2_forward(golden: Golden) -> None:
     close(world.value(z0, a, target=True), record["q_target_logits"], "q_target_logits")
     close(decode(world.value(z0, a)), record["q_values"], "q_values")
     close(decode(world.value(z0, a, record["q_avg_idx"][:2])).mean(0), record["q_avg"], "q_avg")
-    close(decode(world.value(z0, a, record["q_min_target_idx"][:2], target=True)).amin(0), record["q_min_target"], "q_min")
+    close(
+        decode(world.value(z0, a, record["q_min_target_idx"][:2], target=True)).amin(0), record["q_min_target"], "q_min"
+    )
     close(decode(world.value(z0, a, record["q_avg_detach_idx"][:2], detach=True)).mean(0), record["q_avg_detach"])
     mean, log_std = world.prior(z)
     close(th.tanh(mean), record["pi_mean"], "pi_mean")
@@ -174,8 +211,16 @@ def test_golden_tdmpc2_three_updates(golden: Golden) -> None:
         record = golden.read(f"update{i}")
         batch, noise = golden.windows(), golden.update_noise(record)
         logs = golden.model.update(batch, noise)
-        for ours, official in (("consistency_loss",) * 2, ("reward_loss",) * 2, ("value_loss",) * 2, ("pi_loss",) * 2,
-                               ("pi_entropy",) * 2, ("pi_scale",) * 2, ("grad_norm", "model_grad_norm"), ("pi_grad_norm",) * 2):
+        for ours, official in (
+            ("consistency_loss",) * 2,
+            ("reward_loss",) * 2,
+            ("value_loss",) * 2,
+            ("pi_loss",) * 2,
+            ("pi_entropy",) * 2,
+            ("pi_scale",) * 2,
+            ("grad_norm", "model_grad_norm"),
+            ("pi_grad_norm",) * 2,
+        ):
             name = official if official in record else f"info_{official}"
             close(logs[ours], record[name], f"update {i} {ours}")
         if golden.policy.episodic:
@@ -218,7 +263,11 @@ def test_golden_tdmpc2_policy_gradients(golden: Golden) -> None:
     golden.policy.load_state_dict({**golden_after, **prior, **target, "running_scale.value": th.ones(1)})
     loss, _ = model.policy_loss(zs, batch, noise)
     gradients = th.autograd.grad(loss, list(golden.world.prior_net.parameters()))
-    named = dict(zip([f"world_model.prior_net.{n}" for n, _ in golden.world.prior_net.named_parameters()], gradients, strict=True))
+    named = dict(
+        zip(
+            [f"world_model.prior_net.{n}" for n, _ in golden.world.prior_net.named_parameters()], gradients, strict=True
+        )
+    )
     for name, gradient in official_to_ours(golden.read("grads_pi_update0")).items():
         close(named[name], gradient, f"gradient of {name}")
 

@@ -39,7 +39,7 @@ def train(task: str, seed: int, steps: int, every: int, folder: Path, compile: b
     :param compile: compile plan and update
     """
     folder.mkdir(parents=True, exist_ok=True)
-    env = Monitor(gym.make(f"dmc/{task}-v0"), str(folder / "train"))
+    env: Monitor = Monitor(gym.make(f"dmc/{task}-v0"), str(folder / "train"))
     model = TDMPC2("MlpPolicy", env, seed=seed, verbose=1, compile=compile, **SETTINGS)  # type: ignore[arg-type]
     settings = dict(SETTINGS, task=task, seed=seed, steps=steps, threads=th.get_num_threads(), compile=compile)
     (folder / "settings.json").write_text(json.dumps(settings, indent=1))
@@ -76,7 +76,8 @@ def evaluate(task: str, seed: int, folder: Path, output: Path, episodes: int) ->
                 writer.writerow(["task", "seed", "decisions", "frames", "mean_return", "std_return", "episodes"])
             mean, std = float(np.mean(returns)), float(np.std(returns))
             writer.writerow([task, seed, steps, steps * ACTION_REPEAT, round(mean, 2), round(std, 2), episodes])
-        print(f"{task} seed {seed}: {steps * ACTION_REPEAT} frames, return {mean:.1f} +- {std:.1f} ({time.time() - started:.0f} s)")
+        seconds = time.time() - started
+        print(f"{task} seed {seed}: {steps * ACTION_REPEAT} frames, return {mean:.1f} +- {std:.1f} ({seconds:.0f} s)")
 
 
 def main() -> None:

@@ -59,7 +59,7 @@ def mish(x: th.Tensor) -> th.Tensor:
         e = x.clamp(max=20.0).exp()
         n = e * (e + 2)
         return x * (n / (n + 2))
-    return _CpuMish.apply(x)
+    return _CpuMish.apply(x)  # type: ignore[no-untyped-call]
 
 
 def dropout_mask(shape: tuple[int, ...], rate: float, generator: th.Generator) -> th.Tensor:

@@ -1,46 +1,31 @@
 """The training loop shared by all methods: SB3's off-policy loop around a world model and its planner."""
 
-import io
-import pathlib
-import time
-from collections.abc import Iterable
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Callable
+from typing import Any, ClassVar
 
-import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, Schedule
-from stable_baselines3.common.utils import update_learning_rate
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_mpc.common.acceleration import compile_function, dropout_mask, resolve_compile
-from sb3_mpc.common.checkpoints import atomic_target, explain_damage
+from sb3_mpc.common.checks import check_action_space, check_policy_kwargs, make_env
+from sb3_mpc.common.collection import CollectingAlgorithm
+from sb3_mpc.common.discount import discount_from_episode_length, episode_length
 from sb3_mpc.common.losses import UpdateNoise, at, model_losses, unroll
-from sb3_mpc.common.planning import Plan, draw_members
-from sb3_mpc.common.policies import (
-    CnnPolicy,
-    MultiInputPolicy,
-    PriorPolicy,
-    WorldModelPolicy,
-    check_finite_observation,
-    check_policy_kwargs,
-)
+from sb3_mpc.common.planning import draw_members
+from sb3_mpc.common.policies import CnnPolicy, MultiInputPolicy, WorldModelPolicy
+from sb3_mpc.common.prior_policy import PriorPolicy
 from sb3_mpc.common.sequence_buffer import SequenceBatch, SequenceReplayBuffer
-from sb3_mpc.common.setup import check_action_space, discount_from_episode_length, episode_length, make_env
-
-SelfWorldModelAlgorithm = TypeVar("SelfWorldModelAlgorithm", bound="WorldModelAlgorithm")
 
 # Random steps before the first update: 5 episodes, at least 1000 (official code)
 SEED_EPISODES, MIN_SEED_STEPS = 5, 1000
 DEFAULT_GAMMA = 0.99  # for environments that do not tell their episode length
 
 
-class WorldModelAlgorithm(OffPolicyAlgorithm):
+class WorldModelAlgorithm(CollectingAlgorithm):
     """
     Base of the methods: collects with the planner, and updates model, value and policy on windows of the replay buffer.
 
@@ -53,8 +38,6 @@ class WorldModelAlgorithm(OffPolicyAlgorithm):
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
-    policy: WorldModelPolicy
-    replay_buffer: SequenceReplayBuffer  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -113,7 +96,7 @@ class WorldModelAlgorithm(OffPolicyAlgorithm):
             batch_size,
             tau,
             gamma,  # type: ignore[arg-type]
-            train_freq,  # type: ignore[arg-type]
+            train_freq,
             gradient_steps,
             action_noise,
             replay_buffer_class=replay_buffer_class,
@@ -138,8 +121,8 @@ class WorldModelAlgorithm(OffPolicyAlgorithm):
         self.iterations, self.num_samples, self.num_elites = iterations, num_samples, num_elites
         self.num_pi_trajs, self.min_std, self.max_std, self.temperature = num_pi_trajs, min_std, max_std, temperature
         # Warm start of the planner in training; evaluation carries its own through `predict`
-        self._plan_state: tuple[np.ndarray, ...] | None = None
-        self._last_plan: Plan | None = None
+        self._plan_state = None
+        self._last_plan = None
         self._plan_seconds = 0.0
         if _init_setup_model:
             self._setup_model()
@@ -147,7 +130,9 @@ class WorldModelAlgorithm(OffPolicyAlgorithm):
 
     def _setup_model(self) -> None:
         if self.n_steps != 1:
-            raise ValueError(f"n_steps={self.n_steps} is not supported: value targets look ahead in the model, use n_steps=1.")
+            raise ValueError(
+                f"n_steps={self.n_steps} is not supported: the model looks ahead by itself, use n_steps=1."
+            )
         if self.episodic not in (True, False, "auto"):
             raise ValueError(f'episodic={self.episodic!r} is not understood: use True, False or "auto".')
         check_policy_kwargs(self.policy_class, self.policy_kwargs)
@@ -158,22 +143,26 @@ class WorldModelAlgorithm(OffPolicyAlgorithm):
         self.policy = self.policy_class(  # type: ignore[assignment]
             self.observation_space, self.action_space, self.lr_schedule, **self._policy_arguments()
         ).to(self.device)
-        self.policy.compile = resolve_compile(self.compile, self.device)
-        self._compiled_update = None
+        self.policy.compiles = resolve_compile(self.compile, self.device)
+        self._compiled_update: Callable[..., Any] | None = None
         self.replay_buffer.seed(int(th.randint(2**31, ()).item()))
         self._seed_generators(self.seed)
         self._convert_train_freq()
 
     def _resolve_auto(self) -> None:
         """Replace "auto" by values, once: they are saved with the model."""
+        for name in ("gamma", "learning_starts", "pretrain_gradient_steps"):
+            value = getattr(self, name)
+            if isinstance(value, str) and value != "auto":
+                raise ValueError(f'{name}={value!r} is not understood: use a number or "auto".')
         length = episode_length(self.env)
-        if self.gamma == "auto":
-            self.gamma = DEFAULT_GAMMA if length is None else discount_from_episode_length(length)
         seeding = max(MIN_SEED_STEPS, SEED_EPISODES * (length or 0))
-        if self.pretrain_gradient_steps == "auto":
+        if isinstance(self.gamma, str):
+            self.gamma = DEFAULT_GAMMA if length is None else discount_from_episode_length(length)
+        if isinstance(self.pretrain_gradient_steps, str):
             # The burst belongs to the paper's seeding; who sets learning_starts expects SAC's bookkeeping
-            self.pretrain_gradient_steps = seeding if self.learning_starts == "auto" else 0
-        if self.learning_starts == "auto":
+            self.pretrain_gradient_steps = seeding if isinstance(self.learning_starts, str) else 0
+        if isinstance(self.learning_starts, str):
             self.learning_starts = seeding
 
     def _setup_buffer(self) -> None:
@@ -181,8 +170,8 @@ class WorldModelAlgorithm(OffPolicyAlgorithm):
             self.replay_buffer_class = SequenceReplayBuffer
         if not issubclass(self.replay_buffer_class, SequenceReplayBuffer):
             raise ValueError(
-                f"replay_buffer_class={self.replay_buffer_class.__name__} does not sample sequences: leave it out, or derive it "
-                "from sb3_mpc.common.sequence_buffer.SequenceReplayBuffer (HerReplayBuffer is not supported yet)."
+                f"replay_buffer_class={self.replay_buffer_class.__name__} does not sample sequences: leave it out, or "
+                "derive it from SequenceReplayBuffer of sb3_mpc.common (HerReplayBuffer is not supported yet)."
             )
         if self.replay_buffer is None:
             self.replay_buffer = self.replay_buffer_class(
@@ -236,112 +225,6 @@ class WorldModelAlgorithm(OffPolicyAlgorithm):
             self.replay_buffer.seed(seed)
             self.action_space.seed(seed)
 
-    # -- Collecting ----------------------------------------------------------------------------------------------------
-
-    def _setup_learn(
-        self,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        reset_num_timesteps: bool = True,
-        tb_log_name: str = "run",
-        progress_bar: bool = False,
-    ) -> tuple[int, BaseCallback]:
-        if reset_num_timesteps or self._last_obs is None:
-            self._plan_state = None
-        # With optimize_memory_usage SB3 marks the newest transition as terminal before a reset; here the buffer sees
-        # resets by itself, and a reset is no termination
-        dones = self.replay_buffer.dones.copy() if self.optimize_memory_usage and self.replay_buffer.size() else None
-        result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
-        if dones is not None:
-            self.replay_buffer.dones = dones
-        if self._last_obs is not None:
-            check_finite_observation(self._last_obs, "returned by reset()")
-        return result
-
-    def collect_rollouts(
-        self, env: VecEnv, callback: BaseCallback, *args: Any, **kwargs: Any
-    ) -> RolloutReturn:
-        """See SB3. Transitions at which a callback stops the training are stored, too, so that it can be continued."""
-        try:
-            rollout = super().collect_rollouts(env, callback, *args, **kwargs)
-        except ValueError as error:
-            if "broadcast" not in str(error):
-                raise
-            raise ValueError(
-                f"The environment returned an observation that does not fit its observation_space {self.observation_space} "
-                f"({error}): the shape must stay the same in every step."
-            ) from error
-        if not rollout.continue_training:
-            step = callback.locals
-            self._store_transition(
-                self.replay_buffer, step["buffer_actions"], step["new_obs"], step["rewards"], step["dones"], step["infos"]
-            )
-        return rollout
-
-    def _sample_action(
-        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
-    ) -> tuple[np.ndarray, np.ndarray]:
-        if self.num_timesteps < learning_starts:
-            unscaled = np.array([self.action_space.sample() for _ in range(n_envs)])
-            actions = self.policy.scale_action(unscaled).astype(np.float32)
-            self._plan_state = None
-        else:
-            assert self._last_obs is not None, "self._last_obs was not set"
-            if self._plan_state is not None and len(self._plan_state[0]) != n_envs:
-                self._plan_state = None
-            started = time.perf_counter()
-            plan, _ = self.policy.decide(self._last_obs, self._plan_state, self._last_episode_starts)
-            actions = plan.action.cpu().numpy().reshape(n_envs, *self.action_space.shape)  # type: ignore[misc]
-            self._plan_state = (plan.mean.cpu().numpy(),)
-            self._last_plan, self._plan_seconds = plan, time.perf_counter() - started
-        if action_noise is not None:
-            actions = np.clip(actions + action_noise(), -1, 1).astype(np.float32)
-        return self.policy.to_env_actions(actions), actions
-
-    def _store_transition(
-        self,
-        replay_buffer: ReplayBuffer,
-        buffer_action: np.ndarray,
-        new_obs: np.ndarray | dict[str, np.ndarray],
-        reward: np.ndarray,
-        dones: np.ndarray,
-        infos: list[dict[str, Any]],
-    ) -> None:
-        self._check_transition(new_obs, reward, dones, infos)
-        if self.episodic == "auto" and not self.policy.episodic:
-            if any(done and not info.get("TimeLimit.truncated", False) for done, info in zip(dones, infos, strict=True)):
-                self.policy.enable_termination()
-                self._compiled_update = None
-        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)  # type: ignore[arg-type]
-        self._last_episode_starts = dones
-
-    def _check_transition(
-        self, new_obs: np.ndarray | dict[str, np.ndarray], reward: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]
-    ) -> None:
-        """
-        :raises ValueError: if an observation or a reward is NaN or infinite, with the environment and the step
-        """
-        where = f"at step {self.num_timesteps}"
-        if not np.isfinite(reward).all():
-            index = int(np.flatnonzero(~np.isfinite(reward))[0])
-            raise ValueError(
-                f"The reward of environment {index} {where} is {reward[index]}: rewards must be finite, check the environment's "
-                "reward function."
-            )
-        check_finite_observation(new_obs, f"returned by step() {where} (first index: environment)")
-        for index in np.flatnonzero(dones):
-            final = infos[index].get("terminal_observation")
-            if final is not None:
-                check_finite_observation(final, f"that ended the episode of environment {index} {where}")
-
-    def dump_logs(self) -> None:
-        """Write log data, with the latest plan's when verbose."""
-        if self.verbose > 0 and self._last_plan is not None:
-            self.logger.record("planner/std", self._last_plan.std.mean().item())
-            self.logger.record("planner/elite_value", self._last_plan.elite_value.mean().item())
-            self.logger.record("planner/latency_ms", 1e3 * self._plan_seconds)
-        super().dump_logs()
-
     # -- Learning ------------------------------------------------------------------------------------------------------
 
     def train(self, gradient_steps: int, batch_size: int) -> None:
@@ -355,7 +238,7 @@ class WorldModelAlgorithm(OffPolicyAlgorithm):
                 print(f"Seeding done: {gradient_steps} updates on the collected transitions follow")
         self.policy.set_training_mode(True)
         self._update_learning_rate([self.policy.model_optimizer, self.policy.pi_optimizer])
-        if self.policy.compile and self._compiled_update is None:
+        if self.policy.compiles and self._compiled_update is None:
             self._compiled_update = compile_function(self.update)
         update = self._compiled_update or self.update
         history: dict[str, list[th.Tensor]] = {}
@@ -381,7 +264,9 @@ class WorldModelAlgorithm(OffPolicyAlgorithm):
         """
         policy, model = self.policy, self.policy.world_model
         with th.no_grad():
-            next_z = model.encode(at(batch.observations, slice(1, None)), None if noise.shift is None else noise.shift[1:])
+            next_z = model.encode(
+                at(batch.observations, slice(1, None)), None if noise.shift is None else noise.shift[1:]
+            )
             targets = self.value_target(next_z, batch, noise)
         zs = unroll(model, batch, noise.shift)
         losses = model_losses(model, batch, zs, next_z, targets, self.rho, noise.value_dropout)
@@ -403,7 +288,7 @@ class WorldModelAlgorithm(OffPolicyAlgorithm):
         """
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         optimizer.zero_grad(set_to_none=True)
-        loss.backward(inputs=parameters)
+        loss.backward(inputs=parameters)  # type: ignore[no-untyped-call]
         norm = th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
         optimizer.step()
         return norm
@@ -478,99 +363,3 @@ class WorldModelAlgorithm(OffPolicyAlgorithm):
         :return: windows to train on
         """
         return batch
-
-    # -- Persistence ---------------------------------------------------------------------------------------------------
-
-    def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_compiled_update", "_last_plan"]
-
-    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        return ["policy", "policy.model_optimizer", "policy.pi_optimizer"], []
-
-    def save(
-        self,
-        path: str | pathlib.Path | io.BufferedIOBase,
-        exclude: Iterable[str] | None = None,
-        include: Iterable[str] | None = None,
-    ) -> None:
-        """
-        Save the model as SB3 does, with the state of its random numbers. An earlier file stays whole until this one is.
-
-        :param path: file to write, ``.zip`` is appended if it has no suffix
-        :param exclude: names of attributes to leave out, besides the usual ones
-        :param include: names of attributes to keep that are usually left out
-        """
-        self._rng_state = dict(policy=self.policy.get_rng_state(), action_space=self.action_space.np_random)
-        with atomic_target(path, "zip") as target:
-            super().save(target, exclude, include)
-
-    @classmethod
-    def load(  # type: ignore[override]
-        cls: type[SelfWorldModelAlgorithm],
-        path: str | pathlib.Path | io.BufferedIOBase,
-        env: GymEnv | None = None,
-        device: th.device | str = "auto",
-        custom_objects: dict[str, Any] | None = None,
-        print_system_info: bool = False,
-        force_reset: bool = True,
-        **kwargs: Any,
-    ) -> SelfWorldModelAlgorithm:
-        """
-        Load a model, see SB3. Its random numbers continue where they stopped, unless another ``seed`` is given.
-
-        :param path: file to read
-        :param env: environment to go on with
-        :param device: device of the model
-        :param custom_objects: replacements for saved objects
-        :param print_system_info: whether to print the systems of then and now
-        :param force_reset: whether training starts with a reset
-        :param kwargs: arguments to change
-        :return: the model
-        :raises ValueError: if the file is damaged, or the environment is another one
-        """
-        with explain_damage(path, f"{cls.__name__} model"):
-            try:
-                model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
-            except ValueError as error:
-                if "spaces do not match" not in str(error):
-                    raise
-                raise ValueError(f"{path} was trained in another environment than the one given to load(): {error}.") from error
-        state = getattr(model, "_rng_state", None)
-        if state is not None and "seed" not in kwargs:
-            model.policy.set_rng_state(state["policy"])
-            model.action_space._np_random = state["action_space"]
-        return model
-
-    def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
-        """
-        :param path: file to write, ``.pkl`` is appended if it has no suffix
-        """
-        with atomic_target(path, "pkl") as target:
-            super().save_replay_buffer(target)
-
-    def load_replay_buffer(
-        self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True
-    ) -> None:
-        """
-        :param path: file written by :meth:`save_replay_buffer`
-        :param truncate_last_traj: has no effect: the buffer sees by itself whether an episode goes on
-        :raises ValueError: if the file is damaged or does not fit; the present buffer is kept
-        """
-        current = self.replay_buffer
-        try:
-            with explain_damage(path, "replay buffer"):
-                super().load_replay_buffer(path, truncate_last_traj)
-            loaded = self.replay_buffer
-            if not isinstance(loaded, SequenceReplayBuffer):
-                raise ValueError(f"{path} holds a {type(loaded).__name__}, not a SequenceReplayBuffer of this package.")
-            for name, saved, wanted in (
-                ("observation space", loaded.observation_space, self.observation_space),
-                ("action space", loaded.action_space, self.action_space),
-                ("number of environments", loaded.n_envs, self.n_envs),
-            ):
-                if saved != wanted:
-                    raise ValueError(f"{path} does not fit this model: its {name} is {saved}, the model's is {wanted}.")
-            loaded.horizon = self.horizon
-        except Exception:
-            self.replay_buffer = current
-            raise

@@ -5,11 +5,22 @@ import os
 import pathlib
 import pickle
 import zipfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch as th
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.type_aliases import GymEnv
+
+from sb3_mpc.common.policies import WorldModelPolicy
+from sb3_mpc.common.sequence_buffer import SequenceReplayBuffer
+
+SelfPersistentAlgorithm = TypeVar("SelfPersistentAlgorithm", bound="PersistentAlgorithm")
 
 # What reading a damaged zip file or pickle may raise
-DAMAGE = (zipfile.BadZipFile, EOFError, pickle.UnpicklingError, UnicodeDecodeError, KeyError, IndexError, OSError)
+DAMAGE = (zipfile.BadZipFile, EOFError, pickle.UnpicklingError, UnicodeDecodeError, KeyError, IndexError, zlib.error)
 
 
 @contextmanager
@@ -59,11 +70,113 @@ def explain_damage(path: object, kind: str) -> Iterator[None]:
         if "wasn't a zip-file" not in str(error):
             raise
         raise ValueError(_damaged(path, kind)) from error
-    except RuntimeError as error:  # torch's own zip reader
-        if "PytorchStreamReader" not in str(error):
+    except (RuntimeError, AssertionError) as error:  # of torch's own zip reader, and of SB3 for a zip file without data
+        if "PytorchStreamReader" not in str(error) and "found in the saved file" not in str(error):
             raise
         raise ValueError(_damaged(path, kind)) from error
 
 
 def _damaged(path: object, kind: str) -> str:
     return f"{path} is not a complete {kind}: it is truncated, damaged or another kind of file, use an earlier one."
+
+
+class PersistentAlgorithm(OffPolicyAlgorithm):
+    """Saving and loading: SB3's formats, written atomically, with what a run needs to go on as if never interrupted."""
+
+    policy: WorldModelPolicy
+    horizon: int
+    replay_buffer: SequenceReplayBuffer
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_compiled_update", "_last_plan"]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        return ["policy", "policy.model_optimizer", "policy.pi_optimizer"], []
+
+    def save(
+        self,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """
+        Save the model as SB3 does, with the state of its random numbers. An earlier file stays whole until this one is.
+
+        :param path: file to write, ``.zip`` is appended if it has no suffix
+        :param exclude: names of attributes to leave out, besides the usual ones
+        :param include: names of attributes to keep that are usually left out
+        """
+        self._rng_state = dict(policy=self.policy.get_rng_state(), action_space=self.action_space.np_random)
+        with atomic_target(path, "zip") as target:
+            super().save(target, exclude, include)
+
+    @classmethod
+    def load(
+        cls: type[SelfPersistentAlgorithm],
+        path: str | pathlib.Path | io.BufferedIOBase,
+        env: GymEnv | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> SelfPersistentAlgorithm:
+        """
+        Load a model, see SB3. Its random numbers continue where they stopped, unless another ``seed`` is given.
+
+        :param path: file to read
+        :param env: environment to go on with
+        :param device: device of the model
+        :param custom_objects: replacements for saved objects
+        :param print_system_info: whether to print the systems of then and now
+        :param force_reset: whether training starts with a reset
+        :param kwargs: arguments to change
+        :return: the model
+        :raises ValueError: if the file is damaged, or the environment is another one
+        """
+        with explain_damage(path, f"{cls.__name__} model"):
+            try:
+                model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+            except ValueError as error:
+                if "spaces do not match" not in str(error):
+                    raise
+                raise ValueError(
+                    f"{path} was trained in another environment than the one given to load(): {error}."
+                ) from error
+        state = getattr(model, "_rng_state", None)
+        if state is not None and "seed" not in kwargs:
+            model.policy.set_rng_state(state["policy"])
+            model.action_space._np_random = state["action_space"]
+        return model
+
+    def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
+        """
+        :param path: file to write, ``.pkl`` is appended if it has no suffix
+        """
+        with atomic_target(path, "pkl") as target:
+            super().save_replay_buffer(target)
+
+    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
+        """
+        :param path: file written by :meth:`save_replay_buffer`
+        :param truncate_last_traj: has no effect: the buffer sees by itself whether an episode goes on
+        :raises ValueError: if the file is damaged or does not fit; the present buffer is kept
+        """
+        current = self.replay_buffer
+        try:
+            with explain_damage(path, "replay buffer"):
+                super().load_replay_buffer(path, truncate_last_traj)
+            loaded = self.replay_buffer
+            if not isinstance(loaded, SequenceReplayBuffer):
+                raise ValueError(f"{path} holds a {type(loaded).__name__}, not a SequenceReplayBuffer of this package.")
+            for name, saved, wanted in (
+                ("observation space", loaded.observation_space, self.observation_space),
+                ("action space", loaded.action_space, self.action_space),
+                ("number of environments", loaded.n_envs, self.n_envs),
+            ):
+                if saved != wanted:
+                    raise ValueError(f"{path} does not fit this model: its {name} is {saved}, the model's is {wanted}.")
+            loaded.horizon = self.horizon
+        except Exception:
+            self.replay_buffer = current
+            raise

@@ -3,13 +3,13 @@
 from typing import Any
 
 import torch as th
-import torch.nn.functional as F
 from gymnasium import spaces
-from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space, preprocess_obs
+from stable_baselines3.common.preprocessing import is_image_space, preprocess_obs
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
+from sb3_mpc.common.checks import UnsupportedObservationError
 from sb3_mpc.common.layers import SimNorm, init_linear, make_mlp
 
 SHIFT_PAD = 3
@@ -22,7 +22,7 @@ def random_shift(images: th.Tensor, shift: th.Tensor) -> th.Tensor:
     Shift images by whole pixels after replicating their border (DrQ-v2's augmentation).
 
     :param images: ``[B, C, height, width]``, any dtype
-    :param shift: columns and rows to move by, ``[B, 2]`` integers in ``0 .. 2 * SHIFT_PAD``; ``SHIFT_PAD`` is the identity
+    :param shift: columns and rows to move by, ``[B, 2]`` integers in ``0 .. 2 * SHIFT_PAD``, SHIFT_PAD for none
     :return: ``[B, C, height, width]``, same dtype
     """
     batch, _, height, width = images.shape
@@ -30,10 +30,6 @@ def random_shift(images: th.Tensor, shift: th.Tensor) -> th.Tensor:
     columns = (th.arange(width, device=images.device) + shift[:, :1] - SHIFT_PAD).clamp(0, width - 1)  # [B, width]
     index = th.arange(batch, device=images.device)[:, None, None]
     return images.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-
-
-class UnsupportedObservationError(AssertionError, ValueError):
-    """The observation space does not suit the policy. (SB3 raises AssertionError here, Python's habit is ValueError.)"""
 
 
 class PixelExtractor(BaseFeaturesExtractor):
@@ -103,30 +99,33 @@ class DictExtractor(BaseFeaturesExtractor):
         normalized_image: bool = False,
     ) -> None:
         super().__init__(observation_space, features_dim=1)
-        extractors: dict[str, BaseFeaturesExtractor] = {}
-        for key, space in observation_space.spaces.items():
+        extractors: list[BaseFeaturesExtractor] = []
+        for space in observation_space.spaces.values():
             if is_image_space(space, normalized_image=normalized_image):
                 assert isinstance(space, spaces.Box)
-                extractors[key] = PixelExtractor(space, cnn_output_dim, num_channels, normalized_image)
+                extractors.append(PixelExtractor(space, cnn_output_dim, num_channels, normalized_image))
             else:
-                extractors[key] = FlattenExtractor(space)
-        self.extractors = nn.ModuleDict(extractors)
-        self._features_dim = sum(extractor.features_dim for extractor in extractors.values())
+                extractors.append(FlattenExtractor(space))
+        # In the order of the keys: not every key may name a module
+        self.keys = list(observation_space.spaces)
+        self.extractors = nn.ModuleList(extractors)
+        self._features_dim = sum(extractor.features_dim for extractor in extractors)
 
-    def forward(self, observations: dict[str, th.Tensor]) -> th.Tensor:  # type: ignore[override]
+    def forward(self, observations: dict[str, th.Tensor]) -> th.Tensor:
         """
         :param observations: tensors ``[B, ...]`` by key
         :return: ``[B, features_dim]``
         """
-        return th.cat([extractor(observations[key]) for key, extractor in self.extractors.items()], dim=-1)
+        parts = zip(self.keys, self.extractors, strict=True)
+        return th.cat([extractor(observations[key]) for key, extractor in parts], dim=-1)
 
 
 class Encoder(nn.Module):
     """
     Encoder h of the world model: SB3's pre-processing, a features extractor and an MLP that ends in SimNorm.
 
-    Behind a pure image extractor the MLP is left out, as in TD-MPC2; a single linear layer is kept where the size of the
-    features differs from that of the latent state.
+    Behind a pure image extractor the MLP is left out, as in TD-MPC2; a single linear layer is kept where the features
+    and the latent state differ in size.
 
     :param observation_space: space of the observations
     :param features_extractor: SB3 features extractor
@@ -186,29 +185,18 @@ class Encoder(nn.Module):
             assert isinstance(observations, dict)
             key, sub = next(iter(space.spaces.items()))
             batch_shape = observations[key].shape[: observations[key].ndim - len(sub.shape or ())]
-            flat: Any = {
-                key: value.reshape(-1, *(space[key].shape or ())) for key, value in observations.items() if key in space.spaces
-            }
+            flat: Any = {name: observations[name].reshape(-1, *(sub.shape or ())) for name, sub in space.spaces.items()}
         else:
             assert isinstance(observations, th.Tensor)
             batch_shape = observations.shape[: observations.ndim - len(space.shape or ())]
             flat = observations.reshape(-1, *(space.shape or ()))
         if shift is not None and self.augments:
             shift = shift.reshape(-1, 2)
-            for key in self._image_keys():
-                if key is None:
+            for image in self._image_keys():
+                if image is None:
                     flat = random_shift(flat, shift)
                 else:
-                    flat[key] = random_shift(flat[key], shift)
+                    flat[image] = random_shift(flat[image], shift)
         features = self.features_extractor(preprocess_obs(flat, space, normalize_images=self.normalize_images))
-        return self.head(features).unflatten(0, batch_shape)
-
-
-def observation_size(space: spaces.Space) -> int:
-    """
-    :param space: observation space
-    :return: number of scalars of one observation after flattening
-    """
-    if isinstance(space, spaces.Dict):
-        return sum(get_flattened_obs_dim(sub) for sub in space.spaces.values())
-    return get_flattened_obs_dim(space)
+        z = self.head(features)
+        return z.reshape(*batch_shape, z.shape[-1])

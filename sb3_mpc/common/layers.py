@@ -38,9 +38,10 @@ class SimNorm(nn.Module):
         :param x: features ``[..., D]``
         :return: ``[..., D]``, each group non-negative and summing to one
         """
-        return F.softmax(x.unflatten(-1, (-1, self.group_size)), dim=-1).flatten(-2)
+        return F.softmax(x.reshape(*x.shape[:-1], -1, self.group_size), dim=-1).flatten(-2)
 
     def extra_repr(self) -> str:
+        """:return: what ``print`` adds"""
         return f"group_size={self.group_size}"
 
 
@@ -185,4 +186,4 @@ class EnsembleMLP(nn.Module):
         mask = None if dropout_mask is None else dropout_mask.flatten(1, -2)
         for i, layer in enumerate(self.layers):
             out = layer(out, members, mask if i == 0 else None, detach)
-        return out.unflatten(1, batch_shape)
+        return out.reshape(out.shape[0], *batch_shape, out.shape[-1])

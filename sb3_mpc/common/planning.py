@@ -4,7 +4,6 @@ Model-predictive path integral control with a policy prior (TD-MPC2, section 3.2
 A plan is a pure function of its inputs: all random numbers are drawn beforehand into a :class:`PlanNoise`.
 """
 
-from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import torch as th
@@ -16,10 +15,9 @@ from sb3_mpc.common.world_model import WorldModel
 LARGE_ACTION_DIM, EXTRA_ITERATIONS = 20, 2
 
 
-@dataclass(frozen=True)
-class PlanNoise:
+class PlanNoise(NamedTuple):
     """
-    Random numbers of one plan. J iterations, horizon H, E environments, N samples of which P come from the prior, K elites.
+    Random numbers of one plan: J iterations, horizon H, E environments, N samples of which P are the prior's, K elites.
 
     An environment dimension of size one is shared by all environments.
 
@@ -43,8 +41,7 @@ class PlanNoise:
         :param device: where the plan is made
         :return: the same numbers on that device
         """
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return PlanNoise(**{name: None if value is None else value.to(device) for name, value in moved.items()})
+        return PlanNoise(*(None if part is None else part.to(device) for part in self))  # type: ignore[arg-type]
 
 
 class Plan(NamedTuple):
@@ -130,7 +127,7 @@ class MPPIPlanner(nn.Module):
         """
         :param n_envs: number E of environments
         :param generator: source of randomness, on whose device the noise lives
-        :param explore: draw an elite and exploration noise as in training; otherwise the mean of the elites is the action
+        :param explore: draw an elite and exploration noise as in training; otherwise the elites' mean is the action
         :return: random numbers of one plan
         """
         device = generator.device
@@ -139,7 +136,9 @@ class MPPIPlanner(nn.Module):
             return th.randn(*shape, generator=generator, device=device)
 
         horizon, proposals, action_dim = self.horizon, self.num_pi_trajs, self.action_dim
-        selection = th.empty(n_envs, self.num_elites, device=device).exponential_(generator=generator) if explore else None
+        selection = (
+            th.empty(n_envs, self.num_elites, device=device).exponential_(generator=generator) if explore else None
+        )
         return PlanNoise(
             proposals=normal(horizon, n_envs, proposals, action_dim),
             samples=normal(self.iterations, horizon, n_envs, self.num_samples - proposals, action_dim),

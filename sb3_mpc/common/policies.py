@@ -1,7 +1,5 @@
 """The policy: a world model and a planner that acts through it."""
 
-import difflib
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,8 +12,10 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Flatten
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 
 from sb3_mpc.common.acceleration import compile_function
+from sb3_mpc.common.checks import check_finite_observation
 from sb3_mpc.common.encoders import SHIFT_PAD, DictExtractor, Encoder, PixelExtractor
 from sb3_mpc.common.planning import MPPIPlanner, Plan, PlanNoise
+from sb3_mpc.common.prior_policy import PriorPolicy
 from sb3_mpc.common.running_scale import RunningScale
 from sb3_mpc.common.world_model import MODEL_SIZES, WorldModel
 
@@ -24,48 +24,13 @@ BANK_SEED = 20240131
 PI_OPTIMIZER_EPS = 1e-5
 
 
-class PriorPolicy(BasePolicy):
-    """
-    The policy prior with its encoder: acts without planning, for export and for comparison.
-
-    It shares its parameters with the policy that it comes from.
-
-    :param observation_space: space of the observations
-    :param action_space: space of the actions
-    :param world_model: trained model
-    """
-
-    def __init__(self, observation_space: spaces.Space, action_space: spaces.Box, world_model: WorldModel) -> None:
-        super().__init__(observation_space, action_space, squash_output=True)
-        self.world_model = world_model
-        self.features_extractor = world_model.encoder.features_extractor  # type: ignore[assignment]
-
-    def _get_constructor_parameters(self) -> dict[str, Any]:
-        return dict(
-            observation_space=self.observation_space, action_space=self.action_space, world_model=self.world_model
-        )
-
-    def forward(self, observation: PyTorchObs, deterministic: bool = True) -> th.Tensor:
-        """
-        :param observation: ``[B, *shape]``
-        :param deterministic: the mode of the prior instead of a sample
-        :return: actions ``[B, A]`` in [-1, 1]
-        """
-        z = self.world_model.encode(observation)
-        noise = None if deterministic else th.randn(z.shape[0], self.world_model.action_dim, device=z.device)
-        return self.world_model.act(z, noise)
-
-    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        return self(observation, deterministic)
-
-
 class WorldModelPolicy(BasePolicy):
     """
     Policy that plans in the latent space of a world model.
 
-    ``predict`` is stateful in the manner of recurrent policies: the mean of the last plan travels in ``state``, a tuple of
-    one array ``[n_envs, horizon, A]``, and ``episode_start`` clears its rows. Without a state each plan starts cold, which
-    works but is slightly worse.
+    ``predict`` is stateful in the manner of recurrent policies: the mean of the last plan travels in ``state``, a tuple
+    of one array ``[n_envs, horizon, A]``, and ``episode_start`` clears its rows. Without a state each plan starts cold,
+    which works but is slightly worse.
 
     :param observation_space: space of the observations
     :param action_space: space of the actions
@@ -77,8 +42,8 @@ class WorldModelPolicy(BasePolicy):
     :param num_enc_layers: number of layers of the encoder
     :param num_q: number of value networks
     :param n_critics: SB3's name for ``num_q``
-    :param net_arch: sizes of the hidden layers of all networks but the encoder; or a dict with those of the policy prior
-        (``pi``) and of the others (``qf``)
+    :param net_arch: sizes of the hidden layers of all networks but the encoder; or a dict with those of the policy
+        prior (``pi``) and of the others (``qf``)
     :param num_bins: bins of the two-hot coding of rewards and values
     :param vmin: symlog value of the first bin
     :param vmax: symlog value of the last bin
@@ -192,7 +157,7 @@ class WorldModelPolicy(BasePolicy):
         self.running_scale = RunningScale(running_scale_tau)
         self.planner = planner_class(self.world_model, **(planner_kwargs or {}))
         self.augment_at_inference = augment_at_inference
-        self.compile = False
+        self.compiles = False
         self._compiled_plan: Callable[..., Plan] | None = None
         self._bank: PlanNoise | None = None
         self.generator = th.Generator()
@@ -291,9 +256,7 @@ class WorldModelPolicy(BasePolicy):
             return None
         return th.randint(2 * SHIFT_PAD + 1, (*shape, 2), generator=self.generator, device=self.generator.device)
 
-    def plan(
-        self, observation: PyTorchObs, prev_mean: th.Tensor, shift: th.Tensor | None, noise: PlanNoise
-    ) -> Plan:
+    def plan(self, observation: PyTorchObs, prev_mean: th.Tensor, shift: th.Tensor | None, noise: PlanNoise) -> Plan:
         """
         :param observation: observations ``[E, *shape]``, or a dict of them
         :param prev_mean: mean of the previous plans ``[E, H, A]``
@@ -319,8 +282,9 @@ class WorldModelPolicy(BasePolicy):
         self.set_training_mode(False)
         if isinstance(observation, tuple) and len(observation) == 2 and isinstance(observation[1], dict):
             raise ValueError(
-                "You have passed a tuple to the predict() function instead of a Numpy array or a Dict. You are probably mixing "
-                "Gym API with SB3 VecEnv API: `obs, info = env.reset()` (Gym) vs `obs = vec_env.reset()` (SB3 VecEnv)."
+                "You have passed a tuple to the predict() function instead of a Numpy array or a Dict. "
+                "You are probably mixing Gym API with SB3 VecEnv API: `obs, info = env.reset()` (Gym) "
+                "vs `obs = vec_env.reset()` (SB3 VecEnv)."
             )
         check_finite_observation(observation)
         obs_tensor, vectorized = self.obs_to_tensor(observation)
@@ -329,8 +293,8 @@ class WorldModelPolicy(BasePolicy):
         if state is not None:
             if np.shape(state[0]) != mean.shape:
                 raise ValueError(
-                    f"The state given to predict() has shape {np.shape(state[0])}, this policy and {n_envs} observation(s) "
-                    f"need {mean.shape}: pass the state that the previous predict() returned, or None."
+                    f"The state given to predict() has shape {np.shape(state[0])}, this policy and {n_envs} "
+                    f"observation(s) need {mean.shape}: pass the state that the previous predict() returned, or None."
                 )
             mean[:] = state[0]
             if episode_start is not None:
@@ -342,7 +306,7 @@ class WorldModelPolicy(BasePolicy):
         else:
             noise = self.planner.draw(n_envs, self.generator, explore=True)
             shift = self.draw_shift(n_envs) if self.augment_at_inference else None
-        if self.compile and self._compiled_plan is None:
+        if self.compiles and self._compiled_plan is None:
             self._compiled_plan = compile_function(self.plan)
         plan = self._compiled_plan or self.plan
         return plan(obs_tensor, th.as_tensor(mean, device=self.device), shift, noise), vectorized
@@ -355,8 +319,8 @@ class WorldModelPolicy(BasePolicy):
         deterministic: bool = False,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
         """
-        Plan an action. A deterministic plan depends on the observation and the state alone and draws no random number: it
-        uses a fixed set of samples and returns the mean of the elites. A stochastic one explores as in training.
+        Plan an action. A deterministic plan depends on the observation and the state alone and draws no random number:
+        it uses a fixed set of samples and returns the mean of the elites. A stochastic one explores as in training.
 
         :param observation: one observation or a batch of them
         :param state: what the previous call returned, None for a cold start
@@ -409,38 +373,3 @@ class MultiInputPolicy(WorldModelPolicy):
     """World-model policy on dict observations; see :class:`WorldModelPolicy` for the arguments."""
 
     default_features_extractor = DictExtractor
-
-
-def check_finite_observation(observation: np.ndarray | dict[str, np.ndarray], context: str = "given to predict()") -> None:
-    """
-    :param observation: one observation or a batch of them
-    :param context: where it comes from, for the message
-    :raises ValueError: if a floating-point entry is NaN or infinite
-    """
-    parts = observation.items() if isinstance(observation, dict) else [("", observation)]
-    for key, part in parts:
-        array = np.asarray(part)
-        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
-            where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
-            name = f"observation[{key!r}]" if key else "observation"
-            raise ValueError(
-                f"The {name} {context} is {array[where]} at index {where}: observations must be finite, check the "
-                "environment (stable_baselines3.common.vec_env.VecCheckNan finds the step)."
-            )
-
-
-def check_policy_kwargs(policy_class: type[BasePolicy], policy_kwargs: dict[str, Any]) -> None:
-    """
-    :param policy_class: class of the policy
-    :param policy_kwargs: arguments that the user gives it
-    :raises TypeError: if the policy has no such argument
-    """
-    parameters = inspect.signature(policy_class.__init__).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return
-    known = [name for name in parameters if name not in ("self", "observation_space", "action_space", "lr_schedule")]
-    for key in policy_kwargs:
-        if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(known)}."
-            raise TypeError(f"policy_kwargs has the unknown key {key!r} for {policy_class.__name__}: {hint}")

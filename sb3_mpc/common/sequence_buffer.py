@@ -15,7 +15,7 @@ NEXT_ROW, HEAD = -1, -2
 
 class SequenceBatch(NamedTuple):
     """
-    B windows of H transitions, time first. Steps past the end of an episode have ``mask`` 0 and arbitrary finite content.
+    B windows of H transitions, time first. Steps past the end of an episode have ``mask`` 0 and some finite content.
 
     :param observations: ``[H + 1, B, *shape]``, or a dict of such tensors
     :param actions: ``[H, B, A]`` in [-1, 1]
@@ -58,10 +58,10 @@ class SequenceReplayBuffer(ReplayBuffer):
     """
     Ring buffer of transitions from ``n_envs`` environments that samples windows of consecutive transitions.
 
-    Any stored transition may start a window. Each observation is stored once: the next observation of a transition is the
-    observation of the following row, and only those that end an episode (or the stored part of one) are kept apart. A row
-    follows another if it starts from the very observation that the other has led to, so that resets, new environments and
-    reloaded buffers need no special care. Memory is claimed by the first :meth:`add`.
+    Any stored transition may start a window. Each observation is stored once: the next observation of a transition is
+    the observation of the following row, and only those that end an episode (or the stored part of one) are kept apart.
+    A row follows another if it starts from the very observation that the other has led to, so that resets, new
+    environments and reloaded buffers need no special care. Memory is claimed by the first :meth:`add`.
 
     :param buffer_size: number of transitions, divided among the environments
     :param observation_space: space of the observations
@@ -90,10 +90,11 @@ class SequenceReplayBuffer(ReplayBuffer):
         self.optimize_memory_usage = optimize_memory_usage
         self.handle_timeout_termination = handle_timeout_termination
         self.horizon = horizon
-        is_dict = isinstance(observation_space, spaces.Dict)
+        self._is_dict = isinstance(observation_space, spaces.Dict)
         # A plain observation is stored as a dict of one entry, so that there is one way through the code
-        self._spaces = dict(observation_space.spaces) if is_dict else {"": observation_space}
-        self._is_dict = is_dict
+        self._spaces: dict[str, spaces.Space] = (
+            dict(observation_space.spaces) if isinstance(observation_space, spaces.Dict) else {"": observation_space}
+        )
         self._allocated = False
         self.seed(None)
 
@@ -106,7 +107,9 @@ class SequenceReplayBuffer(ReplayBuffer):
     @property
     def nbytes(self) -> int:
         """:return: bytes of a full buffer, final observations not counted"""
-        per_step = sum(int(np.prod(s.shape or (), dtype=np.int64)) * np.dtype(s.dtype).itemsize for s in self._spaces.values())
+        per_step = sum(
+            int(np.prod(s.shape or (), dtype=np.int64)) * np.dtype(s.dtype).itemsize for s in self._spaces.values()
+        )
         return self.buffer_size * self.n_envs * (per_step + 4 * self.action_dim + 3 * 4 + 4)
 
     def check_memory(self) -> None:
@@ -117,14 +120,17 @@ class SequenceReplayBuffer(ReplayBuffer):
         if available is not None and not self._allocated and self.nbytes > available:
             fits = int(self.buffer_size * self.n_envs * 0.8 * available / self.nbytes)
             raise MemoryError(
-                f"A replay buffer of buffer_size={self.buffer_size * self.n_envs} transitions needs {self.nbytes / 1e9:.1f} GB, "
-                f"but only {available / 1e9:.1f} GB of memory are available: use buffer_size={fits} or less."
+                f"A replay buffer of buffer_size={self.buffer_size * self.n_envs} transitions needs "
+                f"{self.nbytes / 1e9:.1f} GB, but only {available / 1e9:.1f} GB of memory are available: "
+                f"use buffer_size={fits} or less."
             )
 
     def _allocate(self) -> None:
         self.check_memory()
         rows = (self.buffer_size, self.n_envs)
-        self._observations = {key: np.zeros((*rows, *(s.shape or ())), dtype=s.dtype) for key, s in self._spaces.items()}
+        self._observations = {
+            key: np.zeros((*rows, *(s.shape or ())), dtype=s.dtype) for key, s in self._spaces.items()
+        }
         self._head = {key: np.zeros((self.n_envs, *(s.shape or ())), dtype=s.dtype) for key, s in self._spaces.items()}
         self._final: dict[str, np.ndarray] = {key: head[:0] for key, head in self._head.items()}
         self._free: list[int] = []
@@ -278,10 +284,12 @@ class SequenceReplayBuffer(ReplayBuffer):
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        stored = {name: state.pop(name) for name in ("actions", "rewards", "dones", "timeouts", "_next", "_observations")} if (
-            state["_allocated"]
-        ) else {}
-        kept = {name: state[name] for name in ("_head", "_final", "_free") if name in state}
+        stored = (
+            {name: state.pop(name) for name in ("actions", "rewards", "dones", "timeouts", "_next", "_observations")}
+            if (state["_allocated"])
+            else {}
+        )
+        kept: dict[str, Any] = {name: state[name] for name in ("_head", "_final", "_free") if name in state}
         self.__dict__.update(state)
         if stored:
             self._allocated = False

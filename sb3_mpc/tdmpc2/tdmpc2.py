@@ -15,8 +15,8 @@ SelfTDMPC2 = TypeVar("SelfTDMPC2", bound="TDMPC2")
 
 class TDMPC2(WorldModelAlgorithm):
     """
-    TD-MPC2 (Hansen, Su, Wang 2024, https://arxiv.org/abs/2310.16828): a latent world model trained by consistency, reward
-    and temporal-difference losses, and a planner (MPPI) that improves on a learned policy.
+    TD-MPC2 (Hansen, Su, Wang 2024, https://arxiv.org/abs/2310.16828): a latent world model trained by consistency,
+    reward and temporal-difference losses, and a planner (MPPI) that improves on a learned policy.
 
     The defaults are the official single set of hyper-parameters with the 5M model. Where paper and official code
     (https://github.com/nicklashansen/tdmpc2) differ, the code is followed.

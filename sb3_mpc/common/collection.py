@@ -1,0 +1,135 @@
+"""Collecting transitions with the planner, within SB3's off-policy loop."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.type_aliases import MaybeCallback, RolloutReturn
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_mpc.common.checkpoints import PersistentAlgorithm
+from sb3_mpc.common.checks import check_finite_observation, check_observation_shape
+from sb3_mpc.common.planning import Plan
+
+
+class CollectingAlgorithm(PersistentAlgorithm):
+    """
+    Acts by planning while it trains. The warm start of the planner is kept here, apart from the one that evaluation
+    carries through ``predict``, and a termination that is seen for the first time creates the termination head.
+    """
+
+    episodic: bool | str
+    _plan_state: tuple[np.ndarray, ...] | None
+    _last_plan: Plan | None
+    _plan_seconds: float
+    _compiled_update: Callable[..., Any] | None
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        if reset_num_timesteps or self._last_obs is None:
+            self._plan_state = None
+        # With optimize_memory_usage SB3 marks the newest transition as terminal before a reset; here the buffer sees
+        # resets by itself, and a reset is no termination
+        dones = self.replay_buffer.dones.copy() if self.optimize_memory_usage and self.replay_buffer.size() else None
+        result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        if dones is not None:
+            self.replay_buffer.dones = dones
+        if self._last_obs is not None:
+            check_finite_observation(self._last_obs, "returned by reset()", batched=True)
+        return result
+
+    def collect_rollouts(self, env: VecEnv, callback: BaseCallback, *args: Any, **kwargs: Any) -> RolloutReturn:
+        """See SB3. Transitions at which a callback stops the training are stored, too, so that it can be continued."""
+        try:
+            rollout = super().collect_rollouts(env, callback, *args, **kwargs)
+        except ValueError as error:
+            if "broadcast" not in str(error):
+                raise
+            raise ValueError(
+                f"The environment returned an observation that does not fit its space {self.observation_space} "
+                f"({error}): the shape must stay the same in every step."
+            ) from error
+        if not rollout.continue_training:
+            names = ("replay_buffer", "buffer_actions", "new_obs", "rewards", "dones", "infos")
+            self._store_transition(*(callback.locals[name] for name in names))
+        return rollout
+
+    def _sample_action(
+        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
+    ) -> tuple[np.ndarray, np.ndarray]:
+        if self.num_timesteps < learning_starts:
+            unscaled = np.array([self.action_space.sample() for _ in range(n_envs)])
+            actions = self.policy.scale_action(unscaled).astype(np.float32)
+            self._plan_state = None
+        else:
+            assert self._last_obs is not None, "self._last_obs was not set"
+            if self._plan_state is not None and len(self._plan_state[0]) != n_envs:
+                self._plan_state = None
+            started = time.perf_counter()
+            plan, _ = self.policy.decide(self._last_obs, self._plan_state, self._last_episode_starts)
+            actions = plan.action.cpu().numpy().reshape(n_envs, *self.action_space.shape)  # type: ignore[misc]
+            self._plan_state = (plan.mean.cpu().numpy(),)
+            self._last_plan, self._plan_seconds = plan, time.perf_counter() - started
+        if action_noise is not None:
+            actions = np.clip(actions + action_noise(), -1, 1).astype(np.float32)
+        return self.policy.to_env_actions(actions), actions
+
+    def _store_transition(
+        self,
+        replay_buffer: ReplayBuffer,
+        buffer_action: np.ndarray,
+        new_obs: np.ndarray | dict[str, np.ndarray],
+        reward: np.ndarray,
+        dones: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:
+        self._check_transition(new_obs, reward, dones, infos)
+        trust_timeouts = self.replay_buffer.handle_timeout_termination
+        timeouts = np.array([trust_timeouts and info.get("TimeLimit.truncated", False) for info in infos], dtype=bool)
+        if self.episodic == "auto" and not self.policy.episodic and (dones & ~timeouts).any():
+            self.policy.enable_termination()
+            self._compiled_update = None
+        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+        self._last_episode_starts = dones
+
+    def _check_transition(
+        self,
+        new_obs: np.ndarray | dict[str, np.ndarray],
+        reward: np.ndarray,
+        dones: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:
+        """
+        :raises ValueError: if an observation or a reward is NaN or infinite, or an observation has a wrong shape; the
+            message names the environment and the step
+        """
+        where = f"at step {self.num_timesteps}"
+        for index in np.flatnonzero(~np.isfinite(reward)):
+            raise ValueError(
+                f"The reward of environment {index} {where} is {reward[index]}: rewards must be finite, check "
+                "the environment's reward function."
+            )
+        check_observation_shape(new_obs, self.observation_space, len(dones), f"returned by step() {where}")
+        check_finite_observation(new_obs, f"returned by step() {where}", batched=True)
+        for i in np.flatnonzero(dones):
+            final = infos[i].get("terminal_observation")
+            if final is not None:
+                check_finite_observation(final, f"that ended the episode of environment {i} {where}")
+
+    def dump_logs(self) -> None:
+        """Write log data, with the latest plan's when verbose."""
+        if self.verbose > 0 and self._last_plan is not None:
+            self.logger.record("planner/std", self._last_plan.std.mean().item())
+            self.logger.record("planner/elite_value", self._last_plan.elite_value.mean().item())
+            self.logger.record("planner/latency_ms", 1e3 * self._plan_seconds)
+        super().dump_logs()

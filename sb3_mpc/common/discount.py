@@ -1,0 +1,38 @@
+"""The discount factor follows from the length of an episode, where the environment tells it."""
+
+from typing import Any
+
+from stable_baselines3.common.vec_env import VecEnv
+
+# Discount heuristic of TD-MPC2: gamma = (T/5 - 1) / (T/5), within bounds
+DISCOUNT_DENOMINATOR, DISCOUNT_MIN, DISCOUNT_MAX = 5, 0.95, 0.995
+
+
+def episode_length(env: VecEnv | None) -> int | None:
+    """
+    :param env: vectorised environment
+    :return: number of decisions after which an episode is truncated, None if the environment does not tell
+    """
+    if env is None:
+        return None
+
+    def attribute(name: str) -> Any:
+        try:
+            return env.get_attr(name, 0)[0]
+        except (AttributeError, NotImplementedError):
+            return None
+
+    spec = attribute("spec")
+    length = getattr(spec, "max_episode_steps", None) or attribute("_max_episode_steps")
+    return None if length is None else int(length)
+
+
+def discount_from_episode_length(length: int) -> float:
+    """
+    TD-MPC2's heuristic: the longer the episode, the farther the agent looks ahead.
+
+    :param length: episode length in agent decisions, after action repeat
+    :return: discount factor in [0.95, 0.995]
+    """
+    fraction = length / DISCOUNT_DENOMINATOR
+    return min(max((fraction - 1) / fraction, DISCOUNT_MIN), DISCOUNT_MAX)
