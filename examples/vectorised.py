@@ -18,7 +18,8 @@ env = VecNormalize(make_vec_env("dmc/walker-walk-v0", n_envs=4, seed=0), norm_re
 eval_env = VecNormalize(make_vec_env("dmc/walker-walk-v0", n_envs=5, seed=1), norm_reward=False, training=False)
 
 # EvalCallback copies the statistics of `env` to `eval_env` before it evaluates. It counts calls, one for 4 decisions.
-callback = EvalCallback(eval_env, n_eval_episodes=5, eval_freq=max(args.steps // 40, 1), best_model_save_path="logs/walker")
+every = max(args.steps // 40, 1)
+callback = EvalCallback(eval_env, n_eval_episodes=5, eval_freq=every, best_model_save_path="logs/walker")
 
 # gradient_steps=-1 makes one update for every decision, 4 after each step of the four environments. The model is the
 # smallest: on a GPU leave policy_kwargs out; on a CPU this still takes hours.
