@@ -1,0 +1,159 @@
+"""
+What planning with a learned model is worth: TDMPC2 and SAC after the same few minutes of experience (``make demo``).
+
+Trains both on a DMControl task and evaluates them beside a random policy. The folder ``demo/`` receives the model, the
+learning curves as a picture, the table as text and JSON and, where the machine can render, a video of the agent.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from matplotlib.figure import Figure
+from stable_baselines3 import SAC
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import load_results
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+
+import sb3_mpc.envs  # noqa: F401  (registers the dmc/... ids)
+from sb3_mpc import TDMPC2
+
+TASK = "dmc/cup-catch-v0"
+EPISODES = 10
+# Reduced to fit into minutes on a CPU. The defaults are the paper's: 5 million parameters and 6 x 512 candidates.
+REDUCED: dict[str, Any] = dict(
+    learning_rate=1e-3,
+    batch_size=128,
+    learning_starts=1_000,
+    pretrain_gradient_steps=500,
+    iterations=3,
+    num_samples=128,
+    num_elites=16,
+    num_pi_trajs=16,
+    policy_kwargs=dict(latent_dim=64, enc_dim=128, net_arch=[128, 128], num_q=2),
+)
+
+
+class RandomPolicy:
+    """Uniformly random actions, for :func:`evaluate_policy`."""
+
+    def __init__(self, action_space: gym.Space, seed: int) -> None:
+        self.action_space = action_space
+        self.action_space.seed(seed)
+
+    def predict(self, observation: Any, *args: Any, **kwargs: Any) -> tuple[np.ndarray, None]:
+        """
+        :param observation: observations of all environments
+        :return: an action for each, and no state
+        """
+        return np.array([self.action_space.sample() for _ in observation]), None
+
+
+def train(
+    algorithm: type[OffPolicyAlgorithm], steps: int, seed: int, folder: Path, **settings: Any
+) -> tuple[Any, float]:
+    """
+    :param algorithm: class of the agent
+    :param steps: agent decisions
+    :param seed: seed of agent and environment
+    :param folder: where the returns of the training episodes are written
+    :param settings: arguments of the agent
+    :return: the trained agent, and the seconds that it took
+    """
+    env = make_vec_env(TASK, seed=seed, monitor_dir=str(folder / algorithm.__name__))
+    started = time.perf_counter()
+    model = algorithm("MlpPolicy", env, seed=seed, **settings).learn(steps, progress_bar=True)
+    return model, time.perf_counter() - started
+
+
+def plot(folder: Path, rows: list[dict[str, Any]]) -> None:
+    """
+    :param folder: where the returns of the training episodes are, and the picture goes
+    :param rows: table of the final evaluation
+    """
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for row, color in zip(rows, ("tab:gray", "tab:orange", "tab:blue"), strict=True):
+        if (folder / row["agent"]).exists():
+            episodes = load_results(str(folder / row["agent"]))
+            axes.plot(episodes["l"].cumsum(), episodes["r"], "o-", color=color, label=f"{row['agent']}, while training")
+            axes.errorbar(row["steps"], row["mean"], row["std"], fmt="*", color=color, ms=12, capsize=4)
+        else:
+            axes.axhline(row["mean"], color=color, ls="--", label=f"{row['agent']} policy")
+    axes.set(xlabel="steps (agent decisions)", ylabel="episode return", title=f"{TASK}: TDMPC2 (reduced) and SAC")
+    axes.plot([], [], "k*", ms=12, label=f"mean and std of {EPISODES} episodes after training")
+    axes.set_ylim(-30, 1030)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper left")
+    figure.savefig(folder / "learning_curves.png", dpi=150)
+
+
+def record(model: Any, folder: Path, seed: int) -> str:
+    """
+    :param model: trained agent
+    :param folder: where the video goes
+    :param seed: seed of the episode
+    :return: one line that says where the video is, or why there is none
+    """
+    try:
+        env = gym.make(TASK, render_mode="rgb_array", width=256, height=256)
+        env = gym.wrappers.RecordVideo(env, str(folder), name_prefix="tdmpc2", disable_logger=True)
+        env.reset(seed=seed)
+        evaluate_policy(model, env, n_eval_episodes=1, warn=False)
+        env.close()
+    except (RuntimeError, gym.error.DependencyNotInstalled) as error:
+        return f"No video: {error}"
+    return f"Video: {folder}/tdmpc2-episode-0.mp4"
+
+
+def main() -> None:
+    """Train, evaluate, compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=5_000, help="agent decisions of each agent")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--folder", type=Path, default=Path("demo"), help="where the results are saved")
+    args = parser.parse_args()
+    folder, steps = args.folder, args.steps
+    folder.mkdir(parents=True, exist_ok=True)
+    print(f"{TASK}: {steps} steps for each agent. A step is one decision; dm_control counts two frames in it.")
+    print("TDMPC2 has a REDUCED model and planner here, to fit into minutes on a CPU; SAC has its default settings.")
+
+    print("\nTraining SAC")
+    sac, sac_seconds = train(SAC, steps, args.seed, folder)
+    print("\nTraining TDMPC2, the first steps at random")
+    tdmpc2, tdmpc2_seconds = train(TDMPC2, steps, args.seed, folder, **REDUCED)
+    tdmpc2.save(folder / "tdmpc2")
+
+    print(f"\nEvaluating, {EPISODES} episodes of each agent")
+    env = make_vec_env(TASK, n_envs=EPISODES)  # side by side, so that the plans are made in one batch
+    agents = [
+        ("random", RandomPolicy(env.action_space, args.seed), 0, 0.0),
+        ("SAC", sac, steps, sac_seconds),
+        ("TDMPC2", tdmpc2, steps, tdmpc2_seconds),
+    ]
+    rows = []
+    for name, agent, trained, seconds in agents:
+        env.seed(args.seed + 1_000)  # the same initial states for all
+        mean, std = evaluate_policy(agent, env, n_eval_episodes=EPISODES, deterministic=True)
+        rows.append(dict(agent=name, mean=float(mean), std=float(std), steps=trained, seconds=round(seconds, 1)))
+    table = f"{'agent':<8}{'return':>14}{'steps':>10}{'training':>12}\n"
+    for row in rows:
+        score = f"{row['mean']:.0f} +- {row['std']:.0f}"
+        table += f"{row['agent']:<8}{score:>14}{row['steps']:>10}{row['seconds']:>10.0f} s\n"
+    table += f"Mean and standard deviation of {EPISODES} episodes on {TASK}; TDMPC2 with a reduced model and planner.\n"
+    print(f"\n{table}")
+
+    (folder / "table.txt").write_text(table)
+    (folder / "table.json").write_text(json.dumps(dict(task=TASK, seed=args.seed, rows=rows), indent=1))
+    plot(folder, rows)
+    print(f"Model: {folder}/tdmpc2.zip\nLearning curves: {folder}/learning_curves.png")
+    print(record(tdmpc2, folder, args.seed))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""The examples run as they stand, with a tiny agent in place of the one that they ask for."""
+
+import functools
+import re
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import pytest
+
+import sb3_mpc.envs  # noqa: F401  (registers the ids)
+from sb3_mpc import TDMPC2
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SHORT = sorted(path.name for path in EXAMPLES.glob("*.py") if path.name != "demo.py")
+TINY: dict[str, Any] = dict(
+    learning_starts=50,
+    pretrain_gradient_steps=2,
+    batch_size=16,
+    horizon=2,
+    num_samples=16,
+    num_elites=4,
+    num_pi_trajs=2,
+    iterations=1,
+    policy_kwargs=dict(latent_dim=16, enc_dim=16, net_arch=[16], num_q=2, num_bins=11),
+)
+
+
+@pytest.fixture
+def models(monkeypatch, tmp_path):
+    """In an empty folder and with tiny agents only; gives the list of the models that have been trained."""
+    trained: list[TDMPC2] = []
+    create, learn = TDMPC2.__init__, TDMPC2.learn
+
+    @functools.wraps(create)
+    def tiny(self, *args, **kwargs):
+        create(self, *args, **{**kwargs, **TINY})
+
+    def remember(self, *args, **kwargs):
+        trained.append(self)
+        return learn(self, *args, **kwargs)
+
+    monkeypatch.setattr(TDMPC2, "__init__", tiny)
+    monkeypatch.setattr(TDMPC2, "learn", remember)
+    monkeypatch.chdir(tmp_path)
+    return trained
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run an example as ``python examples/<name> <arguments>``; gives what it printed."""
+
+    def run(name: str, *arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
+
+
+def number(pattern: str, output: str) -> float:
+    found = re.search(pattern + r"[^-\d]*(-?\d+)", output)
+    assert found, output
+    return float(found[1])
+
+
+def can_render() -> bool:
+    try:
+        gym.make("dmc/cup-catch-v0").unwrapped.frame(16, 16)  # type: ignore[attr-defined]
+    except RuntimeError:
+        return False
+    return True
+
+
+def test_all_examples_are_tested():
+    assert SHORT == ["custom_env.py", "evaluate_saved.py", "pixels.py", "sac_swap.py", "vectorised.py"]
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_short(name):
+    assert len((EXAMPLES / name).read_text().splitlines()) < 40
+
+
+def test_sac_swap(run, models):
+    output = run("sac_swap.py", "--steps", 80)
+    assert -2000 < number("Return over 10 episodes", output) < 0
+    assert models[0].num_timesteps == 80 and models[0]._n_updates == 30 + 2
+    assert TDMPC2.load("logs/pendulum").num_timesteps == 80
+
+
+def test_sac_swap_is_sac_but_for_the_class():
+    text = (EXAMPLES / "sac_swap.py").read_text()
+    for line in text.splitlines():
+        now, _, before = line.partition("  # was: ")
+        if before:
+            assert now.replace("sb3_mpc", "stable_baselines3").replace("TDMPC2", "SAC") == before
+    assert text.count("# was: ") == 2
+
+
+def test_evaluate_saved(run, models):
+    output = run("evaluate_saved.py", "--steps", 80)
+    assert -2000 < number("Planning: return over 10 episodes", output) < 0
+    assert -2000 < number("Policy prior alone: return over 10 episodes", output) < 0
+    again = run("evaluate_saved.py", "logs/small.zip")
+    assert len(models) == 1, "a model that is given must not be trained again"
+    assert again == output[output.index("Planning:") :], "deterministic episodes of the same seed differ"
+
+
+@pytest.mark.filterwarnings("ignore:Training and eval env are not of the same type")
+def test_vectorised(run, models):
+    pytest.importorskip("dm_control")
+    output = run("vectorised.py", "--steps", 120)
+    assert number("Best mean return", output) >= 0
+    assert {path.name for path in Path("logs/walker").iterdir()} == {
+        "best_model.zip",
+        "final_model.zip",
+        "vecnormalize.pkl",
+    }
+    assert models[0].n_envs == 4 and models[0].get_vec_normalize_env() is not None
+
+
+def test_custom_env(run, models):
+    try:
+        output = run("custom_env.py", "--steps", 120)
+    finally:
+        gym.registry.pop("Hover-v0", None)
+    assert "predicts terminations: True" in output
+    assert 0 < number("at most 100:", output) <= 100
+    assert models[0].gamma == 0.95  # from the 100 steps of an episode
+
+
+@pytest.mark.skipif(not can_render(), reason="no OpenGL backend works on this machine")
+def test_pixels(run, models):
+    output = run("pixels.py", "--steps", 60, "--episodes", 1)
+    assert 0 <= number("Return over 1 episodes", output) <= 1000
+    assert models[0].replay_buffer.nbytes < 4e6, "the buffer must not be larger than the training"
+    assert Path("logs/cup_catch_pixels.zip").exists()
