@@ -209,7 +209,7 @@ def test_no_warnings(algorithm: Any) -> None:
         spaces.MultiDiscrete([4, 3]),
         spaces.MultiBinary(8),
         spaces.MultiBinary((3, 2)),
-        spaces.Dict(vector=BOX, wide=FLOAT64, number=spaces.Discrete(4)),
+        spaces.Dict(vector=BOX, double=FLOAT64, number=spaces.Discrete(4)),
         spaces.Dict(vector=BOX, image=IMAGE),
         IMAGE,
     ],

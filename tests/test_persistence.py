@@ -194,6 +194,16 @@ def test_policy_alone(algorithm: Any, tmp_path: Path, terminate: bool) -> None:
         state = new_state
 
 
+def test_running_scale_is_saved(algorithm: Any, tmp_path: Path) -> None:
+    """The official code forgets it, and a resumed run starts again with the wrong scale of the values."""
+    model = make_agent(algorithm, PointEnv())
+    model.policy.running_scale.value.fill_(7.5)
+    model.save(tmp_path / "model")
+    model.policy.save(tmp_path / "policy.pkl")
+    for policy in (algorithm.load(tmp_path / "model").policy, type(model.policy).load(tmp_path / "policy.pkl")):
+        assert policy.running_scale.value.item() == 7.5
+
+
 def test_actor_alone(algorithm: Any, tmp_path: Path) -> None:
     """The prior acts without planning, and can be saved by itself."""
     env = PointEnv()
