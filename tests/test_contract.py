@@ -19,10 +19,10 @@ from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.utils import ConstantSchedule, LinearSchedule
-from stable_baselines3.common.vec_env import VecNormalize, VecTransposeImage
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize, VecTransposeImage
 from torch import nn
 
-from tests.agents import PointEnv, Recorder, SpaceEnv, assert_same_state, make_agent, observations_of, vec
+from tests.agents import SMALL, PointEnv, Recorder, SpaceEnv, assert_same_state, make_agent, observations_of, vec
 
 BOX = spaces.Box(-1.0, 1.0, (2,), np.float32)
 IMAGE = spaces.Box(0, 255, (36, 40, 1), np.uint8)
@@ -176,6 +176,19 @@ def test_sizes_and_optimisers_in_policy_kwargs(algorithm: Any) -> None:
                 assert all(group["weight_decay"] == 0.5 for group in optimizer.param_groups)
 
 
+def test_arguments_of_the_user_stay_as_they_are(algorithm: Any) -> None:
+    policy_kwargs = dict(
+        latent_dim=8, net_arch=[8], optimizer_kwargs=dict(weight_decay=0.1), features_extractor_kwargs={}
+    )
+    replay_buffer_kwargs: dict[str, Any] = {}
+    kept = copy.deepcopy(policy_kwargs)
+    for seed in range(2):  # a second agent from the same dicts
+        env = PointEnv(3, terminate=True)
+        settings = dict(SMALL, policy_kwargs=policy_kwargs, replay_buffer_kwargs=replay_buffer_kwargs)
+        algorithm("MlpPolicy", env, learning_starts=8, seed=seed, **settings).learn(10)
+        assert policy_kwargs == kept and replay_buffer_kwargs == {}
+
+
 def test_no_warnings(algorithm: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -196,7 +209,7 @@ def test_no_warnings(algorithm: Any) -> None:
         spaces.MultiDiscrete([4, 3]),
         spaces.MultiBinary(8),
         spaces.MultiBinary((3, 2)),
-        spaces.Dict(vector=BOX, wide=FLOAT64, number=spaces.Discrete(4)),
+        spaces.Dict(vector=BOX, double=FLOAT64, number=spaces.Discrete(4)),
         spaces.Dict(vector=BOX, image=IMAGE),
         IMAGE,
     ],
@@ -283,11 +296,11 @@ def test_acting_is_done_in_evaluation_mode(algorithm: Any) -> None:
     policy_kwargs = dict(features_extractor_class=BatchNormExtractor)
     model = make_agent(algorithm, PointEnv(), policy_kwargs=policy_kwargs, gradient_steps=0)
     norm = next(module for module in model.policy.modules() if isinstance(module, nn.BatchNorm1d))
-    model.learn(20)
     observation = observations_of(model.get_env(), 4)
-    actions = [model.predict(observation, deterministic=True)[0] for _ in range(3)]
-    np.testing.assert_array_equal(actions[0], actions[1])
-    np.testing.assert_array_equal(actions[0], actions[2])
+    for mode in (True, False):
+        model.policy.set_training_mode(mode)
+        model.policy.predict(observation)
+    model.learn(20)
     assert th.equal(norm.running_mean, th.zeros(3))  # neither collecting nor predicting moved it
     model.gradient_steps = 1
     model.learn(20, reset_num_timesteps=False)
@@ -659,11 +672,13 @@ def test_order_of_callbacks(algorithm: Any) -> None:
 
 @pytest.mark.parametrize("answer", [False, np.bool_(0), th.tensor(False)])
 def test_callbacks_stop_training_at_once(algorithm: Any, answer: Any) -> None:
-    callback = Order(stop_at=12, answer=answer)
-    model = make_agent(algorithm, PointEnv()).learn(100, callback=[callback])
+    callback, env = Order(stop_at=12, answer=answer), Recorder(PointEnv())
+    model = make_agent(algorithm, env).learn(100, callback=[callback])
     assert callback.n_calls == model.num_timesteps == 12
-    model.learn(5, reset_num_timesteps=False)  # and it can go on
-    assert model.num_timesteps == 17
+    # and it can go on, with the step at which it was stopped in the replay buffer
+    model.learn(5, reset_num_timesteps=False)
+    assert model.num_timesteps == model.replay_buffer.size() == 17
+    np.testing.assert_array_equal(model.replay_buffer.observations[:17, 0], [row[0] for row in env.log])
 
 
 def test_checkpoints_during_training_can_be_loaded(algorithm: Any, tmp_path: Any) -> None:
@@ -699,6 +714,13 @@ def test_logged_values(algorithm: Any, tmp_path: Any) -> None:
     assert float(last["rollout/ep_len_mean"]) == 5.0
     assert float(last["time/total_timesteps"]) == 40
     assert all(np.isfinite(float(last[name])) for name in names if name.startswith("train/"))
+
+
+def test_logging_may_be_switched_off(algorithm: Any, tmp_path: Any) -> None:
+    model = make_agent(algorithm, PointEnv(5))
+    model.set_logger(configure(str(tmp_path), ["csv"]))
+    model.learn(20, log_interval=None)
+    assert (tmp_path / "progress.csv").read_text() == ""
 
 
 def test_tensorboard_folder_is_named_after_the_class(algorithm: Any, tmp_path: Any) -> None:
@@ -739,6 +761,37 @@ def test_vec_normalize_stores_raw_data_and_predicts_on_normalised(algorithm: Any
     assert model.get_vec_normalize_env() is other
     model.learn(10)
     assert np.isfinite(evaluate_policy(model, other, 2, warn=False)[0])
+
+
+def test_environments_in_other_processes(algorithm: Any) -> None:
+    limited = [lambda: gym.wrappers.TimeLimit(PointEnv(10**9), 200)] * 2
+    env = SubprocVecEnv(limited, start_method="fork")  # type: ignore[arg-type]
+    try:
+        model = make_agent(algorithm, env, gamma="auto").learn(20)
+        assert model.gamma == 0.975 and model._n_updates == 6
+        assert evaluate_policy(model, env, 2, warn=False)[0] < 0
+    finally:
+        env.close()
+
+
+@pytest.mark.parametrize("name", ["Pendulum-v1", "Hopper-v5"])
+def test_script_for_sac(algorithm: Any, tmp_path: Any, name: str) -> None:
+    """The usual steps, with environments of Gymnasium that never terminate and that do."""
+    if name == "Hopper-v5":
+        pytest.importorskip("mujoco")
+    env = gym.make(name)
+    model = make_agent(algorithm, env, learning_starts=100, verbose=0)
+    model.learn(total_timesteps=120, log_interval=4)
+    model.save(tmp_path / "agent")
+    del model
+    model = algorithm.load(tmp_path / "agent")
+    assert model.policy.episodic is (name == "Hopper-v5")
+    observation, _ = env.reset(seed=0)
+    for _ in range(5):
+        action, _ = model.predict(observation, deterministic=True)
+        observation, _, terminated, truncated, _ = env.step(action)
+        if terminated or truncated:
+            observation, _ = env.reset()
 
 
 def test_set_env(algorithm: Any) -> None:

@@ -86,8 +86,8 @@ def test_open_files(algorithm: Any) -> None:
         for size in (0, 12):
             if size:
                 model.learn(size)
-            for opened in (tempfile.TemporaryFile(), io.BytesIO()):
-                with opened:
+            for kind in (tempfile.TemporaryFile, io.BytesIO):
+                with kind() as opened:
                     model.save_replay_buffer(opened)
                     opened.seek(0)
                     model.load_replay_buffer(opened)
@@ -192,6 +192,16 @@ def test_policy_alone(algorithm: Any, tmp_path: Path, terminate: bool) -> None:
         actual, actual_state = loaded.predict(observations, state=state, deterministic=True)
         assert_same_state((actual, actual_state), (expected, new_state))
         state = new_state
+
+
+def test_running_scale_is_saved(algorithm: Any, tmp_path: Path) -> None:
+    """The official code forgets it, and a resumed run starts again with the wrong scale of the values."""
+    model = make_agent(algorithm, PointEnv())
+    model.policy.running_scale.value.fill_(7.5)
+    model.save(tmp_path / "model")
+    model.policy.save(tmp_path / "policy.pkl")
+    for policy in (algorithm.load(tmp_path / "model").policy, type(model.policy).load(tmp_path / "policy.pkl")):
+        assert policy.running_scale.value.item() == 7.5
 
 
 def test_actor_alone(algorithm: Any, tmp_path: Path) -> None:

@@ -10,15 +10,14 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
-from sb3_mpc.common.acceleration import compile_function, dropout_mask, resolve_compile
-from sb3_mpc.common.checks import check_action_space, check_policy_kwargs, make_env
+from sb3_mpc.common.acceleration import compile_function, resolve_compile
+from sb3_mpc.common.checks import check_action_space, check_finite_losses, check_policy_kwargs, make_env
 from sb3_mpc.common.collection import CollectingAlgorithm
 from sb3_mpc.common.discount import discount_from_episode_length, episode_length
-from sb3_mpc.common.losses import UpdateNoise, at, model_losses, unroll
-from sb3_mpc.common.planning import draw_members
+from sb3_mpc.common.losses import UpdateNoise, at, draw_update_noise, model_losses, unroll
 from sb3_mpc.common.policies import CnnPolicy, MultiInputPolicy, WorldModelPolicy
-from sb3_mpc.common.prior_policy import PriorPolicy
 from sb3_mpc.common.sequence_buffer import SequenceBatch, SequenceReplayBuffer
+from sb3_mpc.common.views import PriorPolicy, ValueFunctions
 
 # Random steps before the first update: 5 episodes, at least 1000 (official code)
 SEED_EPISODES, MIN_SEED_STEPS = 5, 1000
@@ -210,20 +209,15 @@ class WorldModelAlgorithm(CollectingAlgorithm):
         """:return: the policy prior, which acts without planning"""
         return self.policy.actor
 
-    # -- Randomness ----------------------------------------------------------------------------------------------------
+    @property
+    def critic(self) -> ValueFunctions:
+        """:return: the value ensemble"""
+        return self.policy.critic
 
-    def set_random_seed(self, seed: int | None = None) -> None:
-        """
-        :param seed: seed of Python, NumPy, PyTorch, the environment and the agent's own generators; nothing if None
-        """
-        super().set_random_seed(seed)
-        self._seed_generators(seed)
-
-    def _seed_generators(self, seed: int | None) -> None:
-        if seed is not None and "policy" in self.__dict__:
-            self.policy.seed(seed)
-            self.replay_buffer.seed(seed)
-            self.action_space.seed(seed)
+    @property
+    def critic_target(self) -> ValueFunctions:
+        """:return: the slowly moving value ensemble"""
+        return self.policy.critic_target
 
     # -- Learning ------------------------------------------------------------------------------------------------------
 
@@ -241,16 +235,18 @@ class WorldModelAlgorithm(CollectingAlgorithm):
         if self.policy.compiles and self._compiled_update is None:
             self._compiled_update = compile_function(self.update)
         update = self._compiled_update or self.update
-        history: dict[str, list[th.Tensor]] = {}
+        sums: th.Tensor | None = None
         for _ in range(gradient_steps):
             batch = self.refresh(self.replay_buffer.sample(batch_size, env=self._vec_normalize_env))
-            for name, value in update(batch, self.draw_noise(batch_size)).items():
-                history.setdefault(name, []).append(value)
+            logs = update(batch, self.draw_noise(batch_size))
+            values = th.stack([value.float() for value in logs.values()])
+            sums = values if sums is None else sums + values
         self._n_updates += gradient_steps
-        # The only time that losses travel to the host
-        means = th.stack([th.stack(values).mean() for values in history.values()]).tolist()
-        for name, value in zip(history, means, strict=True):
-            self.logger.record(f"train/{name}", value)
+        if sums is not None:  # the only time that losses travel to the host
+            means = dict(zip(logs, (sums / gradient_steps).tolist(), strict=True))
+            check_finite_losses(means, self._n_updates)
+            for name, value in means.items():
+                self.logger.record(f"train/{name}", value)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.policy.set_training_mode(False)
 
@@ -298,27 +294,8 @@ class WorldModelAlgorithm(CollectingAlgorithm):
         :param batch_size: number B of windows
         :return: random numbers of one update
         """
-        policy, model, horizon = self.policy, self.policy.world_model, self.horizon
-        generator = policy.generator
-
-        def normal(steps: int) -> th.Tensor:
-            return th.randn(steps, batch_size, model.action_dim, generator=generator, device=generator.device)
-
-        def keep(members: int, steps: int) -> th.Tensor | None:
-            if model.dropout == 0 or not model.hidden:
-                return None
-            return dropout_mask((members, steps, batch_size, model.hidden[0]), model.dropout, generator)
-
-        members = draw_members(2, model.num_q, generator)
-        return UpdateNoise(
-            shift=policy.draw_shift(horizon + 1, batch_size),
-            target_actions=normal(horizon),
-            target_members=members[0],
-            policy_actions=normal(horizon + 1),
-            policy_members=members[1],
-            value_dropout=keep(model.num_q, horizon),
-            policy_dropout=keep(2, horizon + 1),
-        )
+        shift = self.policy.draw_shift(self.horizon + 1, batch_size)
+        return draw_update_noise(self.policy.world_model, self.horizon, batch_size, shift, self.policy.generator)
 
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
         super()._update_learning_rate(optimizers)

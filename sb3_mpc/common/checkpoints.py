@@ -81,11 +81,27 @@ def _damaged(path: object, kind: str) -> str:
 
 
 class PersistentAlgorithm(OffPolicyAlgorithm):
-    """Saving and loading: SB3's formats, written atomically, with what a run needs to go on as if never interrupted."""
+    """
+    Saving and loading: SB3's formats, written atomically, with what a run needs to go on as if never interrupted, its
+    random numbers included.
+    """
 
     policy: WorldModelPolicy
     horizon: int
     replay_buffer: SequenceReplayBuffer
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """
+        :param seed: seed of Python, NumPy, PyTorch, the environment and the agent's own generators; nothing if None
+        """
+        super().set_random_seed(seed)
+        self._seed_generators(seed)
+
+    def _seed_generators(self, seed: int | None) -> None:
+        if seed is not None and "policy" in self.__dict__:
+            self.policy.seed(seed)
+            self.replay_buffer.seed(seed)
+            self.action_space.seed(seed)
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_compiled_update", "_last_plan"]

@@ -104,6 +104,20 @@ def check_observation_shape(observation: Observations, space: spaces.Space, n_en
             )
 
 
+def check_finite_losses(losses: dict[str, float], n_updates: int) -> None:
+    """
+    :param losses: losses by name
+    :param n_updates: number of updates so far
+    :raises ValueError: if one is NaN or infinite
+    """
+    bad = [name for name, value in losses.items() if not np.isfinite(value)]
+    if bad:
+        raise ValueError(
+            f"Training has diverged: {', '.join(bad)} became NaN or infinite after {n_updates} updates. Go on from an "
+            "earlier checkpoint with a lower learning_rate or smaller rewards."
+        )
+
+
 def check_policy_kwargs(policy_class: type[BasePolicy], policy_kwargs: dict[str, Any]) -> None:
     """
     :param policy_class: class of the policy

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch as th
 import torch.nn.functional as F
 
+from sb3_mpc.common.acceleration import dropout_mask
+from sb3_mpc.common.planning import draw_members
 from sb3_mpc.common.sequence_buffer import SequenceBatch
 from sb3_mpc.common.world_model import WorldModel
 
@@ -29,6 +31,38 @@ class UpdateNoise(NamedTuple):
     policy_members: th.Tensor
     value_dropout: th.Tensor | None = None
     policy_dropout: th.Tensor | None = None
+
+
+def draw_update_noise(
+    model: WorldModel, horizon: int, batch_size: int, shift: th.Tensor | None, generator: th.Generator
+) -> UpdateNoise:
+    """
+    :param model: world model
+    :param horizon: number H of transitions in a window
+    :param batch_size: number B of windows
+    :param shift: image shifts, drawn by the policy
+    :param generator: source of randomness, on whose device the noise lives
+    :return: random numbers of one update
+    """
+
+    def normal(steps: int) -> th.Tensor:
+        return th.randn(steps, batch_size, model.action_dim, generator=generator, device=generator.device)
+
+    def keep(members: int, steps: int) -> th.Tensor | None:
+        if model.dropout == 0 or not model.hidden:
+            return None
+        return dropout_mask((members, steps, batch_size, model.hidden[0]), model.dropout, generator)
+
+    members = draw_members(2, model.num_q, generator)
+    return UpdateNoise(
+        shift=shift,
+        target_actions=normal(horizon),
+        target_members=members[0],
+        policy_actions=normal(horizon + 1),
+        policy_members=members[1],
+        value_dropout=keep(model.num_q, horizon),
+        policy_dropout=keep(2, horizon + 1),
+    )
 
 
 def at(observations: th.Tensor | dict[str, th.Tensor], index: int | slice) -> th.Tensor | dict[str, th.Tensor]:

@@ -193,12 +193,12 @@ class MPPIPlanner(nn.Module):
         rewards = model.two_hot.decode(model.reward(th.stack(latents[:-1]), actions))  # [H, E, N, 1]
         values = self.terminal_value(latents[-1], noise, members)
         returns = th.cat([rewards, values.unsqueeze(0)])
-        discounts = self.gamma ** th.arange(self.horizon + 1, device=z.device, dtype=z.dtype)
+        steps = th.arange(self.horizon + 1, device=z.device, dtype=z.dtype).view(-1, 1, 1, 1)
         if model.termination_head is not None:
             # nothing is earned once a step is predicted to end the episode
             ended = (model.termination(th.stack(latents[1:])) > 0).to(z.dtype).cumsum(0).clamp(max=1)
             returns = th.cat([returns[:1], returns[1:] * (1 - ended)])
-        return (returns * discounts.view(-1, 1, 1, 1)).sum(0).squeeze(-1).nan_to_num(0)
+        return (returns * model.discount(z, self.gamma) ** steps).sum(0).squeeze(-1).nan_to_num(0)
 
     def terminal_value(self, z: th.Tensor, noise: th.Tensor, members: th.Tensor) -> th.Tensor:
         """
@@ -243,13 +243,15 @@ class MPPIPlanner(nn.Module):
         :param noise: random numbers
         :return: action and distribution for each environment
         """
-        mean = th.cat([prev_mean[:, 1:], th.zeros_like(prev_mean[:, :1])], dim=1).transpose(0, 1)
-        std = th.full_like(mean, self.max_std)
+        mask = self.world_model.mask_actions
+        mean = mask(z, th.cat([prev_mean[:, 1:], th.zeros_like(prev_mean[:, :1])], dim=1).transpose(0, 1))
+        std = mask(z, th.full_like(mean, self.max_std))
         proposals = self.propose(z, noise.proposals) if self.num_pi_trajs > 0 else None
         for j in range(self.iterations):
             actions = self.sample(mean, std, proposals, noise.samples[j])
             values = self.evaluate(z, actions, noise.terminal[j], noise.members[j])
             mean, std, weights, elites = self.refit(actions, values)
+            std = mask(z, std)
         if noise.selection is None:
             action, best = mean[0], elites[:, :1]
         else:

@@ -40,6 +40,7 @@ class WorldModel(nn.Module):
     :param dropout: dropout rate of the first layer of the value networks while training
     :param log_std_min: smallest log standard deviation of the prior
     :param log_std_max: largest log standard deviation of the prior
+    :param context_dim: size C of what a derived model adds to the latent state in :meth:`inputs`
     """
 
     def __init__(
@@ -57,26 +58,28 @@ class WorldModel(nn.Module):
         dropout: float = 0.01,
         log_std_min: float = -10.0,
         log_std_max: float = 2.0,
+        context_dim: int = 0,
     ) -> None:
         super().__init__()
         self.latent_dim, self.action_dim, self.hidden = latent_dim, action_dim, list(hidden)
+        self.input_dim = latent_dim + context_dim
         self.num_q, self.dropout = num_q, dropout
         self.log_std_min, self.log_std_max = log_std_min, log_std_max
         self.two_hot = TwoHot(num_bins, vmin, vmax)
         self.encoder = encoder
-        self.dynamics = make_mlp(latent_dim + action_dim, hidden, latent_dim, SimNorm(simnorm_dim))
-        self.reward_head = make_mlp(latent_dim + action_dim, hidden, num_bins)
+        self.dynamics = make_mlp(self.input_dim + action_dim, hidden, latent_dim, SimNorm(simnorm_dim))
+        self.reward_head = make_mlp(self.input_dim + action_dim, hidden, num_bins)
         nn.init.zeros_(self.reward_head[-1].weight)  # type: ignore[arg-type]
-        self.prior_net = make_mlp(latent_dim, hidden if prior_hidden is None else prior_hidden, 2 * action_dim)
-        self.q_ensemble = EnsembleMLP(num_q, latent_dim + action_dim, hidden, num_bins)
-        self.q_target = EnsembleMLP(num_q, latent_dim + action_dim, hidden, num_bins).requires_grad_(False)
+        self.prior_net = make_mlp(self.input_dim, hidden if prior_hidden is None else prior_hidden, 2 * action_dim)
+        self.q_ensemble = EnsembleMLP(num_q, self.input_dim + action_dim, hidden, num_bins)
+        self.q_target = EnsembleMLP(num_q, self.input_dim + action_dim, hidden, num_bins).requires_grad_(False)
         self.q_target.load_state_dict(self.q_ensemble.state_dict())
         self.termination_head: nn.Sequential | None = None
 
     def add_termination_head(self) -> None:
         """Create the termination head; its parameters come last, so that optimisers keep their order."""
         if self.termination_head is None:
-            head = make_mlp(self.latent_dim, self.hidden, 1)
+            head = make_mlp(self.input_dim, self.hidden, 1)
             nn.init.constant_(head[-1].bias, TERMINATION_BIAS)  # type: ignore[arg-type]
             self.termination_head = head.to(next(self.prior_net.parameters()).device)
 
@@ -88,13 +91,44 @@ class WorldModel(nn.Module):
         """
         return self.encoder(observations, shift)
 
+    def inputs(self, z: th.Tensor, action: th.Tensor | None = None) -> th.Tensor:
+        """
+        :param z: latent states ``[..., D]``
+        :param action: ``[..., A]``, for the networks that take one
+        :return: what the networks behind the encoder see ``[..., D + C]`` or ``[..., D + C + A]``
+        """
+        return z if action is None else th.cat([z, action], dim=-1)
+
+    def mask_actions(self, z: th.Tensor, x: th.Tensor) -> th.Tensor:
+        """
+        :param z: latent states ``[..., D]``
+        :param x: one entry for each action dimension ``[..., A]``
+        :return: x, zero in the action dimensions that do not exist in these states; here all do
+        """
+        return x
+
+    def num_actions(self, z: th.Tensor) -> th.Tensor | int:
+        """
+        :param z: latent states ``[..., D]``
+        :return: number of action dimensions that exist in these states, for all or for each ``[..., 1]``
+        """
+        return self.action_dim
+
+    def discount(self, z: th.Tensor, gamma: float) -> th.Tensor | float:
+        """
+        :param z: latent states ``[..., D]``
+        :param gamma: discount factor of the agent
+        :return: discount factor in these states, for all or for each ``[..., 1]``
+        """
+        return gamma
+
     def next(self, z: th.Tensor, action: th.Tensor) -> th.Tensor:
         """
         :param z: latent states ``[..., D]``
         :param action: ``[..., A]``
         :return: predicted next latent states ``[..., D]``
         """
-        return self.dynamics(th.cat([z, action], dim=-1))
+        return self.dynamics(self.inputs(z, action))
 
     def reward(self, z: th.Tensor, action: th.Tensor) -> th.Tensor:
         """
@@ -102,7 +136,7 @@ class WorldModel(nn.Module):
         :param action: ``[..., A]``
         :return: reward logits ``[..., K]``; ``two_hot.decode`` turns them into scalars
         """
-        return self.reward_head(th.cat([z, action], dim=-1))
+        return self.reward_head(self.inputs(z, action))
 
     def termination(self, z: th.Tensor) -> th.Tensor:
         """
@@ -110,14 +144,14 @@ class WorldModel(nn.Module):
         :return: logit of the probability that the episode terminated there ``[..., 1]``
         """
         assert self.termination_head is not None, "the termination head does not exist yet"
-        return self.termination_head(z)
+        return self.termination_head(self.inputs(z))
 
     def prior(self, z: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """
         :param z: latent states ``[..., D]``
         :return: mean before tanh and log standard deviation of the policy prior, both ``[..., A]``
         """
-        mean, raw = self.prior_net(z).chunk(2, dim=-1)
+        mean, raw = self.prior_net(self.inputs(z)).chunk(2, dim=-1)
         return mean, bound_log_std(raw, self.log_std_min, self.log_std_max)
 
     def act(self, z: th.Tensor, noise: th.Tensor | None) -> th.Tensor:
@@ -148,7 +182,7 @@ class WorldModel(nn.Module):
         :return: value logits ``[M', ..., K]``
         """
         ensemble = self.q_target if target else self.q_ensemble
-        return ensemble(th.cat([z, action], dim=-1), members, dropout_mask, detach)
+        return ensemble(self.inputs(z, action), members, dropout_mask, detach)
 
     @th.no_grad()
     def update_target(self, tau: float) -> None:

@@ -71,7 +71,7 @@ class TDMPC2(WorldModelAlgorithm):
         model = self.policy.world_model
         action = model.act(next_z, noise.target_actions)
         values = model.two_hot.decode(model.value(next_z, action, noise.target_members, target=True))
-        return batch.rewards + self.gamma * (1 - batch.terminated) * values.amin(0)
+        return batch.rewards + model.discount(next_z, self.gamma) * (1 - batch.terminated) * values.amin(0)
 
     def policy_loss(
         self, zs: th.Tensor, batch: SequenceBatch, noise: UpdateNoise
@@ -79,13 +79,14 @@ class TDMPC2(WorldModelAlgorithm):
         """Maximum-entropy objective (eq. 4): values on the running scale, plus the entropy before squashing."""
         model, scale = self.policy.world_model, self.policy.running_scale
         mean, log_std = model.prior(zs)
-        action = th.tanh(mean + noise.policy_actions * log_std.exp())
+        eps = model.mask_actions(zs, noise.policy_actions)
+        action = th.tanh(mean + eps * log_std.exp())
         logits = model.value(zs, action, noise.policy_members, noise.policy_dropout, detach=True)
         q = model.two_hot.decode(logits).mean(0)
         scale.update(q[0])
-        log_prob = gaussian_log_prob(noise.policy_actions, log_std)
+        log_prob = gaussian_log_prob(eps, log_std)
         # The official code scales the entropy by the number of action dimensions, and its tanh correction cancels
-        entropy = -model.action_dim * log_prob
+        entropy = -model.num_actions(zs) * log_prob
         reached = th.cat([th.ones_like(batch.mask[:1]), batch.mask])  # the last observation of an episode still counts
         loss = -(temporal_weights(self.rho, zs) * reached * (scale(q) + self.entropy_coef * entropy)).mean()
         logs = dict(pi_entropy=(squash_correction(action) - log_prob).mean(), pi_scale=scale.value.mean())

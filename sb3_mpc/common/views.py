@@ -1,10 +1,10 @@
-"""Acting without planning."""
+"""What users of SAC know as actor and critic: views on the world model that share its parameters."""
 
 from typing import Any
 
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.policies import BaseModel, BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_mpc.common.world_model import WorldModel
@@ -31,7 +31,7 @@ class PriorPolicy(BasePolicy):
             observation_space=self.observation_space, action_space=self.action_space, world_model=self.world_model
         )
 
-    def forward(self, observation: PyTorchObs, deterministic: bool = True) -> th.Tensor:
+    def forward(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         """
         :param observation: ``[B, *shape]``
         :param deterministic: the mode of the prior instead of a sample
@@ -43,3 +43,31 @@ class PriorPolicy(BasePolicy):
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         return self(observation, deterministic)
+
+
+class ValueFunctions(BaseModel):
+    """
+    The value ensemble with its encoder.
+
+    :param observation_space: space of the observations
+    :param action_space: space of the actions
+    :param world_model: trained model
+    :param target: whether to look at the slowly moving copy
+    """
+
+    def __init__(
+        self, observation_space: spaces.Space, action_space: spaces.Box, world_model: WorldModel, target: bool = False
+    ) -> None:
+        super().__init__(observation_space, action_space)
+        self.world_model, self.target = world_model, target
+        self.features_extractor = world_model.encoder.features_extractor  # type: ignore[assignment]
+
+    def forward(self, observation: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, ...]:
+        """
+        :param observation: ``[B, *shape]``
+        :param actions: ``[B, A]`` in [-1, 1]
+        :return: the value of each network ``[B, 1]``
+        """
+        model = self.world_model
+        logits = model.value(model.encode(observation), actions, target=self.target)
+        return tuple(model.two_hot.decode(logits))
