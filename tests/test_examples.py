@@ -30,7 +30,9 @@ TINY: dict[str, Any] = dict(
 
 @pytest.fixture
 def models(monkeypatch, tmp_path):
-    """In an empty folder and with tiny agents only; gives the list of the models that have been trained."""
+    """In an empty folder, with tiny agents and short episodes; gives the list of the models that have been trained."""
+    for name in ("Pendulum-v1", "dmc/walker-walk-v0", "dmc/cup-catch-pixels-v0"):
+        monkeypatch.setattr(gym.spec(name), "max_episode_steps", 20)
     trained: list[TDMPC2] = []
     create, learn = TDMPC2.__init__, TDMPC2.learn
 
@@ -133,7 +135,7 @@ def test_custom_env(run, models):
 
 @pytest.mark.skipif(not can_render(), reason="no OpenGL backend works on this machine")
 def test_pixels(run, models):
-    output = run("pixels.py", "--steps", 60, "--episodes", 1)
-    assert 0 <= number("Return over 1 episodes", output) <= 1000
+    output = run("pixels.py", "--steps", 60)
+    assert 0 <= number("Return over 5 episodes", output) <= 40
     assert models[0].replay_buffer.nbytes < 4e6, "the buffer must not be larger than the training"
     assert Path("logs/cup_catch_pixels.zip").exists()
