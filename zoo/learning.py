@@ -110,7 +110,7 @@ def plot(tasks: list[str], output: Path) -> None:
             rows = [row for row in published if row["method"] == method and row["task"] == task]
             frames = sorted({int(row["frames"]) for row in rows})
             means = [np.mean([float(row["return"]) for row in rows if int(row["frames"]) == f]) for f in frames]
-            axis.plot(frames, means, "o--", color=color, label=f"{label}, mean of 3 seeds")
+            axis.plot(frames, means, "o--", color=color, label=f"{label}, every 100k frames")
         for path in sorted(CURVES.glob(f"tdmpc2-size1-{task}-*.train.csv")):
             with path.open() as file:
                 episodes = list(csv.DictReader(file))
