@@ -31,9 +31,9 @@ class Hover(gym.Env):
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--steps", type=int, default=3_000, help="agent decisions")
+steps = parser.parse_args().steps
 gym.register("Hover-v0", Hover, max_episode_steps=100)  # TDMPC2 derives its discount factor from the episode length
 small = dict(num_samples=128, num_elites=16, iterations=3, policy_kwargs=dict(model_size=1))  # bearable on a CPU
-model = TDMPC2("MlpPolicy", gym.make("Hover-v0"), verbose=1, **small).learn(parser.parse_args().steps, progress_bar=True)
+model = TDMPC2("MlpPolicy", gym.make("Hover-v0"), verbose=1, **small).learn(steps, progress_bar=True)
 mean, std = evaluate_policy(model, model.get_env(), n_eval_episodes=10)
-print(f"The model predicts terminations: {model.policy.episodic}")
-print(f"Return over 10 episodes, at most 100: {mean:.0f} +- {std:.0f}")
+print(f"Predicts terminations: {model.policy.episodic}; return, at most 100: {mean:.0f} +- {std:.0f}")

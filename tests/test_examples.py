@@ -1,6 +1,7 @@
 """The examples run as they stand, with a tiny agent in place of the one that they ask for."""
 
 import functools
+import json
 import re
 import runpy
 import sys
@@ -15,6 +16,7 @@ from sb3_mpc import TDMPC2
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SHORT = sorted(path.name for path in EXAMPLES.glob("*.py") if path.name != "demo.py")
+DEMO_TASK = re.findall(r'^TASK = "(.*)"$', (EXAMPLES / "demo.py").read_text(), re.MULTILINE)[0]
 TINY: dict[str, Any] = dict(
     learning_starts=50,
     pretrain_gradient_steps=2,
@@ -31,7 +33,7 @@ TINY: dict[str, Any] = dict(
 @pytest.fixture
 def models(monkeypatch, tmp_path):
     """In an empty folder, with tiny agents and short episodes; gives the list of the models that have been trained."""
-    for name in ("Pendulum-v1", "dmc/walker-walk-v0", "dmc/cup-catch-pixels-v0"):
+    for name in ("Pendulum-v1", "dmc/walker-walk-v0", "dmc/cup-catch-pixels-v0", DEMO_TASK):
         monkeypatch.setattr(gym.spec(name), "max_episode_steps", 20)
     trained: list[TDMPC2] = []
     create, learn = TDMPC2.__init__, TDMPC2.learn
@@ -128,7 +130,7 @@ def test_custom_env(run, models):
         output = run("custom_env.py", "--steps", 120)
     finally:
         gym.registry.pop("Hover-v0", None)
-    assert "predicts terminations: True" in output
+    assert "Predicts terminations: True" in output
     assert 0 < number("at most 100:", output) <= 100
     assert models[0].gamma == 0.95  # from the 100 steps of an episode
 
@@ -139,3 +141,15 @@ def test_pixels(run, models):
     assert 0 <= number("Return over 5 episodes", output) <= 40
     assert models[0].replay_buffer.nbytes < 4e6, "the buffer must not be larger than the training"
     assert Path("logs/cup_catch_pixels.zip").exists()
+
+
+def test_demo(run, models):
+    pytest.importorskip("dm_control")
+    output = run("demo.py", "--steps", 60)
+    table = json.loads(Path("demo/table.json").read_text())
+    assert [row["agent"] for row in table["rows"]] == ["random", "SAC", "TDMPC2"]
+    assert [row["steps"] for row in table["rows"]] == [0, 60, 60]
+    assert Path("demo/table.txt").read_text() in output and "reduced model and planner" in output
+    assert Path("demo/learning_curves.png").read_bytes().startswith(b"\x89PNG")
+    assert TDMPC2.load("demo/tdmpc2").num_timesteps == 60
+    assert Path("demo/tdmpc2-episode-0.mp4").exists() or "No video: " in output
