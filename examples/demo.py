@@ -25,7 +25,7 @@ from stable_baselines3.common.vec_env import VecEnv
 import sb3_mpc.envs  # noqa: F401  (registers the dmc/... ids)
 from sb3_mpc import TDMPC2
 
-TASK = "dmc/cup-catch-v0"
+TASK = "dmc/cartpole-swingup-v0"
 EPISODES = 10
 # Reduced to fit into minutes on a CPU. The defaults are the paper's: 5 million parameters and 6 x 512 candidates.
 REDUCED: dict[str, Any] = dict(
@@ -132,7 +132,7 @@ def record(model: Any, folder: Path, seed: int) -> str:
 def main() -> None:
     """Train, evaluate, compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=5_000, help="agent decisions of each agent")
+    parser.add_argument("--steps", type=int, default=4_500, help="agent decisions of each agent")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=Path("demo"), help="where the results are saved")
     args = parser.parse_args()
