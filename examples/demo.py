@@ -8,6 +8,8 @@ learning curves as a picture, the table as text and JSON and, where the machine 
 import argparse
 import json
 import time
+from contextlib import closing
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,8 @@ from matplotlib.figure import Figure
 from stable_baselines3 import SAC
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.monitor import load_results
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
 
 import sb3_mpc.envs  # noqa: F401  (registers the dmc/... ids)
 from sb3_mpc import TDMPC2
@@ -54,43 +56,58 @@ class RandomPolicy:
         return np.array([self.action_space.sample() for _ in observation]), None
 
 
-def train(
-    algorithm: type[OffPolicyAlgorithm], steps: int, seed: int, folder: Path, **settings: Any
-) -> tuple[Any, float]:
+def train(algorithm: type[OffPolicyAlgorithm], steps: int, seed: int, **settings: Any) -> tuple[Any, float]:
     """
     :param algorithm: class of the agent
     :param steps: agent decisions
     :param seed: seed of agent and environment
-    :param folder: where the returns of the training episodes are written
     :param settings: arguments of the agent
     :return: the trained agent, and the seconds that it took
     """
-    env = make_vec_env(TASK, seed=seed, monitor_dir=str(folder / algorithm.__name__))
     started = time.perf_counter()
-    model = algorithm("MlpPolicy", env, seed=seed, **settings).learn(steps, progress_bar=True)
+    model = algorithm("MlpPolicy", make_vec_env(TASK, seed=seed), seed=seed, **settings).learn(steps, progress_bar=True)
     return model, time.perf_counter() - started
 
 
-def plot(folder: Path, rows: list[dict[str, Any]]) -> None:
+def evaluate(name: str, agent: Any, env: VecEnv, seed: int, seconds: float = 0.0) -> dict[str, Any]:
     """
-    :param folder: where the returns of the training episodes are, and the picture goes
-    :param rows: table of the final evaluation
+    :param name: name of the agent
+    :param agent: trained model or random policy
+    :param env: ``EPISODES`` environments
+    :param seed: seed of the episodes
+    :param seconds: how long the training took
+    :return: a row of the table, with the returns of training and evaluation
+    """
+    env.seed(seed)
+    returns, _ = evaluate_policy(agent, env, n_eval_episodes=EPISODES, return_episode_rewards=True)
+    row: dict[str, Any] = dict(agent=name, mean=float(np.mean(returns)), std=float(np.std(returns)), returns=returns)
+    row |= dict(steps=0, seconds=round(seconds, 1), training_steps=[], training_returns=[])
+    if isinstance(agent, OffPolicyAlgorithm):
+        training = agent.get_env()
+        assert training is not None
+        row["steps"] = agent.num_timesteps
+        row["training_steps"] = np.cumsum(training.env_method("get_episode_lengths")[0]).tolist()
+        row["training_returns"] = training.env_method("get_episode_rewards")[0]
+    return row
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """
+    :param rows: random policy, SAC and TDMPC2
+    :param path: where the picture goes
     """
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
-    for row, color in zip(rows, ("tab:gray", "tab:orange", "tab:blue"), strict=True):
-        if (folder / row["agent"]).exists():
-            episodes = load_results(str(folder / row["agent"]))
-            axes.plot(episodes["l"].cumsum(), episodes["r"], "o-", color=color, label=f"{row['agent']}, while training")
-            axes.errorbar(row["steps"], row["mean"], row["std"], fmt="*", color=color, ms=12, capsize=4)
-        else:
-            axes.axhline(row["mean"], color=color, ls="--", label=f"{row['agent']} policy")
-    axes.set(xlabel="steps (agent decisions)", ylabel="episode return", title=f"{TASK}: TDMPC2 (reduced) and SAC")
-    axes.plot([], [], "k*", ms=12, label=f"mean and std of {EPISODES} episodes after training")
-    axes.set_ylim(-30, 1030)
+    random, *trained = rows
+    for row, color in zip(trained, ("tab:orange", "tab:blue"), strict=True):
+        axes.plot(row["training_steps"], row["training_returns"], "o-", color=color, label=row["agent"])
+        axes.errorbar(row["steps"], row["mean"], row["std"], fmt="*", color=color, ms=13, capsize=4)
+    axes.axhline(random["mean"], color="tab:gray", ls="--", label="random policy")
+    axes.plot([], [], "k*", ms=10, label=f"after training, {EPISODES} episodes")
+    axes.set(xlabel="steps (agent decisions)", ylabel="episode return", title=f"{TASK}, TDMPC2 with reduced settings")
     axes.grid(alpha=0.3)
-    axes.legend(loc="upper left")
-    figure.savefig(folder / "learning_curves.png", dpi=150)
+    axes.legend()
+    figure.savefig(path, dpi=150)
 
 
 def record(model: Any, folder: Path, seed: int) -> str:
@@ -100,13 +117,14 @@ def record(model: Any, folder: Path, seed: int) -> str:
     :param seed: seed of the episode
     :return: one line that says where the video is, or why there is none
     """
+    if find_spec("moviepy") is None:
+        return 'No video: pip install "sb3-mpc[extra]" brings moviepy, which writes it'
     try:
-        env = gym.make(TASK, render_mode="rgb_array", width=256, height=256)
-        env = gym.wrappers.RecordVideo(env, str(folder), name_prefix="tdmpc2", disable_logger=True)
-        env.reset(seed=seed)
-        evaluate_policy(model, env, n_eval_episodes=1, warn=False)
-        env.close()
-    except (RuntimeError, gym.error.DependencyNotInstalled) as error:
+        env: gym.Env = gym.make(TASK, render_mode="rgb_array", width=256, height=256)
+        env.reset(seed=seed)  # before the recording: every reset starts a file
+        with closing(gym.wrappers.RecordVideo(env, str(folder), name_prefix="tdmpc2", disable_logger=True)) as env:
+            evaluate_policy(model, env, n_eval_episodes=1, warn=False)
+    except RuntimeError as error:
         return f"No video: {error}"
     return f"Video: {folder}/tdmpc2-episode-0.mp4"
 
@@ -118,29 +136,24 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=Path("demo"), help="where the results are saved")
     args = parser.parse_args()
-    folder, steps = args.folder, args.steps
+    folder, steps, seed = args.folder, args.steps, args.seed
     folder.mkdir(parents=True, exist_ok=True)
     print(f"{TASK}: {steps} steps for each agent. A step is one decision; dm_control counts two frames in it.")
     print("TDMPC2 has a REDUCED model and planner here, to fit into minutes on a CPU; SAC has its default settings.")
 
     print("\nTraining SAC")
-    sac, sac_seconds = train(SAC, steps, args.seed, folder)
-    print("\nTraining TDMPC2, the first steps at random")
-    tdmpc2, tdmpc2_seconds = train(TDMPC2, steps, args.seed, folder, **REDUCED)
+    sac, sac_seconds = train(SAC, steps, seed)
+    print("\nTraining TDMPC2; the first steps are random, learning begins after them")
+    tdmpc2, tdmpc2_seconds = train(TDMPC2, steps, seed, **REDUCED)
     tdmpc2.save(folder / "tdmpc2")
 
     print(f"\nEvaluating, {EPISODES} episodes of each agent")
     env = make_vec_env(TASK, n_envs=EPISODES)  # side by side, so that the plans are made in one batch
-    agents = [
-        ("random", RandomPolicy(env.action_space, args.seed), 0, 0.0),
-        ("SAC", sac, steps, sac_seconds),
-        ("TDMPC2", tdmpc2, steps, tdmpc2_seconds),
+    rows = [
+        evaluate("random", RandomPolicy(env.action_space, seed), env, seed + 1_000),
+        evaluate("SAC", sac, env, seed + 1_000, sac_seconds),
+        evaluate("TDMPC2", tdmpc2, env, seed + 1_000, tdmpc2_seconds),
     ]
-    rows = []
-    for name, agent, trained, seconds in agents:
-        env.seed(args.seed + 1_000)  # the same initial states for all
-        mean, std = evaluate_policy(agent, env, n_eval_episodes=EPISODES, deterministic=True)
-        rows.append(dict(agent=name, mean=float(mean), std=float(std), steps=trained, seconds=round(seconds, 1)))
     table = f"{'agent':<8}{'return':>14}{'steps':>10}{'training':>12}\n"
     for row in rows:
         score = f"{row['mean']:.0f} +- {row['std']:.0f}"
@@ -149,10 +162,10 @@ def main() -> None:
     print(f"\n{table}")
 
     (folder / "table.txt").write_text(table)
-    (folder / "table.json").write_text(json.dumps(dict(task=TASK, seed=args.seed, rows=rows), indent=1))
-    plot(folder, rows)
+    (folder / "table.json").write_text(json.dumps(dict(task=TASK, seed=seed, rows=rows), indent=1))
+    plot(rows, folder / "learning_curves.png")
     print(f"Model: {folder}/tdmpc2.zip\nLearning curves: {folder}/learning_curves.png")
-    print(record(tdmpc2, folder, args.seed))
+    print(record(tdmpc2, folder, seed))
 
 
 if __name__ == "__main__":
