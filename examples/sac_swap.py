@@ -12,7 +12,7 @@ args = parser.parse_args()
 
 # The settings are the paper's: a model of 5 million parameters and a plan of 6 x 512 candidates at every decision. They
 # are made for a GPU. On a CPU they are slow: say policy_kwargs=dict(model_size=1),
-# num_samples=128, num_elites=16, iterations=3 for a several times faster agent that solves this task as well.
+# num_samples=128, num_elites=16, iterations=3 for a smaller and faster agent.
 model = TDMPC2("MlpPolicy", "Pendulum-v1", verbose=1)  # was: model = SAC("MlpPolicy", "Pendulum-v1", verbose=1)
 model.learn(total_timesteps=args.steps, progress_bar=True)
 
