@@ -34,6 +34,8 @@ SETTINGS = dict(num_samples=256, num_elites=32, iterations=4, policy_kwargs=dict
 
 def train(task: str, seed: int, steps: int, every: int, folder: Path, compile: bool) -> None:
     """
+    A run whose folder holds a checkpoint goes on from the newest one.
+
     :param task: DMControl task
     :param seed: seed of agent and environment
     :param steps: agent decisions
@@ -42,12 +44,27 @@ def train(task: str, seed: int, steps: int, every: int, folder: Path, compile: b
     :param compile: compile plan and update
     """
     folder.mkdir(parents=True, exist_ok=True)
-    env: Monitor = Monitor(gym.make(f"dmc/{task}-v0"), str(folder / "train"))
-    model = TDMPC2("MlpPolicy", env, seed=seed, verbose=1, compile=compile, **SETTINGS)  # type: ignore[arg-type]
+    saved = checkpoints(folder)
+    # A run that goes on appends to the returns of its training episodes
+    env: Monitor = Monitor(gym.make(f"dmc/{task}-v0"), str(folder / "train"), override_existing=not saved)
+    if saved:
+        done = max(saved)
+        model = TDMPC2.load(saved[done], env, compile=compile)
+        model.load_replay_buffer(folder / f"model_replay_buffer_{done}_steps.pkl")
+    else:
+        model = TDMPC2("MlpPolicy", env, seed=seed, verbose=1, compile=compile, **SETTINGS)  # type: ignore[arg-type]
     settings = dict(SETTINGS, task=task, seed=seed, steps=steps, threads=th.get_num_threads(), compile=compile)
     (folder / "settings.json").write_text(json.dumps(settings, indent=1))
-    model.learn(steps, callback=CheckpointCallback(every, str(folder), name_prefix="model"), log_interval=1)
-    model.save(folder / "model_final")
+    callback = CheckpointCallback(every, str(folder), name_prefix="model", save_replay_buffer=True)
+    model.learn(steps - model.num_timesteps, callback, log_interval=1, reset_num_timesteps=False)
+
+
+def checkpoints(folder: Path) -> dict[int, Path]:
+    """
+    :param folder: folder of a training run
+    :return: its checkpoints by the number of decisions
+    """
+    return {int(path.stem.split("_")[1]): path for path in folder.glob("model_*_steps.zip")}
 
 
 def evaluate(task: str, seed: int, folder: Path, output: Path, episodes: int) -> None:
@@ -67,8 +84,7 @@ def evaluate(task: str, seed: int, folder: Path, output: Path, episodes: int) ->
         episodes_seen = list(csv.reader(file))[2:]
     with output.with_suffix(".train.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["return", "length"], *(row[:2] for row in episodes_seen)])
-    steps_of = {int(path.stem.split("_")[1]): path for path in folder.glob("model_*_steps.zip")}
-    for steps, path in sorted(steps_of.items()):
+    for steps, path in sorted(checkpoints(folder).items()):
         if steps in done:
             continue
         env = make_vec_env(f"dmc/{task}-v0", n_envs=episodes, seed=10_000 + seed)
