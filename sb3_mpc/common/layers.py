@@ -103,20 +103,29 @@ def init_linear(module: nn.Module) -> None:
 
 class StackedLinear(nn.Module):
     """
-    ``num_members`` independent linear layers kept as one tensor, optionally with LayerNorm and Mish.
+    ``num_members`` independent linear layers kept as one tensor, optionally with LayerNorm and an activation.
 
     :param num_members: size M of the ensemble
     :param in_features: size of the input
     :param out_features: size of the output
-    :param normed: whether LayerNorm and Mish follow
+    :param normed: whether LayerNorm and the activation follow
+    :param activation: Mish by default
     """
 
-    def __init__(self, num_members: int, in_features: int, out_features: int, normed: bool = True) -> None:
+    def __init__(
+        self,
+        num_members: int,
+        in_features: int,
+        out_features: int,
+        normed: bool = True,
+        activation: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(th.empty(num_members, out_features, in_features))
         self.bias = nn.Parameter(th.zeros(num_members, out_features))
         nn.init.normal_(self.weight, std=INIT_STD)
         self.normed = normed
+        self.activation = Mish() if activation is None else activation
         if normed:
             self.ln_weight = nn.Parameter(th.ones(num_members, out_features))
             self.ln_bias = nn.Parameter(th.zeros(num_members, out_features))
@@ -142,7 +151,7 @@ class StackedLinear(nn.Module):
             x = x * dropout_mask
         if self.normed:
             x = F.layer_norm(x, x.shape[-1:])
-            x = mish(th.addcmul(pick(self.ln_bias).unsqueeze(1), x, pick(self.ln_weight).unsqueeze(1)))
+            x = self.activation(th.addcmul(pick(self.ln_bias).unsqueeze(1), x, pick(self.ln_weight).unsqueeze(1)))
         return x
 
 

@@ -1,0 +1,128 @@
+"""The distillation loss of Fac-TDMPC (section 4.2): the student learns to order actions as the expert does."""
+
+from typing import NamedTuple
+
+import torch as th
+import torch.nn.functional as F
+from torch import nn
+
+from sb3_mpc.common.gaussian import gaussian_log_prob
+from sb3_mpc.common.world_model import WorldModel
+from sb3_mpc.fac_tdmpc.factored_model import FactoredWorldModel
+
+MIN_SPREAD, SPREAD_TAU = 1e-3, 0.01
+
+
+class Scores(NamedTuple):
+    """
+    What a model makes of K candidate sequences for each of B segments, step by step.
+
+    :param rewards: ``[H + 1, B, K]``
+    :param values: of each of M value networks ``[M, H + 1, B, K]``
+    """
+
+    rewards: th.Tensor
+    values: th.Tensor
+
+
+class Spread(nn.Module):
+    """Running mean of the expert's standard deviations over the candidates, of rewards and of values."""
+
+    value: th.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("value", th.zeros(2))
+
+    def update(self, scores: Scores) -> None:
+        """
+        :param scores: the expert's
+        """
+        present = th.stack([scores.rewards.std(-1).mean(), scores.values.std(-1).mean()])
+        started = self.value.any()
+        self.value.copy_(th.where(started, self.value.lerp(present, SPREAD_TAU), present).clamp(min=MIN_SPREAD))
+
+
+@th.no_grad()
+def expert_scores(
+    model: WorldModel, z: th.Tensor, actions: th.Tensor, noise: th.Tensor
+) -> tuple[Scores, th.Tensor, th.Tensor]:
+    """
+    :param model: the expert's model
+    :param z: its latent states ``[B, D]``
+    :param actions: candidate sequences ``[H + 1, B, K, A]``
+    :param noise: standard normal draws of its policy's actions ``[H + 1, B, K, A]``
+    :return: its scores with one value ``[1, H + 1, B, K]``, nothing being earned after a predicted termination; and
+        actions of its policy in the states of the sequences ``[H + 1, B, K, A]``, and where these are alive ``[.., 1]``
+    """
+    z = z.unsqueeze(1).expand(-1, actions.shape[2], -1)
+    alive = th.ones_like(z[..., :1])
+    rewards, values, policy_actions, lives = [], [], [], []
+    for action, eps in zip(actions, noise, strict=True):
+        rewards.append(alive * model.two_hot.decode(model.reward(z, action)))
+        values.append(alive * model.two_hot.decode(model.value(z, action)).mean(0))
+        policy_actions.append(model.act(z, eps))
+        lives.append(alive)
+        z = model.next(z, action)
+        if model.termination_head is not None:
+            alive = alive * (model.termination(z) <= 0)
+    scores = Scores(th.stack(rewards).squeeze(-1), th.stack(values).squeeze(-1).unsqueeze(0))
+    return scores, th.stack(policy_actions), th.stack(lives)
+
+
+def student_scores(model: FactoredWorldModel, z: th.Tensor, actions: th.Tensor) -> tuple[Scores, list[th.Tensor]]:
+    """
+    :param model: the factored model
+    :param z: its latent states ``[B, G * m]``
+    :param actions: candidate sequences ``[H + 1, B, K, A]``
+    :return: sums of the groups' scores, and the blocks of the predicted states, ``[G * B, K, m]`` each
+    """
+    groups = model.groups
+    blocks = model.split(z).unsqueeze(1).expand(-1, actions.shape[2], -1)
+    rewards, values, states = [], [], []
+    for action in groups.split(actions, 1):
+        states.append(blocks)
+        rewards.append(model.reward(blocks, action).unflatten(0, (groups.num_groups, -1)).sum(0))
+        values.append(model.value(blocks, action).unflatten(1, (groups.num_groups, -1)).sum(1))
+        blocks = model.next(blocks, action)
+    return Scores(th.stack(rewards).squeeze(-1), th.stack(values, dim=1).squeeze(-1)), states
+
+
+def ranking_loss(
+    student: th.Tensor, expert: th.Tensor, spread: th.Tensor, temperature: float, reverse: bool
+) -> th.Tensor:
+    """
+    Divergence between the distributions over the candidates, both at the expert's scale: with a scale of its own the
+    student's rewards and values could no longer be added.
+
+    :param student: scores ``[..., K]``
+    :param expert: scores, broadcastable to the student's
+    :param spread: scale of the expert's scores
+    :param temperature: temperature T of the distributions, in units of the spread
+    :param reverse: KL(student, expert) as printed in the paper, instead of KL(expert, student)
+    :return: ``[...]``
+    """
+    log_p, log_q = (th.log_softmax(x / (temperature * spread), dim=-1) for x in (expert.expand_as(student), student))
+    if reverse:
+        log_p, log_q = log_q, log_p
+    return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
+
+
+def imitation_loss(
+    model: FactoredWorldModel, states: list[th.Tensor], expert_actions: th.Tensor, alive: th.Tensor
+) -> th.Tensor:
+    """
+    Negative log-likelihood of the expert policy's actions; the gradient stops at the states.
+
+    :param model: the factored model
+    :param states: blocks of the predicted states ``[G * B, K, m]`` of each step
+    :param expert_actions: ``[H + 1, B, K, A]``
+    :param alive: 1 until the expert predicts a termination ``[H + 1, B, K, 1]``
+    :return: mean over states and action dimensions, a scalar
+    """
+    losses = []
+    for blocks, action, weight in zip(states, expert_actions, alive, strict=True):
+        mean, log_std = (model.groups.join(part) for part in model.prior(blocks.detach()))
+        eps = (action - mean) * (-log_std).exp()
+        losses.append((weight * -gaussian_log_prob(eps, log_std)).mean() / action.shape[-1])
+    return th.stack(losses).mean()
