@@ -4,14 +4,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sb3_mpc.bmpc import BMPC as BMPC
     from sb3_mpc.tdmpc2 import TDMPC2 as TDMPC2
+    from sb3_mpc.tdmpc_square import TDMPCSquare as TDMPCSquare
 
 __version__ = "0.1.0"
 
-__all__ = ["TDMPC2"]
+__all__ = ["BMPC", "TDMPC2", "TDMPCSquare"]
 
 # Loaded at first use, so that `import sb3_mpc.envs` does not wait for PyTorch
-_MODULES = {"TDMPC2": "sb3_mpc.tdmpc2"}
+_MODULES = {"BMPC": "sb3_mpc.bmpc", "TDMPC2": "sb3_mpc.tdmpc2", "TDMPCSquare": "sb3_mpc.tdmpc_square"}
 
 
 def __getattr__(name: str) -> Any:

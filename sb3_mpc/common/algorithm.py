@@ -11,6 +11,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_mpc.common.acceleration import compile_function, resolve_compile
+from sb3_mpc.common.arguments import show_inherited_arguments
 from sb3_mpc.common.checks import (
     check_action_space,
     check_batch_size,
@@ -24,7 +25,7 @@ from sb3_mpc.common.collection import CollectingAlgorithm
 from sb3_mpc.common.discount import discount_from_episode_length, episode_length
 from sb3_mpc.common.losses import UpdateNoise, at, draw_update_noise, model_losses, unroll
 from sb3_mpc.common.policies import CnnPolicy, MultiInputPolicy, WorldModelPolicy
-from sb3_mpc.common.sequence_buffer import SequenceBatch, SequenceReplayBuffer
+from sb3_mpc.common.sequence_buffer import SequenceBatch
 from sb3_mpc.common.views import PriorPolicy, ValueFunctions
 
 # Random steps before the first update: 5 episodes, at least 1000 (official code)
@@ -45,6 +46,12 @@ class WorldModelAlgorithm(CollectingAlgorithm):
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
     }
+    policy_defaults: ClassVar[dict[str, Any]] = {}  # what the method changes in the defaults of the policy
+    trains_policy_in_burst: ClassVar[bool] = True  # whether the policy learns in the updates of the seeding phase
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        show_inherited_arguments(cls)
 
     def __init__(
         self,
@@ -178,11 +185,12 @@ class WorldModelAlgorithm(CollectingAlgorithm):
 
     def _setup_buffer(self) -> None:
         if self.replay_buffer_class is None:
-            self.replay_buffer_class = SequenceReplayBuffer
-        if not issubclass(self.replay_buffer_class, SequenceReplayBuffer):
+            self.replay_buffer_class = self.buffer_class
+        if not issubclass(self.replay_buffer_class, self.buffer_class):
             raise ValueError(
-                f"replay_buffer_class={self.replay_buffer_class.__name__} does not sample sequences: leave it out, or "
-                "derive it from SequenceReplayBuffer of sb3_mpc.common (HerReplayBuffer is not supported yet)."
+                f"replay_buffer_class={self.replay_buffer_class.__name__} does not sample the sequences that "
+                f"{type(self).__name__} needs: leave it out, or derive it from {self.buffer_class.__name__} of "
+                "sb3_mpc.common (HerReplayBuffer is not supported yet)."
             )
         if self.replay_buffer is None:
             self.replay_buffer = self.replay_buffer_class(
@@ -214,7 +222,7 @@ class WorldModelAlgorithm(CollectingAlgorithm):
             running_scale_tau=self.tau,
             planner_kwargs=planner_kwargs,
         )
-        return {**arguments, **self.policy_kwargs}
+        return {**self.policy_defaults, **arguments, **self.policy_kwargs}
 
     @property
     def actor(self) -> PriorPolicy:  # type: ignore[override]
@@ -238,36 +246,47 @@ class WorldModelAlgorithm(CollectingAlgorithm):
         :param gradient_steps: number of updates; the first call adds those of the seeding phase
         :param batch_size: number of windows in a batch
         """
-        if self._n_updates == 0 and int(self.pretrain_gradient_steps) > 0:
-            gradient_steps += int(self.pretrain_gradient_steps)
-            if self.verbose > 0:
-                print(f"Seeding done: {gradient_steps} updates on the collected transitions follow")
         self.policy.set_training_mode(True)
         self._update_learning_rate([self.policy.model_optimizer, self.policy.pi_optimizer])
         if self.policy.compiles and self._compiled_update is None:
             self._compiled_update = compile_function(self.update)
-        update = self._compiled_update or self.update
-        sums: th.Tensor | None = None
-        for _ in range(gradient_steps):
-            batch = self.refresh(self.replay_buffer.sample(batch_size, env=self._vec_normalize_env))
-            logs = update(batch, self.draw_noise(batch_size))
-            values = th.stack([value.float() for value in logs.values()])
-            sums = values if sums is None else sums + values
-        self._n_updates += gradient_steps
-        if sums is not None:  # the only time that losses travel to the host
-            means = dict(zip(logs, (sums / gradient_steps).tolist(), strict=True))
-            check_finite_losses(means, self._n_updates)
-            for name, value in means.items():
-                self.logger.record(f"train/{name}", value)
+        if self._n_updates == 0 and int(self.pretrain_gradient_steps) > 0:
+            if self.verbose > 0:
+                print(f"Seeding done: {self.pretrain_gradient_steps} updates on the collected transitions follow")
+            self._updates(int(self.pretrain_gradient_steps), batch_size, burst=True)
+        self._updates(gradient_steps, batch_size)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.policy.set_training_mode(False)
 
-    def update(self, batch: SequenceBatch, noise: UpdateNoise) -> dict[str, th.Tensor]:
+    def _updates(self, count: int, batch_size: int, burst: bool = False) -> None:
+        """
+        :param count: number of updates
+        :param batch_size: number of windows in a batch
+        :param burst: whether these are the updates on the data of the seeding phase
+        """
+        update = self._compiled_update or self.update
+        sums: th.Tensor | None = None
+        for _ in range(count):
+            batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
+            batch = batch if burst else self.refresh(batch)
+            noise = self.draw_noise(batch_size)
+            logs = update(batch._replace(places=None), noise, self.trains_policy_in_burst or not burst)
+            values = th.stack([value.float() for value in logs.values()])
+            sums = values if sums is None else sums + values
+        self._n_updates += count
+        if sums is not None:  # the only time that losses travel to the host
+            means = dict(zip(logs, (sums / count).tolist(), strict=True))
+            check_finite_losses(means, self._n_updates)
+            for name, value in means.items():
+                self.logger.record(f"train/{name}", value)
+
+    def update(self, batch: SequenceBatch, noise: UpdateNoise, train_policy: bool = True) -> dict[str, th.Tensor]:
         """
         One gradient step on the model and the values, one on the policy, and one of the target networks.
 
         :param batch: windows
         :param noise: random numbers
+        :param train_policy: whether the policy learns, too
         :return: what to log, scalars by name
         """
         policy, model = self.policy, self.policy.world_model
@@ -281,11 +300,13 @@ class WorldModelAlgorithm(CollectingAlgorithm):
         losses |= self.extra_losses(zs, batch, noise)
         total = th.stack([getattr(self, f"{name}_coef") * loss for name, loss in losses.items()]).sum()
         grad_norm = self._step(policy.model_optimizer, total)
-        pi_loss, logs = self.policy_loss(zs.detach(), batch, noise)
-        pi_grad_norm = self._step(policy.pi_optimizer, pi_loss)
+        logs: dict[str, th.Tensor] = {}
+        if train_policy:
+            pi_loss, logs = self.policy_loss(zs.detach(), batch, noise)
+            logs |= dict(pi_loss=pi_loss, pi_grad_norm=self._step(policy.pi_optimizer, pi_loss))
         model.update_target(self.tau)
         logs |= {f"{name}_loss": loss for name, loss in losses.items()}
-        logs |= dict(pi_loss=pi_loss, grad_norm=grad_norm, pi_grad_norm=pi_grad_norm)
+        logs |= dict(grad_norm=grad_norm)
         return {name: value.detach() for name, value in logs.items()}
 
     def _step(self, optimizer: th.optim.Optimizer, loss: th.Tensor) -> th.Tensor:
@@ -348,6 +369,8 @@ class WorldModelAlgorithm(CollectingAlgorithm):
 
     def refresh(self, batch: SequenceBatch) -> SequenceBatch:
         """
+        Called before every update but those of the seeding phase.
+
         :param batch: windows as sampled
         :return: windows to train on
         """

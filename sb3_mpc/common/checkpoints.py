@@ -8,7 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch as th
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -87,6 +87,7 @@ class PersistentAlgorithm(OffPolicyAlgorithm):
     random numbers included.
     """
 
+    buffer_class: ClassVar[type[SequenceReplayBuffer]] = SequenceReplayBuffer  # or one derived from it
     policy: WorldModelPolicy
     horizon: int
     replay_buffer: SequenceReplayBuffer
@@ -184,8 +185,11 @@ class PersistentAlgorithm(OffPolicyAlgorithm):
             with explain_damage(path, "replay buffer"):
                 super().load_replay_buffer(path, truncate_last_traj)
             loaded = self.replay_buffer
-            if not isinstance(loaded, SequenceReplayBuffer):
-                raise ValueError(f"{path} holds a {type(loaded).__name__}, not a SequenceReplayBuffer of this package.")
+            if not isinstance(loaded, self.buffer_class):
+                raise ValueError(
+                    f"{path} holds a {type(loaded).__name__}, not a {self.buffer_class.__name__} of this package as "
+                    f"{type(self).__name__} needs it."
+                )
             for name, saved, wanted in (
                 ("observation space", loaded.observation_space, self.observation_space),
                 ("action space", loaded.action_space, self.action_space),

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
@@ -13,6 +14,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_mpc.common.checkpoints import PersistentAlgorithm
 from sb3_mpc.common.checks import check_finite_observation, check_observation_shape, raised_by_sb3
+from sb3_mpc.common.plan_buffer import PlanReplayBuffer
 from sb3_mpc.common.planning import Plan
 
 
@@ -70,7 +72,7 @@ class CollectingAlgorithm(PersistentAlgorithm):
         if self.num_timesteps < learning_starts:
             unscaled = np.array([self.action_space.sample() for _ in range(n_envs)])
             actions = self.policy.scale_action(unscaled).astype(np.float32)
-            self._plan_state = None
+            self._plan_state, self._last_plan = None, None
         else:
             assert self._last_obs is not None, "self._last_obs was not set"
             if self._plan_state is not None and len(self._plan_state[0]) != n_envs:
@@ -100,7 +102,17 @@ class CollectingAlgorithm(PersistentAlgorithm):
             self.policy.enable_termination()
             self._compiled_update = None
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+        if isinstance(replay_buffer, PlanReplayBuffer) and self._last_plan is not None:
+            replay_buffer.store_plans(self.plan_to_store(self._last_plan).cpu().numpy())
         self._last_episode_starts = dones
+
+    def plan_to_store(self, plan: Plan) -> th.Tensor:
+        """
+        :param plan: plan for E environments
+        :return: mean and standard deviation of the first action that a buffer of plans keeps ``[2, E, A]``; the mean is
+            that of the chosen elite
+        """
+        return th.stack([plan.elite_action, plan.std[:, 0]])
 
     def _check_transition(
         self,

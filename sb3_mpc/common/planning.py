@@ -4,7 +4,7 @@ Model-predictive path integral control with a policy prior (TD-MPC2, section 3.2
 A plan is a pure function of its inputs: all random numbers are drawn beforehand into a :class:`PlanNoise`.
 """
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch as th
 from torch import nn
@@ -93,6 +93,8 @@ class MPPIPlanner(nn.Module):
     :param temperature: factor in front of the return in the weights of the elites
     """
 
+    needs_terminal_action: ClassVar[bool] = True  # whether the terminal value is that of an action
+
     def __init__(
         self,
         world_model: WorldModel,
@@ -142,11 +144,19 @@ class MPPIPlanner(nn.Module):
         return PlanNoise(
             proposals=normal(horizon, n_envs, proposals, action_dim),
             samples=normal(self.iterations, horizon, n_envs, self.num_samples - proposals, action_dim),
-            terminal=normal(self.iterations, n_envs, self.num_samples, action_dim),
+            terminal=normal(self.iterations, n_envs * self.needs_terminal_action, self.num_samples, action_dim),
             members=draw_members(self.iterations, self.world_model.num_q, generator),
             selection=selection,
             exploration=normal(n_envs, action_dim) if explore else None,
         )
+
+    def act(self, z: th.Tensor, noise: th.Tensor) -> th.Tensor:
+        """
+        :param z: latent states ``[..., D]``
+        :param noise: standard normal draws ``[..., A]``
+        :return: actions that the prior proposes ``[..., A]``
+        """
+        return self.world_model.act(z, noise)
 
     def propose(self, z: th.Tensor, noise: th.Tensor) -> th.Tensor:
         """
@@ -159,7 +169,7 @@ class MPPIPlanner(nn.Module):
         z = z.unsqueeze(1).expand(-1, self.num_pi_trajs, -1)
         actions = []
         for t in range(self.horizon):
-            actions.append(self.world_model.act(z, noise[t]))
+            actions.append(self.act(z, noise[t]))
             if t < self.horizon - 1:
                 z = self.world_model.next(z, actions[-1])
         return th.stack(actions)
@@ -190,7 +200,7 @@ class MPPIPlanner(nn.Module):
         latents = [z]
         for action in actions:
             latents.append(model.next(latents[-1], action))
-        rewards = model.two_hot.decode(model.reward(th.stack(latents[:-1]), actions))  # [H, E, N, 1]
+        rewards = self.rewards(th.stack(latents[:-1]), actions)  # [H, E, N, 1]
         values = self.terminal_value(latents[-1], noise, members)
         returns = th.cat([rewards, values.unsqueeze(0)])
         steps = th.arange(self.horizon + 1, device=z.device, dtype=z.dtype).view(-1, 1, 1, 1)
@@ -199,6 +209,14 @@ class MPPIPlanner(nn.Module):
             ended = (model.termination(th.stack(latents[1:])) > 0).to(z.dtype).cumsum(0).clamp(max=1)
             returns = th.cat([returns[:1], returns[1:] * (1 - ended)])
         return (returns * model.discount(z, self.gamma) ** steps).sum(0).squeeze(-1).nan_to_num(0)
+
+    def rewards(self, z: th.Tensor, actions: th.Tensor) -> th.Tensor:
+        """
+        :param z: latent states ``[H, E, N, D]``
+        :param actions: ``[H, E, N, A]``
+        :return: what each step adds to the return, before discounting ``[H, E, N, 1]``
+        """
+        return self.world_model.two_hot.decode(self.world_model.reward(z, actions))
 
     def terminal_value(self, z: th.Tensor, noise: th.Tensor, members: th.Tensor) -> th.Tensor:
         """

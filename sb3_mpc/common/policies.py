@@ -49,6 +49,7 @@ class WorldModelPolicy(PlanningPolicy):
     :param enc_lr_scale: factor on the learning rate of the encoder
     :param episodic: whether the termination head exists from the start
     :param running_scale_tau: step of the running scale of the values
+    :param world_model_class: world model
     :param planner_class: planner
     :param planner_kwargs: its arguments
     :param image_augmentation: shift images at random while training
@@ -85,6 +86,7 @@ class WorldModelPolicy(PlanningPolicy):
         enc_lr_scale: float = 0.3,
         episodic: bool = False,
         running_scale_tau: float = 0.01,
+        world_model_class: type[WorldModel] = WorldModel,
         planner_class: type[MPPIPlanner] = MPPIPlanner,
         planner_kwargs: dict[str, Any] | None = None,
         image_augmentation: bool = True,
@@ -165,7 +167,7 @@ class WorldModelPolicy(PlanningPolicy):
         :param kwargs: arguments of :class:`WorldModel`
         :return: the world model; derived policies may have another one
         """
-        return WorldModel(**kwargs)
+        return self._init_kwargs["world_model_class"](**kwargs)
 
     def _build_optimizers(self, lr_schedule: Schedule, enc_lr_scale: float) -> None:
         """
@@ -177,7 +179,7 @@ class WorldModelPolicy(PlanningPolicy):
         adam = issubclass(self.optimizer_class, (th.optim.Adam, th.optim.AdamW))
         if adam and not {"fused", "foreach", "capturable", "differentiable"} & kwargs.keys():
             kwargs["fused"] = True  # one kernel for all parameters, on every device
-        heads = (model.dynamics, model.reward_head, model.q_ensemble)
+        heads = (model.dynamics, model.reward_head, model.q_ensemble, self.planner)  # a planner may learn, too
         groups = [
             dict(params=list(model.encoder.parameters()), lr=lr * enc_lr_scale, lr_scale=enc_lr_scale),
             dict(params=[p for head in heads for p in head.parameters()], lr_scale=1.0),

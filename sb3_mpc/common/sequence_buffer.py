@@ -1,7 +1,7 @@
 """Replay of sub-sequences: windows of H transitions that stop, masked, where the episode stops."""
 
 import os
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch as th
@@ -22,6 +22,9 @@ class SequenceBatch(NamedTuple):
     :param rewards: ``[H, B, 1]``
     :param terminated: 1 where the transition ended the episode by termination, not by truncation ``[H, B, 1]``
     :param mask: 1 for transitions of the window's episode ``[H, B, 1]``
+    :param plans: mean and standard deviation of the planned actions ``[2, H, B, A]``, NaN where none was planned; only
+        from buffers that store them
+    :param places: rows and environments of the transitions in such a buffer ``[2, H, B]``
     """
 
     observations: th.Tensor | dict[str, th.Tensor]
@@ -29,6 +32,8 @@ class SequenceBatch(NamedTuple):
     rewards: th.Tensor
     terminated: th.Tensor
     mask: th.Tensor
+    plans: th.Tensor | None = None
+    places: np.ndarray | None = None
 
 
 def available_memory() -> int | None:
@@ -72,6 +77,9 @@ class SequenceReplayBuffer(ReplayBuffer):
     :param handle_timeout_termination: treat episodes cut by a time limit as not terminated
     :param horizon: number H of transitions in a window
     """
+
+    # Arrays with a row for each transition, besides the observations
+    row_arrays: ClassVar[tuple[str, ...]] = ("actions", "rewards", "dones", "timeouts", "_next")
 
     def __init__(
         self,
@@ -250,7 +258,9 @@ class SequenceReplayBuffer(ReplayBuffer):
         alive = np.ones(len(rows), dtype=bool)
         observations = {key: [stored[rows, envs]] for key, stored in self._observations.items()}
         steps: list[tuple[np.ndarray, ...]] = []
+        places = []
         for _ in range(self.horizon):
+            places.append((rows, envs))
             terminated = self.dones[rows, envs] * (1 - self.timeouts[rows, envs])
             steps.append((self.actions[rows, envs], self.rewards[rows, envs], terminated, alive))
             link = self._next[rows, envs]
@@ -267,28 +277,33 @@ class SequenceReplayBuffer(ReplayBuffer):
         actions, rewards, terminated, mask = (np.stack(parts).astype(np.float32) for parts in zip(*steps, strict=True))
         stacked = self._normalize_obs(stacked if self._is_dict else stacked[""], env)
         rewards = self._normalize_reward(rewards, env)
-        return SequenceBatch(
+        batch = SequenceBatch(
             {key: self.to_torch(part, copy=False) for key, part in stacked.items()}
             if self._is_dict
             else self.to_torch(stacked, copy=False),
             self.to_torch(actions, copy=False),
             *(self.to_torch(part[..., None], copy=False) for part in (rewards, terminated, mask)),
         )
+        return self._add_plans(batch, places)
+
+    def _add_plans(self, batch: SequenceBatch, places: list[tuple[np.ndarray, np.ndarray]]) -> SequenceBatch:
+        """
+        :param batch: windows
+        :param places: rows ``[B]`` and environments ``[B]`` of the transitions of each of the H steps
+        :return: windows with what a derived buffer stores besides; nothing here
+        """
+        return batch
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
         if self._allocated:  # unused rows need not travel
-            for name in ("actions", "rewards", "dones", "timeouts", "_next"):
+            for name in self.row_arrays:
                 state[name] = state[name][: self.size()]
             state["_observations"] = {key: stored[: self.size()] for key, stored in self._observations.items()}
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        stored = (
-            {name: state.pop(name) for name in ("actions", "rewards", "dones", "timeouts", "_next", "_observations")}
-            if (state["_allocated"])
-            else {}
-        )
+        stored = {name: state.pop(name) for name in (*self.row_arrays, "_observations")} if state["_allocated"] else {}
         kept: dict[str, Any] = {name: state[name] for name in ("_head", "_final", "_free") if name in state}
         self.__dict__.update(state)
         if stored:

@@ -1,6 +1,7 @@
 """The implicit world model of TD-MPC2 (Hansen et al. 2024, section 3.1)."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch as th
 from torch import nn
@@ -43,6 +44,8 @@ class WorldModel(nn.Module):
     :param context_dim: size C of what a derived model adds to the latent state in :meth:`inputs`
     """
 
+    values_actions: ClassVar[bool] = True  # whether the ensemble values actions (Q) or states (V)
+
     def __init__(
         self,
         encoder: nn.Module,
@@ -71,8 +74,9 @@ class WorldModel(nn.Module):
         self.reward_head = make_mlp(self.input_dim + action_dim, hidden, num_bins)
         nn.init.zeros_(self.reward_head[-1].weight)  # type: ignore[arg-type]
         self.prior_net = make_mlp(self.input_dim, hidden if prior_hidden is None else prior_hidden, 2 * action_dim)
-        self.q_ensemble = EnsembleMLP(num_q, self.input_dim + action_dim, hidden, num_bins)
-        self.q_target = EnsembleMLP(num_q, self.input_dim + action_dim, hidden, num_bins).requires_grad_(False)
+        value_dim = self.input_dim + action_dim * self.values_actions
+        self.q_ensemble = EnsembleMLP(num_q, value_dim, hidden, num_bins)
+        self.q_target = EnsembleMLP(num_q, value_dim, hidden, num_bins).requires_grad_(False)
         self.q_target.load_state_dict(self.q_ensemble.state_dict())
         self.termination_head: nn.Sequential | None = None
 
@@ -146,6 +150,13 @@ class WorldModel(nn.Module):
         assert self.termination_head is not None, "the termination head does not exist yet"
         return self.termination_head(self.inputs(z))
 
+    def continues(self, z: th.Tensor) -> th.Tensor | float:
+        """
+        :param z: latent states ``[..., D]`` that an action has led to
+        :return: 0 where the episode is predicted to have terminated, 1 elsewhere ``[..., 1]``
+        """
+        return 1.0 if self.termination_head is None else (self.termination(z) <= 0).to(z.dtype)
+
     def prior(self, z: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """
         :param z: latent states ``[..., D]``
@@ -166,7 +177,7 @@ class WorldModel(nn.Module):
     def value(
         self,
         z: th.Tensor,
-        action: th.Tensor,
+        action: th.Tensor | None = None,
         members: th.Tensor | None = None,
         dropout_mask: th.Tensor | None = None,
         target: bool = False,
@@ -174,7 +185,7 @@ class WorldModel(nn.Module):
     ) -> th.Tensor:
         """
         :param z: latent states ``[..., D]``
-        :param action: ``[..., A]``
+        :param action: ``[..., A]``; without effect on values of states
         :param members: indices ``[M']`` of the value networks to evaluate, all of them if None
         :param dropout_mask: see :meth:`EnsembleMLP.forward`
         :param target: whether to use the slowly moving copy
@@ -182,7 +193,7 @@ class WorldModel(nn.Module):
         :return: value logits ``[M', ..., K]``
         """
         ensemble = self.q_target if target else self.q_ensemble
-        return ensemble(self.inputs(z, action), members, dropout_mask, detach)
+        return ensemble(self.inputs(z, action if self.values_actions else None), members, dropout_mask, detach)
 
     @th.no_grad()
     def update_target(self, tau: float) -> None:

@@ -45,13 +45,14 @@ class Spread(nn.Module):
 
 @th.no_grad()
 def expert_scores(
-    model: WorldModel, z: th.Tensor, actions: th.Tensor, noise: th.Tensor
+    model: WorldModel, z: th.Tensor, actions: th.Tensor, noise: th.Tensor, gamma: float
 ) -> tuple[Scores, th.Tensor, th.Tensor]:
     """
     :param model: the expert's model
     :param z: its latent states ``[B, D]``
     :param actions: candidate sequences ``[H + 1, B, K, A]``
     :param noise: standard normal draws of its policy's actions ``[H + 1, B, K, A]``
+    :param gamma: discount factor, for models that value states
     :return: its scores with one value ``[1, H + 1, B, K]``, nothing being earned after a predicted termination; and
         actions of its policy in the states of the sequences ``[H + 1, B, K, A]``, and where these are alive ``[.., 1]``
     """
@@ -59,13 +60,18 @@ def expert_scores(
     alive = th.ones_like(z[..., :1])
     rewards, values, policy_actions, lives = [], [], [], []
     for action, eps in zip(actions, noise, strict=True):
-        rewards.append(alive * model.two_hot.decode(model.reward(z, action)))
-        values.append(alive * model.two_hot.decode(model.value(z, action)).mean(0))
+        following = model.next(z, action)
+        continues = model.continues(following)
+        reward = model.two_hot.decode(model.reward(z, action))
+        if model.values_actions:
+            value = model.two_hot.decode(model.value(z, action)).mean(0)
+        else:
+            value = reward + gamma * continues * model.two_hot.decode(model.value(following)).mean(0)
+        rewards.append(alive * reward)
+        values.append(alive * value)
         policy_actions.append(model.act(z, eps))
         lives.append(alive)
-        z = model.next(z, action)
-        if model.termination_head is not None:
-            alive = alive * (model.termination(z) <= 0)
+        z, alive = following, alive * continues
     scores = Scores(th.stack(rewards).squeeze(-1), th.stack(values).squeeze(-1).unsqueeze(0))
     return scores, th.stack(policy_actions), th.stack(lives)
 

@@ -110,3 +110,21 @@ class FacTDMPC(TDMPC2):
     def policy(self) -> WorldModelPolicy:  # type: ignore[override]
         """:return: what acts: the student once it is distilled, the expert before and while it collects"""
         return self.student if self.distilled else self.expert
+
+    def _setup_model(self) -> None:
+        if self._given is not None and self.observation_space != self._given.observation_space:
+            raise ValueError(
+                f"The expert was trained with the observation space {self._given.observation_space}, the environment has "
+                f"{self.observation_space}: give the environment that the expert was trained in."
+            )
+        super()._setup_model()
+
+    def _make_policy(self) -> None:
+        """Build student and expert, or take the expert that was given. They share their random numbers."""
+        if self._given is not None:
+            self.expert = self._given.policy
+        else:
+            expert_class = self._expert_class or EXPERT_CLASSES[self.policy_class]
+            arguments = self._expert_arguments or self._policy_arguments()
+        self.expert.compiles = self.student.compiles = resolve_compile(self.compile, self.device)
+        self.student.generator = self.expert.generator

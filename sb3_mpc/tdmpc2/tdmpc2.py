@@ -78,19 +78,29 @@ class TDMPC2(WorldModelAlgorithm):
     ) -> tuple[th.Tensor, dict[str, th.Tensor]]:
         """Maximum-entropy objective (eq. 4): values on the running scale, plus the entropy before squashing."""
         model, scale = self.policy.world_model, self.policy.running_scale
-        mean, log_std = model.prior(zs)
-        eps = model.mask_actions(zs, noise.policy_actions)
-        action = th.tanh(mean + eps * log_std.exp())
-        logits = model.value(zs, action, noise.policy_members, noise.policy_dropout, detach=True)
-        q = model.two_hot.decode(logits).mean(0)
+        action, log_prob, q = self.prior_values(zs, noise)
         scale.update(q[0])
-        log_prob = gaussian_log_prob(eps, log_std)
         # The official code scales the entropy by the number of action dimensions, and its tanh correction cancels
         entropy = -model.num_actions(zs) * log_prob
         reached = th.cat([th.ones_like(batch.mask[:1]), batch.mask])  # the last observation of an episode still counts
         loss = -(temporal_weights(self.rho, zs) * reached * (scale(q) + self.entropy_coef * entropy)).mean()
         logs = dict(pi_entropy=(squash_correction(action) - log_prob).mean(), pi_scale=scale.value.mean())
         return loss, logs
+
+    def prior_values(self, zs: th.Tensor, noise: UpdateNoise) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """
+        :param zs: latent states ``[T, B, D]`` of the first T steps
+        :param noise: random numbers
+        :return: actions of the prior ``[T, B, A]``, their log-densities before squashing ``[T, B, 1]`` and the mean of
+            two networks' values ``[T, B, 1]``
+        """
+        model, steps = self.policy.world_model, len(zs)
+        mean, log_std = model.prior(zs)
+        eps = model.mask_actions(zs, noise.policy_actions[:steps])
+        action = th.tanh(mean + eps * log_std.exp())
+        dropout = None if noise.policy_dropout is None else noise.policy_dropout[:, :steps]
+        logits = model.value(zs, action, noise.policy_members, dropout, detach=True)
+        return action, gaussian_log_prob(eps, log_std), model.two_hot.decode(logits).mean(0)
 
     def learn(
         self: SelfTDMPC2,

@@ -1,0 +1,237 @@
+"""BMPC: a policy that imitates the planner, which it bootstraps."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.type_aliases import MaybeCallback, PyTorchObs
+
+from sb3_mpc.bmpc.planning import ReanalyzePlanner, StateValueModel, StateValuePlanner
+from sb3_mpc.common.acceleration import compile_function
+from sb3_mpc.common.algorithm import WorldModelAlgorithm
+from sb3_mpc.common.gaussian import gaussian_log_prob
+from sb3_mpc.common.losses import UpdateNoise, at, temporal_weights
+from sb3_mpc.common.multitask import MultitaskWorldModelPolicy
+from sb3_mpc.common.plan_buffer import PlanReplayBuffer
+from sb3_mpc.common.planning import Plan, PlanNoise
+from sb3_mpc.common.sequence_buffer import SequenceBatch
+
+SelfBMPC = TypeVar("SelfBMPC", bound="BMPC")
+
+
+def gaussian_kl(mean: th.Tensor, std: th.Tensor, other_mean: th.Tensor, other_std: th.Tensor) -> th.Tensor:
+    """
+    :param mean: mean of p ``[..., A]``
+    :param std: standard deviation of p ``[..., A]``
+    :param other_mean: mean of q ``[..., A]``
+    :param other_std: standard deviation of q ``[..., A]``
+    :return: ``KL(p || q)`` in each dimension ``[..., A]``
+    """
+    return (other_std / std).log() + (std.square() + (mean - other_mean).square()) / (2 * other_std.square()) - 0.5
+
+
+class BMPC(WorldModelAlgorithm):
+    """
+    Bootstrapped model-predictive control (Wang, Guo, et al. 2025, https://arxiv.org/abs/2503.18871).
+
+    The planner is an expert that the policy pi imitates, so that the policy becomes as good as the planner, and the
+    planner that it guides better still. With the planner's Gaussians ``N(mu_t, sigma_t)`` stored beside the data,
+
+    ``L_pi = sum_t rho^t E[KL(pi(.|z_t) || N(mu_t, sigma_t)) / S - alpha H(pi(.|z_t))]``
+
+    where S is the running scale of the divergence. Values are those of states and of the policy itself, learned within
+    the model from any replayed state: ``y = sum_{k<N} gamma^k R(z_k, a_k) + gamma^N V'(z_N)`` with ``z_0 = h(o_t)`` and
+    actions ``a_k`` of the policy. Stored Gaussians grow old; every few updates some are planned anew ("lazy
+    reanalyze") and written back.
+
+    The arguments of :class:`sb3_mpc.TDMPC2` are taken, too. The policy has two value networks and log standard
+    deviations in [-3, 1] by default. Where paper and official code (https://github.com/wertyuilife2/bmpc) differ, the
+    code is followed; terminations, which it ignores, end the rollouts of the value target as they end plans.
+
+    :param td_horizon: number N of model steps in the value target
+    :param reanalyze_interval: updates from one reanalysis to the next; 0 for none
+    :param reanalyze_batch_size: number of windows in a reanalysis, all states of which are planned anew
+    :param expl_log_std_min: smallest log standard deviation of the policy where it proposes in a reanalysis
+    :param expl_log_std_max: the largest
+    :param kl_direction: "reverse" for ``KL(pi || expert)`` (official code), "forward" for ``KL(expert || pi)``
+    :param expert_mean: what of a plan the policy imitates: "elite" for the first action of the chosen elite (official
+        code), "mean" for the mean of the planner's Gaussian
+    """
+
+    buffer_class = PlanReplayBuffer
+    policy_defaults: ClassVar[dict[str, Any]] = dict(
+        n_critics=2,
+        log_std_min=-3.0,
+        log_std_max=1.0,
+        world_model_class=StateValueModel,
+        planner_class=StateValuePlanner,
+    )
+    trains_policy_in_burst: ClassVar[bool] = False
+    _compiled_replan: Callable[..., Plan] | None
+
+    def __init__(
+        self,
+        *args: Any,
+        td_horizon: int = 1,
+        reanalyze_interval: int = 10,
+        reanalyze_batch_size: int = 20,
+        expl_log_std_min: float = -2.0,
+        expl_log_std_max: float = 1.0,
+        kl_direction: str = "reverse",
+        expert_mean: str = "elite",
+        **kwargs: Any,
+    ) -> None:
+        if kl_direction not in ("reverse", "forward"):
+            raise ValueError(f'kl_direction={kl_direction!r} is unknown: use "reverse" or "forward".')
+        if expert_mean not in ("elite", "mean"):
+            raise ValueError(f'expert_mean={expert_mean!r} is unknown: use "elite" or "mean".')
+        if td_horizon < 1:
+            raise ValueError(f"{td_horizon=} must be at least 1.")
+        self.td_horizon, self.kl_direction, self.expert_mean = td_horizon, kl_direction, expert_mean
+        self.reanalyze_interval, self.reanalyze_batch_size = reanalyze_interval, reanalyze_batch_size
+        self.expl_log_std_min, self.expl_log_std_max = expl_log_std_min, expl_log_std_max
+        self._updates_to_reanalyze = reanalyze_interval
+        super().__init__(*args, **kwargs)
+
+    def _setup_model(self) -> None:
+        if issubclass(self.policy_class, MultitaskWorldModelPolicy):
+            raise ValueError("BMPC learns one task: use TDMPC2 with MultitaskWorldModelPolicy.")
+        super()._setup_model()
+        arguments = self._policy_arguments()["planner_kwargs"]
+        log_std_range = (self.expl_log_std_min, self.expl_log_std_max)
+        self._reanalyzer = ReanalyzePlanner(self.policy.world_model, log_std_range=log_std_range, **arguments)
+        self._compiled_replan = None
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_reanalyzer", "_compiled_replan"]
+
+    # -- Value and policy ----------------------------------------------------------------------------------------------
+
+    def draw_noise(self, batch_size: int) -> UpdateNoise:
+        """:return: random numbers of one update, those of the value target ``[N, H, B, A]``"""
+        noise, generator = super().draw_noise(batch_size), self.policy.generator
+        shape = (self.td_horizon, *noise.target_actions.shape)
+        return noise._replace(target_actions=th.randn(shape, generator=generator, device=generator.device))
+
+    def value_target(self, next_z: th.Tensor, batch: SequenceBatch, noise: UpdateNoise) -> th.Tensor:
+        """Rewards of the policy within the model for N steps from the true states, and the target value behind."""
+        model = self.policy.world_model
+        first = model.encode(at(batch.observations, 0), None if noise.shift is None else noise.shift[0])
+        z = th.cat([first.unsqueeze(0), next_z[:-1]])
+        target, discount = th.zeros_like(batch.rewards), th.ones_like(batch.rewards)
+        for eps in noise.target_actions:
+            action = model.act(z, eps)
+            target = target + discount * model.two_hot.decode(model.reward(z, action))
+            z = model.next(z, action)
+            discount = discount * model.discount(z, self.gamma) * model.continues(z)
+        values = model.two_hot.decode(model.value(z, members=noise.target_members, target=True))
+        return target + discount * values.mean(0)
+
+    def policy_loss(
+        self, zs: th.Tensor, batch: SequenceBatch, noise: UpdateNoise
+    ) -> tuple[th.Tensor, dict[str, th.Tensor]]:
+        """Imitation of the stored plans, and entropy before clamping; unplanned steps count as a standard normal."""
+        model, scale, zs = self.policy.world_model, self.policy.running_scale, zs[:-1]
+        assert isinstance(model, StateValueModel) and batch.plans is not None
+        mean, log_std = model.gaussian(zs)
+        policy, expert = (mean, log_std.exp()), (batch.plans[0].nan_to_num(0.0), batch.plans[1].nan_to_num(1.0))
+        pair = (*policy, *expert) if self.kl_direction == "reverse" else (*expert, *policy)
+        kl = gaussian_kl(*pair).mean(-1, keepdim=True)
+        scale.update(kl[0])
+        log_prob = gaussian_log_prob(noise.policy_actions[: len(zs)], log_std)
+        entropy = -model.num_actions(zs) * log_prob  # scaled by the number of actions as in TD-MPC2
+        weights = temporal_weights(self.rho, zs) * batch.mask
+        loss = (weights * (scale(kl) - self.entropy_coef * entropy)).mean()
+        logs = dict(pi_entropy=-log_prob.mean(), pi_scale=scale.value.mean(), pi_kl=kl.mean())
+        return loss, logs
+
+    # -- Plans to imitate ----------------------------------------------------------------------------------------------
+
+    def plan_to_store(self, plan: Plan) -> th.Tensor:
+        """:return: mean and standard deviation of the first action, that the policy is to imitate ``[2, E, A]``"""
+        mean = plan.elite_action if self.expert_mean == "elite" else plan.mean[:, 0]
+        return th.stack([mean, plan.std[:, 0]])
+
+    def refresh(self, batch: SequenceBatch) -> SequenceBatch:
+        """Lazy reanalyze: in every ``reanalyze_interval``-th update, plan anew for some states of the batch."""
+        if self.reanalyze_interval <= 0:
+            return batch
+        self._updates_to_reanalyze -= 1
+        if self._updates_to_reanalyze > 0:
+            return batch
+        self._updates_to_reanalyze = self.reanalyze_interval
+        count = min(self.reanalyze_batch_size, batch.actions.shape[1])
+        noise = self._reanalyzer.draw(self.horizon * count, self.policy.generator, explore=True)
+        return self.reanalyze(batch, count, noise)
+
+    def reanalyze(self, batch: SequenceBatch, count: int, noise: PlanNoise) -> SequenceBatch:
+        """
+        :param batch: windows
+        :param count: number of windows to plan anew, the first ones
+        :param noise: random numbers of ``H * count`` plans
+        :return: windows with the new plans, which are written to the replay buffer, too
+        """
+        assert batch.plans is not None and batch.places is not None
+        if self.policy.compiles and self._compiled_replan is None:
+            self._compiled_replan = compile_function(self._replan)
+        observations = batch.observations
+        states: Any = (
+            {key: part[:-1, :count].flatten(0, 1) for key, part in observations.items()}
+            if isinstance(observations, dict)
+            else observations[:-1, :count].flatten(0, 1)
+        )
+        shift = self.policy.draw_shift(self.horizon * count)
+        self.policy.set_training_mode(False)
+        plan = (self._compiled_replan or self._replan)(states, shift, noise)
+        self.policy.set_training_mode(True)
+        new = self.plan_to_store(plan)
+        stored = batch.mask[:, :count].flatten().cpu().numpy() > 0
+        rows, envs = batch.places[:, :, :count].reshape(2, -1)
+        self.replay_buffer.store_plans(new.cpu().numpy()[:, stored], rows[stored], envs[stored])  # type: ignore[attr-defined]
+        plans = batch.plans.clone()
+        plans[:, :, :count] = new.view(2, self.horizon, count, -1)
+        return batch._replace(plans=plans)
+
+    @th.no_grad()
+    def _replan(self, observations: PyTorchObs, shift: th.Tensor | None, noise: PlanNoise) -> Plan:
+        z = self.policy.world_model.encode(observations, shift)
+        cold = th.zeros(z.shape[0], self.horizon, self.policy.world_model.action_dim, device=z.device)
+        return self._reanalyzer.plan(z, cold, noise)
+
+    # -- Use -----------------------------------------------------------------------------------------------------------
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+        use_planner: bool = True,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """
+        Act by planning or by the policy network alone, which is nearly as good and much faster. To evaluate the
+        network with SB3's tools, hand them ``model.actor``.
+
+        :param observation: one observation or a batch of them
+        :param state: what the previous call returned, None for a cold start
+        :param episode_start: which environments begin an episode ``[n_envs]``
+        :param deterministic: whether to act deterministically
+        :param use_planner: whether to plan
+        :return: actions in the action space and the state for the next call
+        """
+        if use_planner:
+            return super().predict(observation, state, episode_start, deterministic)
+        return self.actor.predict(observation, state, episode_start, deterministic)
+
+    def learn(
+        self: SelfBMPC,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 4,
+        tb_log_name: str = "BMPC",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfBMPC:
+        """See :meth:`sb3_mpc.TDMPC2.learn`."""
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)

@@ -1,0 +1,114 @@
+"""TD-M(PC)²: TD-MPC2 whose policy prior stays close to the planner that collected the data."""
+
+from typing import Any, ClassVar, TypeVar
+
+import torch as th
+from stable_baselines3.common.type_aliases import MaybeCallback
+
+from sb3_mpc.common.gaussian import LOG_SQRT_2PI, gaussian_log_prob, squash_correction
+from sb3_mpc.common.losses import UpdateNoise, temporal_weights
+from sb3_mpc.common.plan_buffer import PlanReplayBuffer
+from sb3_mpc.common.sequence_buffer import SequenceBatch
+from sb3_mpc.tdmpc2.tdmpc2 import TDMPC2
+
+SelfTDMPCSquare = TypeVar("SelfTDMPCSquare", bound="TDMPCSquare")
+
+# Action dimensions of the robot that the official weight of the constraint was found with (HumanoidBench)
+REFERENCE_ACTION_DIM = 61
+
+
+def official_log_prob(log_prob: th.Tensor, action_dim: int, num_actions: th.Tensor | int) -> th.Tensor:
+    """
+    Log-density as the official code has it: its constant counts once, and all is multiplied by the number of actions.
+
+    :param log_prob: log-density of a Gaussian ``[..., 1]``
+    :param action_dim: its number of dimensions A
+    :param num_actions: number n of them that exist in the state, all or ``[..., 1]``
+    :return: ``n (log_prob + (A - 1) ln(2 pi) / 2)`` as ``[..., 1]``
+    """
+    return num_actions * (log_prob + (action_dim - 1) * LOG_SQRT_2PI)
+
+
+class TDMPCSquare(TDMPC2):
+    """
+    TD-M(PC)² (Lin, Wang, et al. 2025, https://arxiv.org/abs/2502.03550): TD-MPC2 with a policy constraint.
+
+    The values of TD-MPC2 are learned at actions of its prior, which the planner that collects the data never takes, and
+    come out too high. Here the planner's Gaussian ``(mu_t, sigma_t)`` is stored with each transition, and the prior is
+    held to it:
+
+    ``L = sum_t rho^t E[alpha log pi(a_t) - Q(z_t, a_t) / S] - beta w sum_t rho^t E[log N(a_t; mu_t, sigma_t)] / S``
+
+    with ``a_t`` drawn from the prior, S the running scale of the values and a curriculum: the second term is left out
+    as long as S is below a threshold. Everything else is TD-MPC2, whose arguments are taken, too.
+
+    Where paper and official code (https://github.com/DarthUtopian/tdmpc_square_public) differ, the code is followed.
+
+    :param prior_coef: weight beta of the constraint
+    :param scale_threshold: scale of the values from which on the constraint holds
+    :param constraint_scaling: factor w for A action dimensions, "code" for ``A^2 / 61`` (as in the experiments with the
+        official code), "readme" for ``A`` (its ten-line recipe), "paper" for 1
+    """
+
+    buffer_class = PlanReplayBuffer
+    constraint_scalings: ClassVar[tuple[str, ...]] = ("code", "readme", "paper")
+
+    def __init__(
+        self,
+        *args: Any,
+        prior_coef: float = 1.0,
+        scale_threshold: float = 2.0,
+        constraint_scaling: str = "code",
+        **kwargs: Any,
+    ) -> None:
+        if constraint_scaling not in self.constraint_scalings:
+            raise ValueError(
+                f"constraint_scaling={constraint_scaling!r} is unknown: use one of {self.constraint_scalings}."
+            )
+        self.prior_coef, self.scale_threshold = prior_coef, scale_threshold
+        self.constraint_scaling = constraint_scaling
+        super().__init__(*args, **kwargs)
+
+    def policy_loss(
+        self, zs: th.Tensor, batch: SequenceBatch, noise: UpdateNoise
+    ) -> tuple[th.Tensor, dict[str, th.Tensor]]:
+        """Values and entropy as in TD-MPC2's first version, and the constraint, at the steps that have a plan."""
+        model, scale, zs = self.policy.world_model, self.policy.running_scale, zs[:-1]
+        action, log_prob, q = self.prior_values(zs, noise)
+        scale.update(q[0])
+        weights = temporal_weights(self.rho, zs) * batch.mask
+        n, dim = model.num_actions(zs), model.action_dim
+        squashed = official_log_prob(log_prob, dim, n) - squash_correction(action)
+        q_loss = (weights * (self.entropy_coef * squashed - scale(q))).mean()
+        mean, std = self.planned(batch)
+        likelihood = official_log_prob(gaussian_log_prob((action - mean) / std, std.log()), dim, n)
+        active = (scale.value > self.scale_threshold).to(q.dtype)
+        constraint = -active * scale(weights * likelihood)
+        factor = {"code": n / REFERENCE_ACTION_DIM, "readme": 1.0, "paper": 1 / n}[self.constraint_scaling]
+        loss = q_loss + self.prior_coef * (factor * constraint).mean()
+        logs = dict(pi_entropy=(squash_correction(action) - log_prob).mean(), pi_scale=scale.value.mean())
+        logs |= dict(pi_q_loss=q_loss, pi_prior_loss=constraint.mean(), constraint_active=active.mean())
+        return loss, logs
+
+    def planned(self, batch: SequenceBatch) -> tuple[th.Tensor, th.Tensor]:
+        """
+        :param batch: windows
+        :return: mean and standard deviation of the planner ``[H, B, A]``; those of the seeding phase are around the
+            action taken and nearly flat
+        """
+        assert batch.plans is not None, "the replay buffer stores plans"
+        mean, std = batch.plans
+        unplanned, flat = std.isnan(), th.full_like(std, self.policy.world_model.log_std_max).exp()
+        return mean.where(~unplanned, batch.actions), std.clamp(min=self.min_std).where(~unplanned, flat)
+
+    def learn(
+        self: SelfTDMPCSquare,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 4,
+        tb_log_name: str = "TDMPCSquare",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfTDMPCSquare:
+        """See :meth:`sb3_mpc.TDMPC2.learn`."""
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
