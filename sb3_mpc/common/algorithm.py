@@ -158,14 +158,17 @@ class WorldModelAlgorithm(CollectingAlgorithm):
         self.set_random_seed(self.seed)
         self._resolve_auto()
         self._setup_buffer()
-        self.policy = self.policy_class(  # type: ignore[assignment]
-            self.observation_space, self.action_space, self.lr_schedule, **self._policy_arguments()
-        ).to(self.device)
-        self.policy.compiles = resolve_compile(self.compile, self.device)
+        self._make_policy()
         self._compiled_update: Callable[..., Any] | None = None
         self.replay_buffer.seed(int(th.randint(2**31, ()).item()))
         self._seed_generators(self.seed)
         self._convert_train_freq()
+
+    def _make_policy(self) -> None:
+        self.policy = self.policy_class(  # type: ignore[assignment]
+            self.observation_space, self.action_space, self.lr_schedule, **self._policy_arguments()
+        ).to(self.device)
+        self.policy.compiles = resolve_compile(self.compile, self.device)
 
     def _resolve_auto(self) -> None:
         """Replace "auto" by values, once: they are saved with the model."""

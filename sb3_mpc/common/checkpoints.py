@@ -100,7 +100,7 @@ class PersistentAlgorithm(OffPolicyAlgorithm):
         self._seed_generators(seed)
 
     def _seed_generators(self, seed: int | None) -> None:
-        if seed is not None and "policy" in self.__dict__:
+        if seed is not None and getattr(self, "policy", None) is not None:
             self.policy.seed(seed)
             self.replay_buffer.seed(seed)
             self.action_space.seed(seed)

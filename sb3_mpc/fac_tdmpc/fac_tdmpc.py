@@ -1,17 +1,20 @@
 """Fac-TDMPC: a factored world model distilled from a trained agent."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, TypeVar
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 import torch as th
-from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
-from tqdm import trange
+from stable_baselines3.common.preprocessing import get_action_dim
+from stable_baselines3.common.save_util import load_from_pkl
+from stable_baselines3.common.type_aliases import MaybeCallback
 
 from sb3_mpc.common.acceleration import compile_function, resolve_compile
 from sb3_mpc.common.algorithm import WorldModelAlgorithm
+from sb3_mpc.common.checkpoints import explain_damage
 from sb3_mpc.common.checks import check_finite_losses
 from sb3_mpc.common.losses import at, temporal_weights
+from sb3_mpc.common.multitask import MultitaskWorldModelPolicy
 from sb3_mpc.common.policies import CnnPolicy, MultiInputPolicy, WorldModelPolicy
 from sb3_mpc.common.sequence_buffer import SequenceBatch, SequenceReplayBuffer
 from sb3_mpc.fac_tdmpc.distillation import expert_scores, imitation_loss, ranking_loss, student_scores
@@ -21,11 +24,33 @@ from sb3_mpc.tdmpc2.tdmpc2 import TDMPC2
 SelfFacTDMPC = TypeVar("SelfFacTDMPC", bound="FacTDMPC")
 
 MAX_DISTILL_STEPS = 100_000  # the paper's number
-EXPERT_CLASSES: dict[type[BasePolicy], type[WorldModelPolicy]] = {
-    FactoredPolicy: WorldModelPolicy,
-    FactoredCnnPolicy: CnnPolicy,
-    FactoredMultiInputPolicy: MultiInputPolicy,
-}
+LOG_EVERY = 1_000
+# What the student takes over from the expert: settings of the agent, and sizes and parts of the policy
+SHARED_SETTINGS = ("gamma", "horizon", "iterations", "num_samples", "num_elites", "min_std", "max_std", "temperature")
+SHARED_SIZES = ("model_size", "latent_dim", "enc_dim", "mlp_dim", "num_enc_layers", "net_arch")
+SHARED_PARTS = (
+    "features_extractor_class",
+    "features_extractor_kwargs",
+    "normalize_images",
+    "image_augmentation",
+    "augment_at_inference",
+    "optimizer_class",
+    "optimizer_kwargs",
+)
+
+
+class DistillNoise(NamedTuple):
+    """
+    Random numbers of one update of the student. B segments, K candidates.
+
+    :param candidates: normal draws added to the actions ``[H + 1, B, K, A]``
+    :param policy_actions: normal draws of the expert policy's actions ``[H + 1, B, K, A]``
+    :param shift: image shifts ``[B, 2]``, None without images
+    """
+
+    candidates: th.Tensor
+    policy_actions: th.Tensor
+    shift: th.Tensor | None
 
 
 class FacTDMPC(TDMPC2):
@@ -52,7 +77,7 @@ class FacTDMPC(TDMPC2):
         dimension for itself if None
     :param distill_steps: updates of the student after each :meth:`learn`; "auto" for as many as environment steps, at
         most the paper's 100,000
-    :param distill_batch_size: number of segments in a batch
+    :param distill_batch_size: number of segments in a batch; "auto" for twice ``batch_size``, which is the paper's 512
     :param distill_learning_rate: learning rate of the student
     :param distill_reward_coef: weight c_R
     :param distill_value_coef: weight c_Q
@@ -63,11 +88,6 @@ class FacTDMPC(TDMPC2):
     :param kl_direction: "forward" as above, or "reverse" with student and expert exchanged, as the paper prints it
     """
 
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
-        "MlpPolicy": FactoredPolicy,
-        "CnnPolicy": FactoredCnnPolicy,
-        "MultiInputPolicy": FactoredMultiInputPolicy,
-    }
     expert: WorldModelPolicy
     student: FactoredPolicy
 
@@ -77,7 +97,7 @@ class FacTDMPC(TDMPC2):
         expert: WorldModelAlgorithm | None = None,
         action_groups: Sequence[Sequence[int]] | None = None,
         distill_steps: int | str = "auto",
-        distill_batch_size: int = 512,
+        distill_batch_size: int | str = "auto",
         distill_learning_rate: float = 1e-4,
         distill_reward_coef: float = 0.5,
         distill_value_coef: float = 0.1,
@@ -92,18 +112,28 @@ class FacTDMPC(TDMPC2):
             raise ValueError(f'kl_direction={kl_direction!r} is unknown: use "forward" or "reverse".')
         if num_candidates < 2:
             raise ValueError(f"num_candidates={num_candidates} leaves nothing to rank: use at least 2.")
-        if isinstance(distill_steps, str) and distill_steps != "auto":
-            raise ValueError(f'distill_steps={distill_steps!r} is not understood: use a number or "auto".')
-        self.action_groups, self.distill_steps, self.distill_batch_size = action_groups, distill_steps, distill_batch_size
+        for name, number in (("distill_steps", distill_steps), ("distill_batch_size", distill_batch_size)):
+            if isinstance(number, str) and number != "auto":
+                raise ValueError(f'{name}={number!r} is not understood: use a number or "auto".')
+        self.action_groups, self.distill_steps, self.distill_batch_size = (
+            action_groups,
+            distill_steps,
+            distill_batch_size,
+        )
         self.distill_learning_rate, self.distill_max_grad_norm = distill_learning_rate, distill_max_grad_norm
         self.distill_reward_coef, self.distill_value_coef = distill_reward_coef, distill_value_coef
         self.num_candidates, self.candidate_std = num_candidates, candidate_std
         self.distill_temperature, self.kl_direction = distill_temperature, kl_direction
         self.distilled, self._n_distill_updates = False, 0
-        self._given = expert
-        # What builds the policy of an expert that was given, so that a saved agent can be loaded without it
-        self._expert_class = None if expert is None else type(expert.policy)
-        self._expert_arguments = None if expert is None else expert.policy._get_constructor_parameters()
+        self._given, self._expert_parameters = expert, None
+        if expert is not None:
+            if isinstance(expert.policy, MultitaskWorldModelPolicy):
+                raise ValueError(
+                    "FacTDMPC distils agents of one task: train the expert without MultitaskWorldModelPolicy."
+                )
+            # With these a saved agent can be loaded without the expert
+            self._expert_parameters = type(expert.policy), expert.policy._get_constructor_parameters()
+            kwargs = {**{name: getattr(expert, name) for name in SHARED_SETTINGS}, "learning_starts": 0, **kwargs}
         super().__init__(*args, **kwargs)
 
     @property
@@ -112,19 +142,199 @@ class FacTDMPC(TDMPC2):
         return self.student if self.distilled else self.expert
 
     def _setup_model(self) -> None:
-        if self._given is not None and self.observation_space != self._given.observation_space:
-            raise ValueError(
-                f"The expert was trained with the observation space {self._given.observation_space}, the environment has "
-                f"{self.observation_space}: give the environment that the expert was trained in."
-            )
+        expert = self._given
+        if expert is not None:
+            for kind in ("observation", "action"):
+                trained, present = getattr(expert, f"{kind}_space"), getattr(self, f"{kind}_space")
+                if trained != present:
+                    raise ValueError(
+                        f"The expert was trained with the {kind} space {trained}, but the environment's is {present}: "
+                        "give the environment that the expert was trained in."
+                    )
+        if isinstance(self.distill_batch_size, str):
+            self.distill_batch_size = 2 * self.batch_size
         super()._setup_model()
 
     def _make_policy(self) -> None:
-        """Build student and expert, or take the expert that was given. They share their random numbers."""
+        """Build the expert, or take the one that was given, and the student. They share their random numbers."""
         if self._given is not None:
             self.expert = self._given.policy
         else:
-            expert_class = self._expert_class or EXPERT_CLASSES[self.policy_class]
-            arguments = self._expert_arguments or self._policy_arguments()
+            expert_class, arguments = self._expert_parameters or (
+                self.policy_class,
+                dict(
+                    observation_space=self.observation_space,
+                    action_space=self.action_space,
+                    lr_schedule=self.lr_schedule,
+                    **self._policy_arguments(),
+                ),
+            )
+            self.expert = expert_class(**arguments).to(self.device)
+        student_class = FactoredPolicy
+        for base, factored in ((CnnPolicy, FactoredCnnPolicy), (MultiInputPolicy, FactoredMultiInputPolicy)):
+            if isinstance(self.expert, base):
+                student_class = factored
+        shared = {name: self.expert._init_kwargs[name] for name in (*SHARED_SIZES, *SHARED_PARTS)}
+        self.student = student_class(
+            self.observation_space,
+            self.action_space,
+            lambda _: self.distill_learning_rate,
+            action_groups=self.action_groups,
+            planner_kwargs=self._policy_arguments()["planner_kwargs"],
+            num_q=2,
+            **shared,
+        ).to(self.device)
         self.expert.compiles = self.student.compiles = resolve_compile(self.compile, self.device)
         self.student.generator = self.expert.generator
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        modules = ["expert", "student"]
+        return [*modules, "expert.model_optimizer", "expert.pi_optimizer", "student.model_optimizer"], []
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_given"]
+
+    # -- Learning ------------------------------------------------------------------------------------------------------
+
+    def train(self, gradient_steps: int, batch_size: int) -> None:
+        """
+        Train the expert, unless it was given.
+
+        :param gradient_steps: number of updates
+        :param batch_size: number of windows in a batch
+        """
+        if self._expert_parameters is None:
+            super().train(gradient_steps, batch_size)
+
+    def learn(
+        self: SelfFacTDMPC,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 4,
+        tb_log_name: str = "FacTDMPC",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfFacTDMPC:
+        """
+        Train the expert, or collect with it if it was given, and distil it. The arguments are those of
+        :meth:`sb3_mpc.TDMPC2.learn`; callbacks see the expert.
+        """
+        self.distilled = False
+        super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        steps = min(total_timesteps, MAX_DISTILL_STEPS) if isinstance(self.distill_steps, str) else self.distill_steps
+        self._distill(steps, progress_bar)
+        return self
+
+    @classmethod
+    def distill(
+        cls: type[SelfFacTDMPC],
+        expert: WorldModelAlgorithm,
+        replay_buffer: SequenceReplayBuffer | str | Path | None = None,
+        steps: int = MAX_DISTILL_STEPS,
+        progress_bar: bool = False,
+        **kwargs: Any,
+    ) -> SelfFacTDMPC:
+        """
+        Distil a trained agent from data, without an environment.
+
+        :param expert: the agent
+        :param replay_buffer: buffer with observations and actions, or the file of one; the expert's if None
+        :param steps: updates of the student
+        :param progress_bar: show a progress bar (needs tqdm)
+        :param kwargs: arguments of the class
+        :return: the distilled agent
+        """
+        settings = dict(device=expert.device, verbose=expert.verbose, seed=expert.seed, **kwargs)
+        model = cls(type(expert.policy), expert.get_env(), expert=expert, _init_setup_model=False, **settings)
+        model.observation_space, model.action_space = expert.observation_space, expert.action_space
+        model.n_envs = expert.n_envs
+        model._setup_model()
+        if isinstance(replay_buffer, (str, Path)):
+            with explain_damage(replay_buffer, "replay buffer"):
+                replay_buffer = load_from_pkl(replay_buffer)
+        data = expert.replay_buffer if replay_buffer is None else replay_buffer
+        if not isinstance(data, SequenceReplayBuffer) or data.observation_space != model.observation_space:
+            raise ValueError(
+                f"The replay buffer (a {type(data).__name__}) does not hold sequences of the expert's "
+                f"observation space {model.observation_space}: give one that save_replay_buffer() of such an agent wrote."
+            )
+        model.replay_buffer = data
+        model._distill(steps, progress_bar)
+        return model
+
+    def _distill(self, steps: int, progress_bar: bool) -> None:
+        """
+        :param steps: updates of the student
+        :param progress_bar: show a progress bar
+        """
+        if progress_bar:
+            from tqdm import trange as counter
+        else:
+            counter = range  # type: ignore[assignment]
+        batch_size = int(self.distill_batch_size)
+        update = compile_function(self.distill_update) if self.student.compiles else self.distill_update
+        logger = self.__dict__.get("_logger")
+        buffer, horizon = self.replay_buffer, self.replay_buffer.horizon
+        self.expert.set_training_mode(False)
+        self.student.set_training_mode(True)
+        try:
+            buffer.horizon = self.horizon + 1
+            for step in counter(1, steps + 1):
+                batch = buffer.sample(batch_size, env=self._vec_normalize_env)
+                logs = update(batch._replace(plans=None, places=None), self.draw_distill_noise(batch_size))
+                self._n_distill_updates += 1
+                if step % LOG_EVERY == 0 or step == steps:
+                    values = {name: value.item() for name, value in logs.items()}
+                    check_finite_losses(values, self._n_distill_updates)
+                    if logger is not None:
+                        for name, value in values.items():
+                            logger.record(f"distill/{name}", value)
+                        logger.dump(self._n_distill_updates)
+        finally:
+            buffer.horizon = horizon
+            self.student.set_training_mode(False)
+        self.distilled = True
+        self._plan_state = None  # the expert's
+
+    def draw_distill_noise(self, batch_size: int) -> DistillNoise:
+        """
+        :param batch_size: number B of segments
+        :return: random numbers of one update of the student
+        """
+        generator = self.student.generator
+        shape = (self.horizon + 1, batch_size, self.num_candidates, get_action_dim(self.action_space))
+        candidates, actions = (th.randn(shape, generator=generator, device=generator.device) for _ in range(2))
+        return DistillNoise(candidates, actions, self.student.draw_shift(batch_size))
+
+    def distill_update(self, batch: SequenceBatch, noise: DistillNoise) -> dict[str, th.Tensor]:
+        """
+        One gradient step of the student. Only the first observation and the actions are used, so it does not matter if
+        an episode ends within the segment.
+
+        :param batch: windows of H + 1 transitions
+        :param noise: random numbers
+        :return: what to log, scalars by name
+        """
+        student, teacher = self.student.world_model, self.expert.world_model
+        first = at(batch.observations, 0)
+        actions = (batch.actions.unsqueeze(2) + self.candidate_std * noise.candidates).clamp(-1, 1)
+        with th.no_grad():
+            z = teacher.encode(first, noise.shift)
+            expert, policy_actions, alive = expert_scores(teacher, z, actions, noise.policy_actions, self.gamma)
+            self.student.spread.update(expert)
+        scores, states = student_scores(student, student.encode(first, noise.shift), actions)
+        reverse, spread = self.kl_direction == "reverse", self.student.spread.value
+        weights = temporal_weights(self.rho, scores.rewards).squeeze(-1)
+        losses = [
+            (weights * ranking_loss(mine, its, scale, self.distill_temperature, reverse)).sum(-2).mean()
+            for mine, its, scale in zip(scores, expert, spread, strict=True)
+        ]
+        imitation = imitation_loss(student, states, policy_actions, alive)
+        loss = self.distill_reward_coef * losses[0] + self.distill_value_coef * losses[1]
+        parameters = list(student.parameters())
+        self.student.model_optimizer.zero_grad(set_to_none=True)
+        (loss + imitation).backward()  # type: ignore[no-untyped-call]
+        grad_norm = th.nn.utils.clip_grad_norm_(parameters, self.distill_max_grad_norm)
+        self.student.model_optimizer.step()
+        logs = dict(reward_kl=losses[0], value_kl=losses[1], loss=loss, imitation_loss=imitation, grad_norm=grad_norm)
+        return {name: value.detach() for name, value in logs.items()}

@@ -16,7 +16,9 @@ class FactoredPlanner(MPPIPlanner):
 
     world_model: FactoredWorldModel  # type: ignore[assignment]
 
-    def __init__(self, world_model: FactoredWorldModel, horizon: int = 3, num_pi_trajs: int = 0, **kwargs: float) -> None:
+    def __init__(
+        self, world_model: FactoredWorldModel, horizon: int = 3, num_pi_trajs: int = 0, **kwargs: float
+    ) -> None:
         super().__init__(world_model, horizon=horizon, num_pi_trajs=0, **kwargs)  # type: ignore[arg-type]
         self.horizon += 1
 

@@ -41,8 +41,8 @@ class FactoredPolicy(WorldModelPolicy):
     :class:`WorldModelPolicy` with one action more.
 
     The sizes are those of the expert, of which each of the G groups gets a share: a block of ``latent_dim // G``
-    features, and hidden layers of ``mlp_dim // G`` units, but not less than 32 (the paper gives the sum of the blocks; the
-    width follows from its computing times).
+    features, and hidden layers of ``mlp_dim // G`` units, but not less than 32. (The paper gives the sum of the blocks;
+    the width follows from its computing times.)
 
     :param observation_space: space of the observations
     :param action_space: space of the actions
@@ -86,7 +86,11 @@ class FactoredPolicy(WorldModelPolicy):
             observation_space, action_space, lr_schedule, model_size, latent_dim=block * len(groups), **kwargs
         )
         self._init_kwargs |= dict(
-            action_groups=action_groups, model_size=model_size, latent_dim=latent_dim, mlp_dim=mlp_dim, net_arch=net_arch
+            action_groups=action_groups,
+            model_size=model_size,
+            latent_dim=latent_dim,
+            mlp_dim=mlp_dim,
+            net_arch=net_arch,
         )
         self.spread = Spread().to(self.device)
 
