@@ -196,7 +196,8 @@ class DiffusionPlanner(MPPIPlanner):
 
         exploration = normal(n_envs, self.action_dim) if explore else None
         if self.score_only:
-            return PlanNoise(*[th.empty(0, device=generator.device)] * 4, exploration=exploration)
+            none = th.empty(0, device=generator.device)
+            return PlanNoise(none, none, none, none, exploration=exploration)
         proposals = normal(self.iterations, self.horizon, n_envs, self.num_pi_trajs, self.action_dim)
         noise = super().draw(n_envs, generator, explore=False)
         return noise._replace(proposals=proposals, exploration=exploration)
