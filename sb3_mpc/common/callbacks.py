@@ -56,7 +56,9 @@ class OverestimationCallback(BaseCallback):
         actor, critic = policy.actor, policy.critic
         left = np.array([(self.n_eval_episodes + i) // count for i in range(count)])  # episodes of each environment
         returns, discounts = np.zeros(count), np.ones(count)
-        values, finished, first = [], [], np.ones(count, dtype=bool)
+        values: list[float] = []
+        finished: list[float] = []
+        first = np.ones(count, dtype=bool)
         observation = env.reset()
         while (left > 0).any():
             with th.no_grad():
