@@ -81,6 +81,11 @@ def official_to_ours(weights: Arrays, parts: dict[str, str] = PARTS) -> Arrays:
     return ours
 
 
+def read_manifest(method: str, variant: str) -> dict[str, Any]:
+    manifest: dict[str, Any] = json.loads((GOLDEN / method / variant / "manifest.json").read_text())
+    return manifest
+
+
 class Golden:
     """
     One variant: our agent with the official weights, and the recorded arrays.
@@ -93,7 +98,7 @@ class Golden:
 
     def __init__(self, algorithm: type[TDMPC2], method: str, variant: str, **settings: Any) -> None:
         self.folder = GOLDEN / method / variant
-        self.manifest: dict[str, Any] = json.loads((self.folder / "manifest.json").read_text())
+        self.manifest = read_manifest(method, variant)
         c: dict[str, Any] = self.manifest["config"]
         self.multitask, gamma = bool(c["multitask"]), self.manifest["discount"]
         observation_space: spaces.Space = spaces.Box(-np.inf, np.inf, tuple(c["obs_shape"]["state"]))
@@ -112,6 +117,7 @@ class Golden:
             plans = sorted(self.folder.glob("plan*.npz"))
             iterations = len(read(plans[0])["iter_actions"]) - EXTRA_ITERATIONS if plans else iterations
         planning = ("num_samples", "num_elites", "num_pi_trajs", "min_std", "max_std", "temperature")
+        planner = {name: c[name] for name in planning if name in c}
         self.model = algorithm(
             policy,
             SpacesOnlyEnv(observation_space, spaces.Box(-1, 1, (c["action_dim"],))),
@@ -131,9 +137,7 @@ class Golden:
             max_grad_norm=c["grad_clip_norm"],
             policy_kwargs=policy_kwargs,
             device="cpu",
-            **dict(episodic=bool(c.get("episodic")), iterations=iterations)
-            | {name: c[name] for name in planning if name in c}
-            | settings,
+            **dict(episodic=bool(c.get("episodic")), iterations=iterations) | planner | settings,
         )
         self.policy, self.world = self.model.policy, self.model.policy.world_model
         self.world.load_state_dict(official_to_ours(self.read("weights_init")))

@@ -14,6 +14,7 @@ from stable_baselines3 import SAC, HerReplayBuffer
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.vec_env import VecEnvWrapper
 
+from sb3_mpc import TDMPC2
 from tests.agents import (
     PointEnv,
     SpaceEnv,
@@ -27,6 +28,12 @@ from tests.agents import (
 BOX = spaces.Box(-1.0, 1.0, (2,), np.float32)
 # One of these verbs tells what to do about it
 FIX = r"use|pass|set |give|choose|check|wrap|rescale|reduce|remove|replace|load|clip|make|instead|leave|needs?|must"
+
+
+@pytest.fixture
+def algorithm() -> type[TDMPC2]:
+    """:return: one class for all of them: bad input is met in what they share"""
+    return TDMPC2
 
 
 class Spoiler(gym.Wrapper):

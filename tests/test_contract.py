@@ -22,6 +22,7 @@ from stable_baselines3.common.utils import ConstantSchedule, LinearSchedule
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize, VecTransposeImage
 from torch import nn
 
+from sb3_mpc import MBDPO
 from tests.agents import SMALL, PointEnv, Recorder, SpaceEnv, assert_same_state, make_agent, observations_of, vec
 
 BOX = spaces.Box(-1.0, 1.0, (2,), np.float32)
@@ -63,7 +64,8 @@ def test_buffer_size_one_and_learning_rate_zero(algorithm: Any) -> None:
     before = copy.deepcopy(model.get_parameters()["policy"])
     model.learn(10)
     assert model._n_updates == 9
-    scale = {name for name in before if "scale" in name}  # the running scale is a statistic and not learned by gradient
+    statistics = ("running_scale", "energy_mean", "energy_std")  # these are not learned by gradient
+    scale = {name for name in before if any(statistic in name for statistic in statistics)}
     after = model.get_parameters()["policy"]
     assert_same_state(
         {k: v for k, v in before.items() if k not in scale}, {k: v for k, v in after.items() if k not in scale}
@@ -366,7 +368,8 @@ def test_predict_takes_one_observation_or_a_batch(algorithm: Any) -> None:
     together, _ = model.predict(observations, deterministic=True)
     assert together.shape == (5, 2)
     alone = [model.predict(observation, deterministic=True)[0] for observation in observations]
-    np.testing.assert_allclose(together, np.stack(alone), atol=1e-5)
+    # Diffusion weighs standardised returns, so that rounding counts for more where all returns are nearly the same
+    np.testing.assert_allclose(together, np.stack(alone), atol=1e-3 if algorithm is MBDPO else 1e-5)
     assert len({tuple(action) for action in alone}) == 5  # an agent that looks at its observation
 
 

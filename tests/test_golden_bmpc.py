@@ -23,6 +23,7 @@ from tests.golden_data import (
     model_terms,
     official_to_ours,
     policy_gradients,
+    read_manifest,
     variants_with,
 )
 
@@ -30,7 +31,7 @@ METHOD = "bmpc"
 
 
 def load(variant: str) -> Golden:
-    config = Golden(BMPC, METHOD, variant).manifest["config"]
+    config = read_manifest(METHOD, variant)["config"]
     names = ("td_horizon", "reanalyze_interval", "reanalyze_batch_size", "expl_log_std_min", "expl_log_std_max")
     return Golden(BMPC, METHOD, variant, **{name: config[name] for name in names})
 

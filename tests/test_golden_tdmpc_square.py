@@ -27,6 +27,7 @@ from tests.golden_data import (
     model_terms,
     official_to_ours,
     policy_gradients,
+    read_manifest,
     variants_with,
 )
 
@@ -34,7 +35,7 @@ METHOD = "tdmpc_square"
 
 
 def load(variant: str) -> Golden:
-    config = Golden(TDMPCSquare, METHOD, variant).manifest["config"]
+    config = read_manifest(METHOD, variant)["config"]
     names = ("prior_coef", "scale_threshold")
     return Golden(TDMPCSquare, METHOD, variant, **{name: config[name] for name in names})
 

@@ -10,7 +10,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_mpc import TDMPC2
+from sb3_mpc import MBDPO, TDMPC2, TDMPCSquare
 from sb3_mpc.common.multitask import MultitaskWorldModelPolicy
 from tests.agents import SMALL, SMALL_POLICY, assert_same_state
 
@@ -46,11 +46,13 @@ class TwoTasksEnv(gym.Env):
         return self.observe(), -float(np.abs(self.position).sum()), False, self.steps >= 10, {}
 
 
-def make_agent(env: Any = None, policy_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> TDMPC2:
+def make_agent(
+    env: Any = None, policy_kwargs: dict[str, Any] | None = None, algorithm: type[TDMPC2] = TDMPC2, **kwargs: Any
+) -> TDMPC2:
     tasks = dict(action_dims=ACTION_DIMS, gammas=GAMMAS, task_dim=4)
     policy_kwargs = {**SMALL_POLICY, **tasks, **(policy_kwargs or {})}
     settings = dict(SMALL, learning_starts=8, seed=0, device="cpu", policy_kwargs=policy_kwargs)
-    return TDMPC2(MultitaskWorldModelPolicy, env or TwoTasksEnv(), **{**settings, **kwargs})
+    return algorithm(MultitaskWorldModelPolicy, env or TwoTasksEnv(), **{**settings, **kwargs})
 
 
 def observations(task: int, count: int = 6) -> dict[str, np.ndarray]:
@@ -81,6 +83,16 @@ def test_missing_action_dimensions_stay_zero(trained: TDMPC2, deterministic: boo
         prior = trained.actor.predict(observations(task), deterministic=deterministic)[0]
         assert (prior[:, :action_dim] != 0).all()
         assert (prior[:, action_dim:] == 0).all()
+
+
+@pytest.mark.parametrize("algorithm", [TDMPCSquare, MBDPO])
+def test_other_methods_learn_several_tasks_too(algorithm: type[TDMPC2]) -> None:
+    settings: dict[str, Any] = dict(use_score_network=True) if algorithm is MBDPO else dict(scale_threshold=0.0)
+    model = make_agent(algorithm=algorithm, **settings).learn(24)
+    assert all(value.isfinite().all() for value in model.policy.state_dict().values())
+    for task, action_dim in enumerate(ACTION_DIMS):
+        actions, _ = model.predict(observations(task), deterministic=False)
+        assert (actions[:, :action_dim] != 0).all() and (actions[:, action_dim:] == 0).all()
 
 
 def test_missing_action_dimensions_do_not_matter(trained: TDMPC2) -> None:

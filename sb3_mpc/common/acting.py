@@ -65,14 +65,20 @@ class PlanningPolicy(BasePolicy):
         self._bank = None
         return self
 
-    def draw_shift(self, *shape: int) -> th.Tensor | None:
+    def acting(self) -> tuple[WorldModel, MPPIPlanner]:
+        """:return: the model and the planner that act"""
+        return self.world_model, self.planner
+
+    def draw_shift(self, *shape: int, generator: th.Generator | None = None) -> th.Tensor | None:
         """
         :param shape: batch dimensions
+        :param generator: source of randomness, the policy's own if None
         :return: random image shifts ``[*shape, 2]``, None if there are no images to shift
         """
         if not self.world_model.encoder.augments:
             return None
-        return th.randint(2 * SHIFT_PAD + 1, (*shape, 2), generator=self.generator, device=self.generator.device)
+        generator = generator or self.generator
+        return th.randint(2 * SHIFT_PAD + 1, (*shape, 2), generator=generator, device=generator.device)
 
     def plan(self, observation: PyTorchObs, prev_mean: th.Tensor, shift: th.Tensor | None, noise: PlanNoise) -> Plan:
         """
@@ -82,8 +88,9 @@ class PlanningPolicy(BasePolicy):
         :param noise: random numbers of the plan
         :return: the plan
         """
+        model, planner = self.acting()
         with th.no_grad():
-            return self.planner.plan(self.world_model.encode(observation, shift), prev_mean, noise)
+            return planner.plan(model.encode(observation, shift), prev_mean, noise)
 
     def decide(
         self,
@@ -107,7 +114,8 @@ class PlanningPolicy(BasePolicy):
         check_finite_observation(observation)
         obs_tensor, vectorized = self.obs_to_tensor(observation)
         n_envs = len(next(iter(obs_tensor.values())) if isinstance(obs_tensor, dict) else obs_tensor)
-        mean = np.zeros((n_envs, self.planner.horizon, self.planner.action_dim), dtype=np.float32)
+        _, planner = self.acting()
+        mean = np.zeros((n_envs, planner.horizon, planner.action_dim), dtype=np.float32)
         if state is not None:
             if np.shape(state[0]) != mean.shape:
                 raise ValueError(
@@ -119,10 +127,10 @@ class PlanningPolicy(BasePolicy):
                 mean[np.asarray(episode_start, dtype=bool).reshape(-1)] = 0
         if deterministic:
             if self._bank is None:
-                self._bank = self.planner.draw(1, th.Generator().manual_seed(BANK_SEED), explore=False).to(self.device)
+                self._bank = planner.draw(1, th.Generator().manual_seed(BANK_SEED), explore=False).to(self.device)
             noise, shift = self._bank, None
         else:
-            noise = self.planner.draw(n_envs, self.generator, explore=True)
+            noise = planner.draw(n_envs, self.generator, explore=True)
             shift = self.draw_shift(n_envs) if self.augment_at_inference else None
         if self.compiles and self._compiled_plan is None:
             self._compiled_plan = compile_function(self.plan)

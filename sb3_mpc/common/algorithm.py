@@ -206,9 +206,9 @@ class WorldModelAlgorithm(CollectingAlgorithm):
                 **{"horizon": self.horizon, **self.replay_buffer_kwargs},
             )
 
-    def _policy_arguments(self) -> dict[str, Any]:
-        """:return: arguments of the policy: the user's, and those that let it act on its own after ``policy.load``"""
-        planner_kwargs = dict(
+    def _planner_arguments(self) -> dict[str, Any]:
+        """:return: arguments of the planner"""
+        return dict(
             horizon=self.horizon,
             gamma=self.gamma,
             iterations=self.iterations,
@@ -219,11 +219,14 @@ class WorldModelAlgorithm(CollectingAlgorithm):
             max_std=self.max_std,
             temperature=self.temperature,
         )
+
+    def _policy_arguments(self) -> dict[str, Any]:
+        """:return: arguments of the policy: the user's, and those that let it act on its own after ``policy.load``"""
         arguments = dict(
             enc_lr_scale=self.enc_lr_scale,
             episodic=self.episodic is True,
             running_scale_tau=self.tau,
-            planner_kwargs=planner_kwargs,
+            planner_kwargs=self._planner_arguments(),
         )
         return {**self.policy_defaults, **arguments, **self.policy_kwargs}
 

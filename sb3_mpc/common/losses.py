@@ -1,6 +1,6 @@
 """Losses of the world model over a window (TD-MPC2, equation 3), shared by all methods."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch as th
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ class UpdateNoise(NamedTuple):
     :param policy_members: pair of value networks in the policy loss ``[2]``
     :param value_dropout: scaled keep mask of the value loss ``[M, H, B, W]``, None without dropout
     :param policy_dropout: scaled keep mask of the policy loss ``[2, H + 1, B, W]``, None without dropout
+    :param extra: what a method draws besides, by name
     """
 
     shift: th.Tensor | None
@@ -31,6 +32,7 @@ class UpdateNoise(NamedTuple):
     policy_members: th.Tensor
     value_dropout: th.Tensor | None = None
     policy_dropout: th.Tensor | None = None
+    extra: dict[str, Any] = {}
 
 
 def draw_update_noise(

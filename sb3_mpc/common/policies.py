@@ -193,7 +193,7 @@ class WorldModelPolicy(PlanningPolicy):
     @property
     def actor(self) -> PriorPolicy:
         """:return: the policy prior with its encoder, which acts without planning"""
-        return PriorPolicy(self.observation_space, self.action_space, self.world_model)
+        return PriorPolicy(self.observation_space, self.action_space, self.acting()[0])
 
     @property
     def critic(self) -> ValueFunctions:

@@ -282,7 +282,9 @@ class SequenceReplayBuffer(ReplayBuffer):
             if self._is_dict
             else self.to_torch(stacked, copy=False),
             self.to_torch(actions, copy=False),
-            *(self.to_torch(part[..., None], copy=False) for part in (rewards, terminated, mask)),
+            self.to_torch(rewards[..., None], copy=False),
+            self.to_torch(terminated[..., None], copy=False),
+            self.to_torch(mask[..., None], copy=False),
         )
         return self._add_plans(batch, places)
 

@@ -2,20 +2,20 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch as th
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.save_util import load_from_pkl
 from stable_baselines3.common.type_aliases import MaybeCallback
 
-from sb3_mpc.common.acceleration import compile_function, resolve_compile
+from sb3_mpc.common.acceleration import compile_function
 from sb3_mpc.common.algorithm import WorldModelAlgorithm
 from sb3_mpc.common.checkpoints import explain_damage
 from sb3_mpc.common.checks import check_finite_losses
 from sb3_mpc.common.losses import at, temporal_weights
 from sb3_mpc.common.multitask import MultitaskWorldModelPolicy
-from sb3_mpc.common.policies import CnnPolicy, MultiInputPolicy, WorldModelPolicy
 from sb3_mpc.common.sequence_buffer import SequenceBatch, SequenceReplayBuffer
 from sb3_mpc.fac_tdmpc.distillation import expert_scores, imitation_loss, ranking_loss, student_scores
 from sb3_mpc.fac_tdmpc.policies import FactoredCnnPolicy, FactoredMultiInputPolicy, FactoredPolicy
@@ -25,18 +25,8 @@ SelfFacTDMPC = TypeVar("SelfFacTDMPC", bound="FacTDMPC")
 
 MAX_DISTILL_STEPS = 100_000  # the paper's number
 LOG_EVERY = 1_000
-# What the student takes over from the expert: settings of the agent, and sizes and parts of the policy
-SHARED_SETTINGS = ("gamma", "horizon", "iterations", "num_samples", "num_elites", "min_std", "max_std", "temperature")
-SHARED_SIZES = ("model_size", "latent_dim", "enc_dim", "mlp_dim", "num_enc_layers", "net_arch")
-SHARED_PARTS = (
-    "features_extractor_class",
-    "features_extractor_kwargs",
-    "normalize_images",
-    "image_augmentation",
-    "augment_at_inference",
-    "optimizer_class",
-    "optimizer_kwargs",
-)
+# What the student takes over from an expert that is given
+SHARED_SETTINGS = ("gamma", "horizon", "batch_size", "num_samples", "num_elites", "temperature")
 
 
 class DistillNoise(NamedTuple):
@@ -88,8 +78,12 @@ class FacTDMPC(TDMPC2):
     :param kl_direction: "forward" as above, or "reverse" with student and expert exchanged, as the paper prints it
     """
 
-    expert: WorldModelPolicy
-    student: FactoredPolicy
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": FactoredPolicy,
+        "CnnPolicy": FactoredCnnPolicy,
+        "MultiInputPolicy": FactoredMultiInputPolicy,
+    }
+    policy: FactoredPolicy
 
     def __init__(
         self,
@@ -124,28 +118,23 @@ class FacTDMPC(TDMPC2):
         self.distill_reward_coef, self.distill_value_coef = distill_reward_coef, distill_value_coef
         self.num_candidates, self.candidate_std = num_candidates, candidate_std
         self.distill_temperature, self.kl_direction = distill_temperature, kl_direction
-        self.distilled, self._n_distill_updates = False, 0
-        self._given, self._expert_parameters = expert, None
+        self._distilled, self._expert_given = False, expert is not None
+        self._distill_seed: int | None = None
+        self._given = expert
         if expert is not None:
             if isinstance(expert.policy, MultitaskWorldModelPolicy):
                 raise ValueError(
                     "FacTDMPC distils agents of one task: train the expert without MultitaskWorldModelPolicy."
                 )
-            # With these a saved agent can be loaded without the expert
-            self._expert_parameters = type(expert.policy), expert.policy._get_constructor_parameters()
+            policy_kwargs = {**expert.policy._init_kwargs, **(kwargs.pop("policy_kwargs", None) or {})}
             kwargs = {**{name: getattr(expert, name) for name in SHARED_SETTINGS}, "learning_starts": 0, **kwargs}
+            kwargs["policy_kwargs"] = policy_kwargs
         super().__init__(*args, **kwargs)
 
-    @property
-    def policy(self) -> WorldModelPolicy:  # type: ignore[override]
-        """:return: what acts: the student once it is distilled, the expert before and while it collects"""
-        return self.student if self.distilled else self.expert
-
     def _setup_model(self) -> None:
-        expert = self._given
-        if expert is not None:
+        if self._given is not None:
             for kind in ("observation", "action"):
-                trained, present = getattr(expert, f"{kind}_space"), getattr(self, f"{kind}_space")
+                trained, present = getattr(self._given, f"{kind}_space"), getattr(self, f"{kind}_space")
                 if trained != present:
                     raise ValueError(
                         f"The expert was trained with the {kind} space {trained}, but the environment's is {present}: "
@@ -154,42 +143,26 @@ class FacTDMPC(TDMPC2):
         if isinstance(self.distill_batch_size, str):
             self.distill_batch_size = 2 * self.batch_size
         super()._setup_model()
+        if self._distill_seed is None:
+            self._distill_seed = int(th.randint(2**31, ()).item())
+
+    def _policy_arguments(self) -> dict[str, Any]:
+        student = dict(
+            action_groups=self.action_groups,
+            student_learning_rate=self.distill_learning_rate,
+            student_planner_kwargs=self._planner_arguments(),
+            distilled=self._distilled,
+        )
+        return {**super()._policy_arguments(), **student}
 
     def _make_policy(self) -> None:
-        """Build the expert, or take the one that was given, and the student. They share their random numbers."""
+        super()._make_policy()
         if self._given is not None:
-            self.expert = self._given.policy
-        else:
-            expert_class, arguments = self._expert_parameters or (
-                self.policy_class,
-                dict(
-                    observation_space=self.observation_space,
-                    action_space=self.action_space,
-                    lr_schedule=self.lr_schedule,
-                    **self._policy_arguments(),
-                ),
-            )
-            self.expert = expert_class(**arguments).to(self.device)
-        student_class = FactoredPolicy
-        for base, factored in ((CnnPolicy, FactoredCnnPolicy), (MultiInputPolicy, FactoredMultiInputPolicy)):
-            if isinstance(self.expert, base):
-                student_class = factored
-        shared = {name: self.expert._init_kwargs[name] for name in (*SHARED_SIZES, *SHARED_PARTS)}
-        self.student = student_class(
-            self.observation_space,
-            self.action_space,
-            lambda _: self.distill_learning_rate,
-            action_groups=self.action_groups,
-            planner_kwargs=self._policy_arguments()["planner_kwargs"],
-            num_q=2,
-            **shared,
-        ).to(self.device)
-        self.expert.compiles = self.student.compiles = resolve_compile(self.compile, self.device)
-        self.student.generator = self.expert.generator
+            self.policy.copy_expert(self._given.policy)
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        modules = ["expert", "student"]
-        return [*modules, "expert.model_optimizer", "expert.pi_optimizer", "student.model_optimizer"], []
+        names, variables = super()._get_torch_save_params()
+        return [*names, "policy.student_optimizer"], variables
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_given"]
@@ -203,7 +176,7 @@ class FacTDMPC(TDMPC2):
         :param gradient_steps: number of updates
         :param batch_size: number of windows in a batch
         """
-        if self._expert_parameters is None:
+        if not self._expert_given:
             super().train(gradient_steps, batch_size)
 
     def learn(
@@ -216,13 +189,13 @@ class FacTDMPC(TDMPC2):
         progress_bar: bool = False,
     ) -> SelfFacTDMPC:
         """
-        Train the expert, or collect with it if it was given, and distil it. The arguments are those of
-        :meth:`sb3_mpc.TDMPC2.learn`; callbacks see the expert.
+        Train the expert, or collect with it if it was given; then distil it, from scratch. The arguments are those of
+        :meth:`sb3_mpc.TDMPC2.learn`; callbacks see the expert act.
         """
-        self.distilled = False
+        self._use_student(False)
         super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
-        steps = min(total_timesteps, MAX_DISTILL_STEPS) if isinstance(self.distill_steps, str) else self.distill_steps
-        self._distill(steps, progress_bar)
+        steps = self.num_timesteps if isinstance(self.distill_steps, str) else self.distill_steps
+        self._distill(min(steps, MAX_DISTILL_STEPS) if isinstance(self.distill_steps, str) else steps, progress_bar)
         return self
 
     @classmethod
@@ -244,8 +217,10 @@ class FacTDMPC(TDMPC2):
         :param kwargs: arguments of the class
         :return: the distilled agent
         """
-        settings = dict(device=expert.device, verbose=expert.verbose, seed=expert.seed, **kwargs)
-        model = cls(type(expert.policy), expert.get_env(), expert=expert, _init_setup_model=False, **settings)
+        extractor = expert.policy.default_features_extractor
+        policy = next(c for c in cls.policy_aliases.values() if c.default_features_extractor is extractor)  # type: ignore[attr-defined]
+        settings = dict(device=expert.device, verbose=expert.verbose, seed=expert.seed) | kwargs
+        model = cls(policy, None, expert=expert, _init_setup_model=False, **settings)
         model.observation_space, model.action_space = expert.observation_space, expert.action_space
         model.n_envs = expert.n_envs
         model._setup_model()
@@ -255,56 +230,64 @@ class FacTDMPC(TDMPC2):
         data = expert.replay_buffer if replay_buffer is None else replay_buffer
         if not isinstance(data, SequenceReplayBuffer) or data.observation_space != model.observation_space:
             raise ValueError(
-                f"The replay buffer (a {type(data).__name__}) does not hold sequences of the expert's "
-                f"observation space {model.observation_space}: give one that save_replay_buffer() of such an agent wrote."
+                f"The replay buffer (a {type(data).__name__}) does not hold sequences of the observation space "
+                f"{model.observation_space}: give one that save_replay_buffer() of such an agent has written."
             )
         model.replay_buffer = data
         model._distill(steps, progress_bar)
         return model
 
+    def _use_student(self, distilled: bool) -> None:
+        self._distilled = distilled
+        self._plan_state = None  # of the one that has acted so far
+        self.policy.use_student(distilled)
+
     def _distill(self, steps: int, progress_bar: bool) -> None:
         """
+        Distil into a fresh student. With random numbers of its own, the outcome depends on expert, data and seed alone:
+        an agent that is saved and learns on ends with the same student as one that was never interrupted.
+
         :param steps: updates of the student
         :param progress_bar: show a progress bar
         """
+        assert self._distill_seed is not None
         if progress_bar:
             from tqdm import trange as counter
         else:
             counter = range  # type: ignore[assignment]
-        batch_size = int(self.distill_batch_size)
-        update = compile_function(self.distill_update) if self.student.compiles else self.distill_update
-        logger = self.__dict__.get("_logger")
-        buffer, horizon = self.replay_buffer, self.replay_buffer.horizon
-        self.expert.set_training_mode(False)
-        self.student.set_training_mode(True)
+        with th.random.fork_rng(devices=[]):
+            th.manual_seed(self._distill_seed)
+            self.policy.reset_student()
+        generator = th.Generator(self.device).manual_seed(self._distill_seed)
+        buffer, batch_size, logger = self.replay_buffer, int(self.distill_batch_size), self.__dict__.get("_logger")
+        sampling, horizon = buffer._rng, buffer.horizon
+        update = compile_function(self.distill_update) if self.policy.compiles else self.distill_update
+        self.policy.set_training_mode(True)
         try:
+            buffer.seed(self._distill_seed)
             buffer.horizon = self.horizon + 1
             for step in counter(1, steps + 1):
                 batch = buffer.sample(batch_size, env=self._vec_normalize_env)
-                logs = update(batch._replace(plans=None, places=None), self.draw_distill_noise(batch_size))
-                self._n_distill_updates += 1
+                logs = update(batch._replace(plans=None, places=None), self.draw_distill_noise(batch_size, generator))
                 if step % LOG_EVERY == 0 or step == steps:
                     values = {name: value.item() for name, value in logs.items()}
-                    check_finite_losses(values, self._n_distill_updates)
-                    if logger is not None:
-                        for name, value in values.items():
-                            logger.record(f"distill/{name}", value)
-                        logger.dump(self._n_distill_updates)
+                    check_finite_losses(values, step)
+                    for name, value in values.items() if logger is not None else ():
+                        logger.record(f"distill/{name}", value)
         finally:
-            buffer.horizon = horizon
-            self.student.set_training_mode(False)
-        self.distilled = True
-        self._plan_state = None  # the expert's
+            buffer._rng, buffer.horizon = sampling, horizon
+            self.policy.set_training_mode(False)
+        self._use_student(True)
 
-    def draw_distill_noise(self, batch_size: int) -> DistillNoise:
+    def draw_distill_noise(self, batch_size: int, generator: th.Generator) -> DistillNoise:
         """
         :param batch_size: number B of segments
+        :param generator: source of randomness, on whose device the noise lives
         :return: random numbers of one update of the student
         """
-        generator = self.student.generator
         shape = (self.horizon + 1, batch_size, self.num_candidates, get_action_dim(self.action_space))
         candidates, actions = (th.randn(shape, generator=generator, device=generator.device) for _ in range(2))
-        return DistillNoise(candidates, actions, self.student.draw_shift(batch_size))
+        return DistillNoise(candidates, actions, self.policy.draw_shift(batch_size, generator=generator))
 
     def distill_update(self, batch: SequenceBatch, noise: DistillNoise) -> dict[str, th.Tensor]:
         """
@@ -315,15 +298,15 @@ class FacTDMPC(TDMPC2):
         :param noise: random numbers
         :return: what to log, scalars by name
         """
-        student, teacher = self.student.world_model, self.expert.world_model
+        student, teacher = self.policy.student, self.policy.world_model
         first = at(batch.observations, 0)
         actions = (batch.actions.unsqueeze(2) + self.candidate_std * noise.candidates).clamp(-1, 1)
         with th.no_grad():
             z = teacher.encode(first, noise.shift)
             expert, policy_actions, alive = expert_scores(teacher, z, actions, noise.policy_actions, self.gamma)
-            self.student.spread.update(expert)
+            self.policy.spread.update(expert)
         scores, states = student_scores(student, student.encode(first, noise.shift), actions)
-        reverse, spread = self.kl_direction == "reverse", self.student.spread.value
+        reverse, spread = self.kl_direction == "reverse", self.policy.spread.value
         weights = temporal_weights(self.rho, scores.rewards).squeeze(-1)
         losses = [
             (weights * ranking_loss(mine, its, scale, self.distill_temperature, reverse)).sum(-2).mean()
@@ -332,9 +315,9 @@ class FacTDMPC(TDMPC2):
         imitation = imitation_loss(student, states, policy_actions, alive)
         loss = self.distill_reward_coef * losses[0] + self.distill_value_coef * losses[1]
         parameters = list(student.parameters())
-        self.student.model_optimizer.zero_grad(set_to_none=True)
+        self.policy.student_optimizer.zero_grad(set_to_none=True)
         (loss + imitation).backward()  # type: ignore[no-untyped-call]
         grad_norm = th.nn.utils.clip_grad_norm_(parameters, self.distill_max_grad_norm)
-        self.student.model_optimizer.step()
+        self.policy.student_optimizer.step()
         logs = dict(reward_kl=losses[0], value_kl=losses[1], loss=loss, imitation_loss=imitation, grad_norm=grad_norm)
         return {name: value.detach() for name, value in logs.items()}

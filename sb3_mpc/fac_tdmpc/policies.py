@@ -1,4 +1,4 @@
-"""The factored policy: decentralised planning in a factored world model."""
+"""The policy of Fac-TDMPC: an expert, and the factored student that takes its place."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,14 +9,15 @@ from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import Schedule
 
-from sb3_mpc.common.encoders import DictExtractor, PixelExtractor
+from sb3_mpc.common.encoders import DictExtractor, Encoder, PixelExtractor
+from sb3_mpc.common.planning import MPPIPlanner
 from sb3_mpc.common.policies import WorldModelPolicy
 from sb3_mpc.common.world_model import MODEL_SIZES, WorldModel
 from sb3_mpc.fac_tdmpc.distillation import Spread
 from sb3_mpc.fac_tdmpc.factored_model import ActionGroups, FactoredWorldModel
 from sb3_mpc.fac_tdmpc.factored_planner import FactoredPlanner
 
-MAX_SIMPLEX, MIN_WIDTH = 8, 32
+SIMPLEX, MIN_WIDTH, STUDENT_NUM_Q = 8, 32, 2
 
 
 def resolve_groups(action_groups: Sequence[Sequence[int]] | None, action_dim: int) -> list[list[int]]:
@@ -30,32 +31,29 @@ def resolve_groups(action_groups: Sequence[Sequence[int]] | None, action_dim: in
     if not all(groups) or sorted(i for group in groups for i in group) != list(range(action_dim)):
         raise ValueError(
             f"action_groups={action_groups} must name each of the {action_dim} action dimensions (0 to "
-            f"{action_dim - 1}) exactly once, as in {[[0], list(range(1, action_dim))] if action_dim > 1 else [[0]]}."
+            f"{action_dim - 1}) exactly once, and no group may be empty."
         )
     return groups
 
 
 class FactoredPolicy(WorldModelPolicy):
     """
-    Policy that plans for each action group by itself, see :class:`FactoredPlanner`. ``state`` is that of
-    :class:`WorldModelPolicy` with one action more.
+    A :class:`WorldModelPolicy`, the expert, with a factored student. The expert acts until the student is distilled;
+    then the student does, and its ``state`` has one action more than the expert's.
 
     The sizes are those of the expert, of which each of the G groups gets a share: a block of ``latent_dim // G``
-    features, and hidden layers of ``mlp_dim // G`` units, but not less than 32. (The paper gives the sum of the blocks;
-    the width follows from its computing times.)
+    features, but not less than 8, and hidden layers of ``mlp_dim // G`` units, but not less than 32. (The paper gives
+    the sum of the blocks; the width follows from its computing times.)
 
     :param observation_space: space of the observations
     :param action_space: space of the actions
-    :param lr_schedule: learning rate schedule
+    :param lr_schedule: learning rate schedule of the expert
     :param action_groups: indices of the action dimensions of each group; each dimension for itself if None
-    :param model_size: see :class:`WorldModelPolicy`, as for all further arguments
-    :param latent_dim: sum of the blocks, rounded down
-    :param mlp_dim: sum of the widths of the groups' hidden layers
-    :param net_arch: the same for any number of hidden layers
-    :param kwargs: further arguments of :class:`WorldModelPolicy`; those of its value coding and prior have no effect
+    :param student_learning_rate: learning rate of the student
+    :param student_planner_kwargs: arguments of the student's planner
+    :param distilled: whether the student acts
+    :param kwargs: arguments of :class:`WorldModelPolicy`
     """
-
-    world_model: FactoredWorldModel  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -63,54 +61,73 @@ class FactoredPolicy(WorldModelPolicy):
         action_space: spaces.Box,
         lr_schedule: Schedule,
         action_groups: Sequence[Sequence[int]] | None = None,
-        model_size: int = 5,
-        latent_dim: int | None = None,
-        mlp_dim: int | None = None,
-        net_arch: list[int] | dict[str, list[int]] | None = None,
+        student_learning_rate: float = 1e-4,
+        student_planner_kwargs: dict[str, Any] | None = None,
+        distilled: bool = False,
         **kwargs: Any,
     ) -> None:
-        groups = resolve_groups(action_groups, get_action_dim(action_space))
-        sizes = MODEL_SIZES.get(model_size, MODEL_SIZES[5])  # a wrong size is complained about below
-        block = (latent_dim or sizes["latent_dim"]) // len(groups)
-        if block == 0:
-            raise ValueError(f"latent_dim={latent_dim} is too small for {len(groups)} action groups: use a larger one.")
-        arch = net_arch.get("qf") if isinstance(net_arch, dict) else net_arch
-        hidden = arch if arch is not None else [mlp_dim or sizes["mlp_dim"]] * 2
-        self._groups = groups
-        kwargs |= dict(
-            planner_class=FactoredPlanner,
-            simnorm_dim=max(v for v in range(1, MAX_SIMPLEX + 1) if block % v == 0),  # no simplex belongs to two groups
-            net_arch=[max(min(width, MIN_WIDTH), width // len(groups)) for width in hidden],
-        )
-        super().__init__(
-            observation_space, action_space, lr_schedule, model_size, latent_dim=block * len(groups), **kwargs
-        )
+        self._groups = resolve_groups(action_groups, get_action_dim(action_space))
+        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
         self._init_kwargs |= dict(
             action_groups=action_groups,
-            model_size=model_size,
-            latent_dim=latent_dim,
-            mlp_dim=mlp_dim,
-            net_arch=net_arch,
+            student_learning_rate=student_learning_rate,
+            student_planner_kwargs=student_planner_kwargs,
         )
+        self.reset_student()
+        self.use_student(distilled)
+
+    def reset_student(self) -> None:
+        """Give the student fresh parameters and a fresh optimiser."""
+        init = self._init_kwargs
+        sizes = {name: init[name] or size for name, size in MODEL_SIZES[init["model_size"]].items()}
+        count = len(self._groups)
+        block = max(sizes["latent_dim"] // count, SIMPLEX)
+        simplex = max(v for v in range(1, SIMPLEX + 1) if block % v == 0)  # no simplex belongs to two groups
+        arch = init["net_arch"].get("qf") if isinstance(init["net_arch"], dict) else init["net_arch"]
+        hidden = [max(min(w, MIN_WIDTH), w // count) for w in (arch or [sizes["mlp_dim"]] * 2)]
+        encoder = Encoder(
+            self.observation_space,
+            self.make_features_extractor(),
+            block * count,
+            sizes["enc_dim"],
+            sizes["num_enc_layers"],
+            simplex,
+            init["normalize_images"],
+            init["image_augmentation"],
+        )
+        student = FactoredWorldModel(encoder, ActionGroups(self._groups), block * count, hidden, STUDENT_NUM_Q, simplex)
+        self.student = student.to(next(self.world_model.parameters()).device)
         self.spread = Spread().to(self.device)
-
-    def make_world_model(self, **kwargs: Any) -> WorldModel:
-        """:return: the factored world model"""
-        names = ("encoder", "latent_dim", "hidden", "num_q")
-        groups = ActionGroups(self._groups)
-        model: Any = FactoredWorldModel(
-            groups=groups, simnorm_dim=kwargs["simnorm_dim"], **{name: kwargs[name] for name in names}
-        )
-        return model
-
-    def _build_optimizers(self, lr_schedule: Schedule, enc_lr_scale: float) -> None:
+        self.student_planner = FactoredPlanner(self.student, **(init["student_planner_kwargs"] or {}))
         kwargs = dict(self.optimizer_kwargs or {})
         if issubclass(self.optimizer_class, (th.optim.Adam, th.optim.AdamW)):
             kwargs = {"fused": True, **kwargs}
-        self.model_optimizer = self.optimizer_class(self.world_model.parameters(), lr=lr_schedule(1), **kwargs)  # type: ignore[call-arg]
+        self.student_optimizer = self.optimizer_class(
+            self.student.parameters(),
+            lr=init["student_learning_rate"],  # type: ignore[call-arg]
+            **kwargs,
+        )
 
-    def enable_termination(self) -> None:
-        """Does nothing: what the expert knows about terminations is part of the distilled rewards and values."""
+    def use_student(self, distilled: bool) -> None:
+        """
+        :param distilled: whether the student acts from now on, or the expert
+        """
+        self.distilled = self._init_kwargs["distilled"] = distilled
+        self._bank, self._compiled_plan = None, None
+
+    def acting(self) -> tuple[WorldModel, MPPIPlanner]:
+        """:return: model and planner of the student once it is distilled, of the expert before"""
+        if not self.distilled:
+            return super().acting()
+        model: Any = self.student
+        return model, self.student_planner
+
+    def copy_expert(self, expert: WorldModelPolicy) -> None:
+        """
+        :param expert: policy whose parameters the expert takes over
+        """
+        own = {name: value for name, value in self.state_dict().items() if name.startswith(("student.", "spread."))}
+        self.load_state_dict({**expert.state_dict(), **own})
 
 
 class FactoredCnnPolicy(FactoredPolicy):

@@ -69,9 +69,17 @@ class TDMPC2(WorldModelAlgorithm):
     def value_target(self, next_z: th.Tensor, batch: SequenceBatch, noise: UpdateNoise) -> th.Tensor:
         """TD target: reward plus the discounted minimum of two target values at an action of the prior (eq. 2)."""
         model = self.policy.world_model
-        action = model.act(next_z, noise.target_actions)
+        action = self.target_action(next_z, noise)
         values = model.two_hot.decode(model.value(next_z, action, noise.target_members, target=True))
         return batch.rewards + model.discount(next_z, self.gamma) * (1 - batch.terminated) * values.amin(0)
+
+    def target_action(self, next_z: th.Tensor, noise: UpdateNoise) -> th.Tensor:
+        """
+        :param next_z: encodings of the observations 1 to H ``[H, B, D]``
+        :param noise: random numbers
+        :return: actions that the value target takes there, those of the prior ``[H, B, A]``
+        """
+        return self.policy.world_model.act(next_z, noise.target_actions)
 
     def policy_loss(
         self, zs: th.Tensor, batch: SequenceBatch, noise: UpdateNoise

@@ -1,0 +1,185 @@
+"""MBDPO: a diffusion policy over action sequences, computed through a world model."""
+
+from typing import Any, ClassVar, TypeVar
+
+import torch as th
+import torch.nn.functional as F
+from stable_baselines3.common.type_aliases import MaybeCallback
+
+from sb3_mpc.common.losses import UpdateNoise
+from sb3_mpc.common.planning import draw_members
+from sb3_mpc.common.sequence_buffer import SequenceBatch
+from sb3_mpc.mbdpo.planning import DiffusionPlanner
+from sb3_mpc.tdmpc2.tdmpc2 import TDMPC2
+
+SelfMBDPO = TypeVar("SelfMBDPO", bound="MBDPO")
+
+
+class MBDPO(TDMPC2):
+    """
+    Model-based diffusion policy optimisation (code: https://github.com/Edmond1Cheng/MBDPO).
+
+    The policy over action sequences is the Gibbs law ``pi(a|z) ~ beta(a|z)^(eta / lambda) exp(G(z, a) / lambda)`` of
+    the model's return G and the density beta of the data. It is sampled by reverse diffusion, see
+    :class:`sb3_mpc.mbdpo.planning.DiffusionPlanner`, and beta is represented by an energy F, learned by telling the
+    actions of the data from the hardest of three others (the prior's, the same with noise, a uniform one):
+
+    ``L_F = -E[log sigmoid F(z, a)] / 2 - E[log(1 - sigmoid F(z, a'))] / 2``
+
+    The normalised energy times eta is added to the rewards of a plan. World model, values and the Gaussian prior are
+    those of TD-MPC2, whose arguments are taken, too; ``min_std`` and ``max_std`` have no effect.
+
+    The official code is followed, except where it pairs the states of its energy with other states' actions.
+
+    :param iterations: denoising steps of a plan, one less than the official ``diffusion_steps``
+    :param beta_start: first beta of the diffusion schedule
+    :param beta_end: last beta of the diffusion schedule
+    :param exploration_std: standard deviation of the noise on actions while exploring
+    :param contrastive_eta: weight eta of the normalised energy in the rewards of a plan
+    :param contrastive_coef: weight of the loss of the energy
+    :param contrastive_clip: bound on the normalised energy
+    :param contrastive_momentum: weight of the past in the mean and the standard deviation of the energy
+    :param contrastive_neg_noise: standard deviation of the noise on the prior's action among the negatives
+    :param use_score_network: learn a network of the score from the sampled one
+    :param score_only_inference: plan with the score network alone, which samples nothing
+    :param score_coef: weight of the loss of the score network
+    :param score_states: states of a batch that the score network learns from
+    :param score_samples: sequences that estimate the score of each of them
+    :param time_embed_dim: size of the embedding of the diffusion step
+    :param target_policy: whose actions the value targets take: "prior" (official code) or "diffusion", a plan for each
+        next state, which is affordable with ``score_only_inference`` only
+    """
+
+    policy_defaults: ClassVar[dict[str, Any]] = dict(planner_class=DiffusionPlanner)
+
+    def __init__(
+        self,
+        *args: Any,
+        iterations: int = 19,
+        beta_start: float = 1e-4,
+        beta_end: float = 1e-2,
+        exploration_std: float = 0.05,
+        contrastive_eta: float = 0.01,
+        contrastive_coef: float = 1.0,
+        contrastive_clip: float = 5.0,
+        contrastive_momentum: float = 0.99,
+        contrastive_neg_noise: float = 0.5,
+        use_score_network: bool = False,
+        score_only_inference: bool = False,
+        score_coef: float = 1.0,
+        score_states: int = 64,
+        score_samples: int = 64,
+        time_embed_dim: int = 64,
+        target_policy: str = "prior",
+        **kwargs: Any,
+    ) -> None:
+        if target_policy not in ("prior", "diffusion"):
+            raise ValueError(f'target_policy={target_policy!r} is unknown: use "prior" or "diffusion".')
+        self.beta_start, self.beta_end, self.exploration_std = beta_start, beta_end, exploration_std
+        self.contrastive_eta, self.contrastive_coef = contrastive_eta, contrastive_coef
+        self.contrastive_clip, self.contrastive_momentum = contrastive_clip, contrastive_momentum
+        self.contrastive_neg_noise, self.time_embed_dim = contrastive_neg_noise, time_embed_dim
+        self.use_score_network, self.score_only_inference = use_score_network, score_only_inference
+        self.score_coef, self.score_states, self.score_samples = score_coef, score_states, score_samples
+        self.target_policy = target_policy
+        super().__init__(*args, iterations=iterations, **kwargs)
+
+    def _policy_arguments(self) -> dict[str, Any]:
+        arguments = super()._policy_arguments()
+        diffusion = dict(
+            beta_start=self.beta_start,
+            beta_end=self.beta_end,
+            exploration_std=self.exploration_std,
+            eta=self.contrastive_eta,
+            energy_clip=self.contrastive_clip,
+            energy_momentum=self.contrastive_momentum,
+            score_network=self.use_score_network,
+            score_only=self.score_only_inference,
+            time_embed_dim=self.time_embed_dim,
+        )
+        return {**arguments, "planner_kwargs": {**diffusion, **arguments["planner_kwargs"]}}
+
+    @property
+    def planner(self) -> DiffusionPlanner:
+        """:return: planner of the policy, with its energy and its score network"""
+        planner = self.policy.planner
+        assert isinstance(planner, DiffusionPlanner), "MBDPO plans with a DiffusionPlanner"
+        return planner
+
+    def draw_noise(self, batch_size: int) -> UpdateNoise:
+        """:return: random numbers of one update, with those of the negatives, the score and the diffusion targets"""
+        noise, planner, generator = super().draw_noise(batch_size), self.planner, self.policy.generator
+        device, shape = generator.device, noise.target_actions.shape
+
+        def normal(*size: int) -> th.Tensor:
+            return th.randn(*size, generator=generator, device=device)
+
+        extra: dict[str, Any] = dict(
+            prior=normal(*shape), noisy=normal(*shape), uniform=th.rand(shape, generator=generator, device=device)
+        )
+        if self.use_score_network:
+            h, a, e, n = planner.horizon, planner.action_dim, min(self.score_states, batch_size), self.score_samples
+            extra["tau"] = th.randint(1, planner.iterations + 1, (e,), generator=generator, device=device)
+            extra["x"], extra["samples"], extra["terminal"] = normal(h, e, a), normal(h, e, n, a), normal(e, n, a)
+            extra["members"] = draw_members(1, self.policy.world_model.num_q, generator)[0]
+        if self.target_policy == "diffusion":
+            extra["target_plan"] = planner.draw(1, generator, explore=False)  # shared by all states
+        first_two = th.arange(2, device=device).clamp(max=self.policy.world_model.num_q - 1)  # official code
+        return noise._replace(target_members=first_two, extra=extra)
+
+    def target_action(self, next_z: th.Tensor, noise: UpdateNoise) -> th.Tensor:
+        """:return: actions of the prior, or first actions of plans ``[H, B, A]``"""
+        if self.target_policy == "prior":
+            return super().target_action(next_z, noise)
+        z = next_z.flatten(0, 1)
+        cold = z.new_zeros(z.shape[0], self.horizon, self.planner.action_dim)
+        return self.planner.plan(z, cold, noise.extra["target_plan"]).action.view(*next_z.shape[:-1], -1)
+
+    def extra_losses(self, zs: th.Tensor, batch: SequenceBatch, noise: UpdateNoise) -> dict[str, th.Tensor]:
+        """Energy by noise-contrastive estimation, and the score network."""
+        losses = dict(contrastive=self.contrastive_loss(zs[:-1].detach(), batch, noise.extra))
+        if self.use_score_network:
+            losses["score"] = self.score_loss(zs[0, : len(noise.extra["tau"])].detach(), noise.extra)
+        return losses
+
+    def contrastive_loss(self, z: th.Tensor, batch: SequenceBatch, noise: dict[str, th.Tensor]) -> th.Tensor:
+        """
+        :param z: predicted latent states ``[H, B, D]``
+        :param batch: windows, whose actions are the positives
+        :param noise: draws of the ``prior``, of the ``noisy`` and of the ``uniform`` negatives ``[H, B, A]``
+        :return: loss of the energy
+        """
+        model, planner = self.policy.world_model, self.planner
+        with th.no_grad():
+            action = model.act(z, noise["prior"])
+            noisy = (action + self.contrastive_neg_noise * noise["noisy"]).clamp(-1, 1)
+            candidates = model.mask_actions(z, th.stack([action, noisy, 2 * noise["uniform"] - 1]))
+            hardest = planner.energy(z.expand(3, -1, -1, -1), candidates).argmax(0, keepdim=True)
+            negative = candidates.gather(0, hardest.expand(-1, -1, -1, candidates.shape[-1]))[0]
+        positives, negatives = planner.energy(z, batch.actions), planner.energy(z, negative)
+        planner.update_statistics(th.stack([positives, negatives]), batch.mask)
+        return 0.5 * (batch.mask * (F.softplus(-positives) + F.softplus(negatives))).mean()
+
+    def score_loss(self, z: th.Tensor, noise: dict[str, th.Tensor]) -> th.Tensor:
+        """
+        :param z: latent states ``[E, D]``
+        :param noise: steps ``tau`` ``[E]``, noisy sequences ``x`` ``[H, E, A]``, and the draws of the sampled score
+        :return: squared error of the score network
+        """
+        x, tau, planner = noise["x"], noise["tau"], self.planner
+        draws = (noise["samples"], noise["terminal"], noise["members"])
+        with th.no_grad():
+            target, _ = planner.model_score(z, x, tau, draws, elites=noise["samples"].shape[2])
+        return F.mse_loss(planner.predict_score(z, x, tau), target)
+
+    def learn(
+        self: SelfMBDPO,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 4,
+        tb_log_name: str = "MBDPO",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfMBDPO:
+        """See :meth:`sb3_mpc.TDMPC2.learn`."""
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
