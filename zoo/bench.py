@@ -214,8 +214,9 @@ def main(args: argparse.Namespace) -> None:
         with context.Pool(1) as pool:
             results.append(pool.apply(measure, (mode, args)))
     settings = {name: value for name, value in vars(args).items() if name not in ("output", "command", "run")}
-    report = dict(machine=machine(args.device), settings=settings, results=results)
-    print(f"\nTDMPC2, {args.model_size}M parameters, {report['machine']['cpu']}, {results[0]['threads']} threads")
+    about = machine(args.device)
+    report = dict(machine=about, settings=settings, results=results)
+    print(f"\nTDMPC2, {args.model_size}M parameters, {about['cpu']}, {results[0]['threads']} threads")
     print(table(results))
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)

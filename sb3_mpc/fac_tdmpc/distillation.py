@@ -88,8 +88,8 @@ def student_scores(model: FactoredWorldModel, z: th.Tensor, actions: th.Tensor) 
     rewards, values, states = [], [], []
     for action in groups.split(actions, 1):
         states.append(blocks)
-        rewards.append(model.reward(blocks, action).unflatten(0, (groups.num_groups, -1)).sum(0))
-        values.append(model.value(blocks, action).unflatten(1, (groups.num_groups, -1)).sum(1))
+        rewards.append(groups.add(model.reward(blocks, action)))
+        values.append(th.stack([groups.add(value) for value in model.value(blocks, action)]))
         blocks = model.next(blocks, action)
     return Scores(th.stack(rewards).squeeze(-1), th.stack(values, dim=1).squeeze(-1)), states
 

@@ -1,6 +1,6 @@
 """Fac-TDMPC: a factored world model distilled from a trained agent."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -219,7 +219,7 @@ class FacTDMPC(TDMPC2):
         """
         extractor = expert.policy.default_features_extractor
         policy = next(c for c in cls.policy_aliases.values() if c.default_features_extractor is extractor)  # type: ignore[attr-defined]
-        settings = dict(device=expert.device, verbose=expert.verbose, seed=expert.seed) | kwargs
+        settings: dict[str, Any] = dict(device=expert.device, verbose=expert.verbose, seed=expert.seed) | kwargs
         model = cls(policy, None, expert=expert, _init_setup_model=False, **settings)
         model.observation_space, model.action_space = expert.observation_space, expert.action_space
         model.n_envs = expert.n_envs
@@ -251,10 +251,11 @@ class FacTDMPC(TDMPC2):
         :param progress_bar: show a progress bar
         """
         assert self._distill_seed is not None
+        steps_left: Iterable[int] = range(1, steps + 1)
         if progress_bar:
-            from tqdm import trange as counter
-        else:
-            counter = range  # type: ignore[assignment]
+            from tqdm import tqdm  # type: ignore[import-untyped]
+
+            steps_left = tqdm(steps_left, desc="Distilling")
         with th.random.fork_rng(devices=[]):
             th.manual_seed(self._distill_seed)
             self.policy.reset_student()
@@ -266,14 +267,15 @@ class FacTDMPC(TDMPC2):
         try:
             buffer.seed(self._distill_seed)
             buffer.horizon = self.horizon + 1
-            for step in counter(1, steps + 1):
+            for step in steps_left:
                 batch = buffer.sample(batch_size, env=self._vec_normalize_env)
                 logs = update(batch._replace(plans=None, places=None), self.draw_distill_noise(batch_size, generator))
                 if step % LOG_EVERY == 0 or step == steps:
                     values = {name: value.item() for name, value in logs.items()}
                     check_finite_losses(values, step)
-                    for name, value in values.items() if logger is not None else ():
-                        logger.record(f"distill/{name}", value)
+                    if logger is not None:
+                        for name, value in values.items():
+                            logger.record(f"distill/{name}", value)
         finally:
             buffer._rng, buffer.horizon = sampling, horizon
             self.policy.set_training_mode(False)

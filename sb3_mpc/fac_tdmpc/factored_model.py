@@ -82,11 +82,18 @@ class ActionGroups(nn.Module):
         :param x: entries of the groups ``[G * E, ..., a]``
         :return: those of all action dimensions ``[E, ..., A]``
         """
-        parts = x.unflatten(0, (self.num_groups, -1)).movedim(0, -2)  # [E, ..., G, a]
+        parts = x.reshape(self.num_groups, -1, *x.shape[1:]).movedim(0, -2)  # [E, ..., G, a]
         joined = parts.new_zeros(*parts.shape[:-2], self.action_dim)
         exists = self.mask.bool()
         joined[..., self.index[exists]] = parts[..., exists]
         return joined
+
+    def add(self, x: th.Tensor) -> th.Tensor:
+        """
+        :param x: what each group contributes ``[G * E, ...]``
+        :return: their sums ``[E, ...]``
+        """
+        return x.reshape(self.num_groups, -1, *x.shape[1:]).sum(0)
 
 
 class FactoredWorldModel(nn.Module):
@@ -142,7 +149,7 @@ class FactoredWorldModel(nn.Module):
         :param z: latent states ``[E, G * m]``
         :return: blocks of the groups ``[G * E, m]``
         """
-        return z.unflatten(-1, (self.groups.num_groups, -1)).transpose(0, 1).flatten(0, 1)
+        return z.reshape(len(z), self.groups.num_groups, -1).transpose(0, 1).flatten(0, 1)
 
     def _apply_groups(self, network: nn.Module, x: th.Tensor) -> th.Tensor:
         """

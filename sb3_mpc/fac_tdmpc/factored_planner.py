@@ -80,5 +80,5 @@ class FactoredPlanner(MPPIPlanner):
             mean=groups.join(rows.mean),
             std=groups.join(rows.std),
             elite_action=groups.join(rows.elite_action),
-            elite_value=rows.elite_value.unflatten(0, (groups.num_groups, -1)).sum(0),
+            elite_value=groups.add(rows.elite_value),
         )
