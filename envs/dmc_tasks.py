@@ -19,7 +19,7 @@ from dm_control.utils.rewards import tolerance
 INFINITY = float("inf")
 
 
-def linear(value: float, bounds: tuple[float, float], margin: float, value_at_margin: float) -> float:
+def linear(value: float | np.floating, bounds: tuple[float, float], margin: float, value_at_margin: float) -> float:
     """
     Score a value: 1 within the bounds, less by a linear ramp outside of them.
 
