@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 
 def record_video(
-    model: BaseAlgorithm | BasePolicy,
+    model: PolicyPredictor,
     env_id: str,
     folder: str | Path,
     episodes: int = 1,
@@ -30,7 +29,7 @@ def record_video(
         model = TDMPC2.load("walker")
         record_video(model, "dmc/walker-walk-v0", "videos")
 
-    :param model: Any agent or policy of Stable-Baselines3, planning agents included
+    :param model: Any agent or policy of Stable-Baselines3, planning and recurrent ones included
     :param env_id: Id of the environment as for ``gym.make``
     :param folder: Where the files go; it is created, and files of the same name are replaced
     :param episodes: Number of episodes, which is the number of files
