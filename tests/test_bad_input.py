@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from stable_baselines3 import HerReplayBuffer
+from stable_baselines3 import SAC, HerReplayBuffer
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.vec_env import VecEnvWrapper
 
@@ -99,7 +99,28 @@ def test_sac_only_keys_in_policy_kwargs(algorithm: Any) -> None:
     for key in ("share_features_extractor", "use_sde"):
         with pytest.raises(TypeError) as error:
             make_agent(algorithm, PointEnv(), policy_kwargs={key: False})
-        assert_one_clear_sentence(error.value, key)
+        assert_one_clear_sentence(error.value, key, "leave it out")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "hint"), [("ent_coef", "entropy_coef"), ("use_sde", "leave it out"), ("batchsize", "batch_size")]
+)
+def test_unknown_argument(algorithm: Any, wrong: str, hint: str) -> None:
+    with pytest.raises(TypeError) as error:
+        make_agent(algorithm, PointEnv(), **{wrong: 1})
+    assert_one_clear_sentence(error.value, algorithm.__name__, wrong, hint)
+
+
+def test_unknown_key_of_net_arch(algorithm: Any) -> None:
+    with pytest.raises(ValueError) as error:
+        make_agent(algorithm, PointEnv(), policy_kwargs=dict(net_arch=dict(pi=[16], vf=[16])))
+    assert_one_clear_sentence(error.value, "net_arch", "vf", "use qf")
+
+
+def test_empty_batch(algorithm: Any) -> None:
+    with pytest.raises(ValueError) as error:
+        make_agent(algorithm, PointEnv(), batch_size=0)
+    assert_one_clear_sentence(error.value, "batch_size=0", FIX)
 
 
 @pytest.mark.parametrize("buffer_class", [HerReplayBuffer, ReplayBuffer])
@@ -234,6 +255,14 @@ def test_observations_change_their_shape_in_training(algorithm: Any, at: int, wi
     assert model.replay_buffer.size() == at - 1
 
 
+def test_errors_of_the_environment_stay_its_own(algorithm: Any) -> None:
+    def fail(observations: np.ndarray) -> np.ndarray:
+        raise ValueError("cannot broadcast my own arrays")
+
+    with pytest.raises(ValueError, match=r"^cannot broadcast my own arrays$"):
+        make_agent(algorithm, Reshaper(vec(PointEnv), 12, fail)).learn(100)
+
+
 def test_observations_lose_a_key_in_training(algorithm: Any) -> None:
     space = spaces.Dict(left=BOX, right=BOX)
     env = Reshaper(vec(lambda: SpaceEnv(space, BOX)), 12, lambda observations: {"left": observations["left"]})
@@ -359,6 +388,21 @@ def test_saving_creates_missing_folders_and_replaces_files(algorithm: Any, tmp_p
         model.save(tmp_path / "new" / "model")
         model.save_replay_buffer(tmp_path / "new" / "buffer")
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["buffer.pkl", "model.zip"]
+
+
+def test_file_of_another_algorithm(algorithm: Any, tmp_path: Path) -> None:
+    SAC("MlpPolicy", PointEnv(), policy_kwargs=dict(net_arch=[4])).save(tmp_path / "sac")
+    with pytest.raises(ValueError) as error:
+        algorithm.load(tmp_path / "sac")
+    assert_one_clear_sentence(error.value, algorithm.__name__, "SACPolicy", FIX)
+
+
+def test_saving_through_a_link_keeps_the_link(algorithm: Any, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "latest.zip").symlink_to(tmp_path / "disk" / "model.zip")
+    make_agent(algorithm, PointEnv()).save(tmp_path / "latest")
+    assert (tmp_path / "latest.zip").is_symlink()
+    algorithm.load(tmp_path / "disk" / "model.zip")
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------

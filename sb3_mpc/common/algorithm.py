@@ -12,7 +12,15 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_mpc.common.acceleration import compile_function, resolve_compile
 from sb3_mpc.common.arguments import show_inherited_arguments
-from sb3_mpc.common.checks import check_action_space, check_finite_losses, check_policy_kwargs, make_env
+from sb3_mpc.common.checks import (
+    check_action_space,
+    check_batch_size,
+    check_finite_losses,
+    check_no_unknown_arguments,
+    check_policy_class,
+    check_policy_kwargs,
+    make_env,
+)
 from sb3_mpc.common.collection import CollectingAlgorithm
 from sb3_mpc.common.discount import discount_from_episode_length, episode_length
 from sb3_mpc.common.losses import UpdateNoise, at, draw_update_noise, model_losses, unroll
@@ -89,7 +97,9 @@ class WorldModelAlgorithm(CollectingAlgorithm):
         seed: int | None = None,
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
+        **unknown: Any,
     ) -> None:
+        check_no_unknown_arguments(type(self), unknown)
         env = make_env(env, verbose)
         if env is not None:
             check_action_space(env.action_space, type(self).__name__)
@@ -141,6 +151,8 @@ class WorldModelAlgorithm(CollectingAlgorithm):
             )
         if self.episodic not in (True, False, "auto"):
             raise ValueError(f'episodic={self.episodic!r} is not understood: use True, False or "auto".')
+        check_batch_size(self.batch_size)
+        check_policy_class(self.policy_class, WorldModelPolicy, type(self).__name__)
         check_policy_kwargs(self.policy_class, self.policy_kwargs)
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)

@@ -42,6 +42,7 @@ def atomic_target(
     final = pathlib.Path(path)
     if final.suffix == "":
         final = pathlib.Path(f"{final}.{suffix}")
+    final = pathlib.Path(os.path.realpath(final))  # a link stays a link
     final.parent.mkdir(parents=True, exist_ok=True)
     temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp.{suffix}")
     try:

@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import traceback
 from typing import Any
 
 import numpy as np
@@ -104,6 +105,15 @@ def check_observation_shape(observation: Observations, space: spaces.Space, n_en
             )
 
 
+def raised_by_sb3(error: BaseException) -> bool:
+    """
+    :param error: caught error
+    :return: whether it was raised in Stable-Baselines3, and not in the environment that it called
+    """
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__", "")).startswith("stable_baselines3.")
+
+
 def check_finite_losses(losses: dict[str, float], n_updates: int) -> None:
     """
     :param losses: losses by name
@@ -118,18 +128,93 @@ def check_finite_losses(losses: dict[str, float], n_updates: int) -> None:
         )
 
 
+# Arguments of SB3's SAC and TD3, and of their policies, that have no counterpart here
+FOREIGN_ARGUMENTS = {
+    "ent_coef": "entropy_coef weighs the entropy",
+    "target_entropy": "entropy_coef weighs the entropy",
+    "target_update_interval": "the target networks follow at every update by tau, leave it out",
+    **dict.fromkeys(
+        ("use_sde", "sde_sample_freq", "use_sde_at_warmup", "log_std_init", "use_expln", "clip_mean"),
+        "the planner explores by itself, leave it out",
+    ),
+    **dict.fromkeys(
+        ("policy_delay", "target_policy_noise", "target_noise_clip"), "it belongs to TD3's policy update, leave it out"
+    ),
+    "share_features_extractor": "one encoder serves all networks, leave it out",
+}
+
+
+def known_arguments(cls: type) -> list[str]:
+    """
+    :param cls: class
+    :return: names of the arguments of its constructor, those that it passes on to its bases included
+    """
+    names: list[str] = []
+    for base in cls.__mro__:
+        if "__init__" in vars(base):
+            parameters = inspect.signature(base.__init__).parameters.values()  # type: ignore[misc]
+            names += [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+            if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+                break
+    return [name for name in names if name != "self"]
+
+
+def explain_unknown(name: str, known: list[str]) -> str:
+    """
+    :param name: argument that is not known
+    :param known: those that are
+    :return: what to do about it
+    """
+    close = difflib.get_close_matches(name, known, n=1)
+    return FOREIGN_ARGUMENTS.get(name) or (f"did you mean {close[0]!r}?" if close else f"use {', '.join(known)}.")
+
+
+def check_no_unknown_arguments(method: type, unknown: dict[str, Any]) -> None:
+    """
+    :param method: class of the agent
+    :param unknown: arguments that its constructor does not know
+    :raises TypeError: if there are any
+    """
+    for name in unknown:
+        raise TypeError(f"{method.__name__} has no argument {name!r}: {explain_unknown(name, known_arguments(method))}")
+
+
+def check_batch_size(batch_size: int) -> None:
+    """
+    :param batch_size: number of windows in a batch
+    :raises ValueError: if it is not positive
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} gives no data to learn from: use at least 1.")
+
+
+def check_policy_class(policy_class: type, base: type, method: str) -> None:
+    """
+    :param policy_class: class of the policy that the user gave, or that a file names
+    :param base: class that it must be derived from
+    :param method: name of the method, for the message
+    :raises ValueError: unless it is
+    """
+    if not issubclass(policy_class, base):
+        raise ValueError(
+            f"{method} needs a policy derived from {base.__name__}, got {policy_class.__name__}: use 'MlpPolicy', "
+            "'CnnPolicy' or 'MultiInputPolicy'; a file saved by another algorithm must be loaded by that algorithm."
+        )
+
+
 def check_policy_kwargs(policy_class: type[BasePolicy], policy_kwargs: dict[str, Any]) -> None:
     """
     :param policy_class: class of the policy
     :param policy_kwargs: arguments that the user gives it
     :raises TypeError: if the policy has no such argument
     """
-    parameters = inspect.signature(policy_class.__init__).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return
-    known = [name for name in parameters if name not in ("self", "observation_space", "action_space", "lr_schedule")]
+    known = [
+        name
+        for name in known_arguments(policy_class)
+        if name not in ("observation_space", "action_space", "lr_schedule")
+    ]
     for key in policy_kwargs:
         if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(known)}."
-            raise TypeError(f"policy_kwargs has the unknown key {key!r} for {policy_class.__name__}: {hint}")
+            raise TypeError(
+                f"policy_kwargs has the unknown key {key!r} for {policy_class.__name__}: {explain_unknown(key, known)}"
+            )

@@ -13,7 +13,7 @@ from stable_baselines3.common.type_aliases import MaybeCallback, RolloutReturn
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_mpc.common.checkpoints import PersistentAlgorithm
-from sb3_mpc.common.checks import check_finite_observation, check_observation_shape
+from sb3_mpc.common.checks import check_finite_observation, check_observation_shape, raised_by_sb3
 from sb3_mpc.common.plan_buffer import PlanReplayBuffer
 from sb3_mpc.common.planning import Plan
 
@@ -55,7 +55,7 @@ class CollectingAlgorithm(PersistentAlgorithm):
         try:
             rollout = super().collect_rollouts(env, callback, *args, **kwargs)
         except ValueError as error:
-            if "broadcast" not in str(error):
+            if "broadcast" not in str(error) or not raised_by_sb3(error):
                 raise
             raise ValueError(
                 f"The environment returned an observation that does not fit its space {self.observation_space} "

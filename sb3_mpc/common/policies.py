@@ -124,6 +124,10 @@ class WorldModelPolicy(PlanningPolicy):
             raise ValueError(f"latent_dim={latent_dim} must be a multiple of simnorm_dim={simnorm_dim}.")
         hidden = [mlp_dim or sizes["mlp_dim"]] * 2
         arch = net_arch if isinstance(net_arch, dict) else dict(qf=net_arch, pi=net_arch)
+        if not arch.keys() <= {"qf", "pi"}:
+            raise ValueError(
+                f"net_arch has the keys {sorted(arch)}: use qf (all other networks) and pi (policy prior)."
+            )
         qf, pi = (hidden if arch.get(key) is None else list(arch[key]) for key in ("qf", "pi"))  # type: ignore[arg-type]
         encoder = Encoder(
             observation_space,
