@@ -8,8 +8,6 @@ learning curves as a picture, the table as text and JSON and, where the machine 
 import argparse
 import json
 import time
-from contextlib import closing
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 import sb3_mpc.envs  # noqa: F401  (registers the dmc/... ids)
 from sb3_mpc import TDMPC2
+from sb3_mpc.envs.video import record_video
 
 TASK = "dmc/cartpole-swingup-v0"
 # A decision lasts eight frames here, as in PlaNet, and not two: fewer decisions, each of which says more
@@ -124,16 +123,11 @@ def record(model: Any, folder: Path, seed: int) -> str:
     :param seed: seed of the episode
     :return: one line that says where the video is, or why there is none
     """
-    if find_spec("moviepy") is None:
-        return 'No video: pip install "sb3-mpc[extra]" brings moviepy, which writes it'
     try:
-        env: gym.Env = gym.make(TASK, render_mode="rgb_array", width=256, height=256, **PROTOCOL)
-        env.reset(seed=seed)  # before the recording: every reset starts a file
-        with closing(gym.wrappers.RecordVideo(env, str(folder), name_prefix="tdmpc2", disable_logger=True)) as env:
-            evaluate_policy(model, env, n_eval_episodes=1, warn=False)
-    except RuntimeError as error:
+        (path,) = record_video(model, TASK, folder, seed=seed, name="tdmpc2", width=256, height=256, **PROTOCOL)
+    except (gym.error.DependencyNotInstalled, RuntimeError) as error:
         return f"No video: {error}"
-    return f"Video: {folder}/tdmpc2-episode-0.mp4"
+    return f"Video: {path}"
 
 
 def main() -> None:

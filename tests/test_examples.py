@@ -79,7 +79,14 @@ def can_render() -> bool:
 
 
 def test_all_examples_are_tested():
-    assert SHORT == ["custom_env.py", "evaluate_saved.py", "pixels.py", "sac_swap.py", "vectorised.py"]
+    assert SHORT == [
+        "custom_env.py",
+        "evaluate_saved.py",
+        "pixels.py",
+        "record_video.py",
+        "sac_swap.py",
+        "vectorised.py",
+    ]
 
 
 @pytest.mark.parametrize("name", SHORT)
@@ -141,6 +148,15 @@ def test_pixels(run, models):
     assert 0 <= number("Return over 5 episodes", output) <= 40
     assert models[0].replay_buffer.nbytes < 4e6, "the buffer must not be larger than the training"
     assert Path("logs/cup_catch_pixels.zip").exists()
+
+
+@pytest.mark.skipif(not can_render(), reason="no OpenGL backend works on this machine")
+def test_record_video(run, models):
+    TDMPC2("MlpPolicy", DEMO_TASK).save("demo/tdmpc2")
+    assert run("record_video.py", "--episodes", 2).splitlines() == [
+        f"Video: videos/{DEMO_TASK.replace('/', '-')}-episode-{number}.mp4" for number in (0, 1)
+    ]
+    assert len(list(Path("videos").glob("*.mp4"))) == 2
 
 
 def test_demo(run, models):

@@ -16,9 +16,8 @@ def show_inherited_arguments(cls: type) -> None:
     if init is None or not any(p.kind is p.VAR_KEYWORD for p in inspect.signature(init).parameters.values()):
         return
     own = {p.name: p for p in inspect.signature(init).parameters.values() if p.kind is p.KEYWORD_ONLY}
-    inherited = inspect.signature(cls.__mro__[1].__init__).parameters.values()  # type: ignore[misc]
-    base = {p.name: p for p in inherited if p.kind is not p.VAR_KEYWORD}
+    parameters = inspect.signature(cls.__mro__[1].__init__).parameters.values()  # type: ignore[misc]
+    base = {p.name: p for p in parameters if p.kind is not p.VAR_KEYWORD}
     last = base.pop("_init_setup_model", None)
     shown = {name: p.replace(default=own.pop(name).default) if name in own else p for name, p in base.items()}
-    parameters = [*shown.values(), *own.values(), *([last] if last else [])]
-    init.__signature__ = inspect.Signature(parameters)
+    init.__signature__ = inspect.Signature([*shown.values(), *own.values(), *([last] if last else [])])
