@@ -1,4 +1,4 @@
-"""An agent that plans for each action dimension by itself: train an expert, distil it, compare what a decision costs."""
+"""Planning for each action dimension by itself: train an expert, distil it, compare what a decision costs."""
 
 import argparse
 import time
@@ -10,7 +10,7 @@ import sb3_mpc.envs  # noqa: F401  (registers the dmc/... ids)
 from sb3_mpc import TDMPC2, FacTDMPC
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--steps", type=int, default=20_000, help="agent decisions of the expert, and updates of the student")
+parser.add_argument("--steps", type=int, default=20_000, help="decisions of the expert, updates of the student")
 args = parser.parse_args()
 
 env = gym.make("dmc/walker-walk-v0")

@@ -11,8 +11,10 @@ from typing import Any
 import gymnasium as gym
 import pytest
 
-import sb3_mpc.envs  # noqa: F401  (registers the ids)
-from sb3_mpc import TDMPC2
+import sb3_mpc
+import sb3_mpc.envs
+from sb3_mpc import TDMPC2, FacTDMPC
+from sb3_mpc.common.algorithm import WorldModelAlgorithm
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SHORT = sorted(path.name for path in EXAMPLES.glob("*.py") if path.name != "demo.py")
@@ -35,8 +37,8 @@ def models(monkeypatch, tmp_path):
     """In an empty folder, with tiny agents and short episodes; gives the list of the models that have been trained."""
     for name in ("Pendulum-v1", "dmc/walker-walk-v0", "dmc/cup-catch-pixels-v0", DEMO_TASK):
         monkeypatch.setattr(gym.spec(name), "max_episode_steps", 20)
-    trained: list[TDMPC2] = []
-    create, learn = TDMPC2.__init__, TDMPC2.learn
+    trained: list[WorldModelAlgorithm] = []
+    create, learn = WorldModelAlgorithm.__init__, WorldModelAlgorithm.learn
 
     @functools.wraps(create)
     def tiny(self, *args, **kwargs):
@@ -46,8 +48,8 @@ def models(monkeypatch, tmp_path):
         trained.append(self)
         return learn(self, *args, **kwargs)
 
-    monkeypatch.setattr(TDMPC2, "__init__", tiny)
-    monkeypatch.setattr(TDMPC2, "learn", remember)
+    monkeypatch.setattr(WorldModelAlgorithm, "__init__", tiny)
+    monkeypatch.setattr(WorldModelAlgorithm, "learn", remember)
     monkeypatch.chdir(tmp_path)
     return trained
 
@@ -82,6 +84,8 @@ def test_all_examples_are_tested():
     assert SHORT == [
         "custom_env.py",
         "evaluate_saved.py",
+        "factored.py",
+        "methods.py",
         "pixels.py",
         "record_video.py",
         "sac_swap.py",
@@ -140,6 +144,22 @@ def test_custom_env(run, models):
     assert "Predicts terminations: True" in output
     assert 0 < number("at most 100:", output) <= 100
     assert models[0].gamma == 0.95  # from the 100 steps of an episode
+
+
+@pytest.mark.parametrize("method", sb3_mpc.__all__)
+def test_methods(run, models, method):
+    pytest.importorskip("dm_control")
+    output = run("methods.py", method, "--steps", 60)
+    assert number("Planner: return over 10 episodes", output) >= 0
+    assert number("Policy network alone: return over 10 episodes", output) >= 0
+    assert getattr(sb3_mpc, method).load(f"logs/{method.lower()}").num_timesteps == 60
+
+
+def test_factored(run, models):
+    pytest.importorskip("dm_control")
+    output = run("factored.py", "--steps", 60)
+    assert number("TDMPC2: return", output) >= 0 and number("FacTDMPC: return", output) >= 0
+    assert FacTDMPC.load("logs/walker-factored").policy.distilled
 
 
 @pytest.mark.skipif(not can_render(), reason="no OpenGL backend works on this machine")
