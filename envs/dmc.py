@@ -3,6 +3,8 @@ The DeepMind Control Suite: ``dmc/<domain>-<task>-v0``, and ``dmc/<domain>-<task
 
 The protocol is that of the TD-MPC2 papers: every action is repeated twice, and an episode lasts 500 decisions, which
 are 1000 steps of dm_control. It ends truncated; only the two lqr tasks ever terminate.
+
+All 39 tasks of TD-MPC2 are here: 28 of the suite, and the eleven that TD-MPC2 adds to it, such as ``cheetah-jump``.
 """
 
 import difflib
@@ -42,11 +44,26 @@ _DOMAINS = {
     "walker": "stand walk run",
 }
 
-#: Task name as in the ids -> dm_control's domain and task
-TASKS: dict[str, tuple[str, str]] = {
-    f"{domain}-{task}".replace("_", "-"): (domain, task) for domain, tasks in _DOMAINS.items() for task in tasks.split()
+# The tasks that TD-MPC2 adds to it; they are defined in dmc_tasks.py.
+_ADDED = {
+    "ball_in_cup": "spin",
+    "cheetah": "run_backwards run_front run_back jump",
+    "hopper": "hop_backwards",
+    "pendulum": "spin",
+    "reacher": "three_easy three_hard",
+    "walker": "walk_backwards run_backwards",
 }
-TASKS["cup-catch"] = TASKS["ball-in-cup-catch"]  # the name that the papers use
+
+#: Task name as in the ids -> domain and task as dm_control names them
+TASKS: dict[str, tuple[str, str]] = {
+    f"{domain}-{task}".replace("_", "-"): (domain, task)
+    for domains in (_DOMAINS, _ADDED)
+    for domain, tasks in domains.items()
+    for task in tasks.split()
+}
+# The names that the papers use
+TASKS["cup-catch"] = TASKS["ball-in-cup-catch"]
+TASKS["cup-spin"] = TASKS["ball-in-cup-spin"]
 
 
 def register() -> None:
@@ -207,6 +224,11 @@ def _load(domain: str, task: str) -> Any:
     # lqr draws its stiffnesses when it is built. From a fixed stream every instance is the same system, and
     # reset(seed=) alone determines an episode.
     random = np.random.RandomState(0)
-    dm_env = suite.load(domain, task, task_kwargs={"random": random})
+    if task in _ADDED.get(domain, "").split():
+        from sb3_mpc.envs import dmc_tasks
+
+        dm_env = dmc_tasks.load(domain, task, random)
+    else:
+        dm_env = suite.load(domain, task, task_kwargs={"random": random})
     random.seed()
     return dm_env

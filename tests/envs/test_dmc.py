@@ -23,6 +23,46 @@ suite = pytest.importorskip("dm_control.suite")
 SAMPLE = ["walker-walk", "quadruped-walk", "cup-catch", "cartpole-balance-sparse", "dog-run", "reacher-easy"]
 
 
+def names(tasks: dict[str, str]) -> list[str]:
+    return [f"{domain}-{task}" for domain, of_domain in tasks.items() for task in of_domain.split()]
+
+
+# The tasks of TD-MPC2: from the suite, and the ones that it adds
+STOCK = names(
+    {
+        "acrobot": "swingup",
+        "cartpole": "balance balance-sparse swingup swingup-sparse",
+        "cheetah": "run",
+        "cup": "catch",
+        "dog": "run stand trot walk",
+        "finger": "spin turn-easy turn-hard",
+        "fish": "swim",
+        "hopper": "hop stand",
+        "humanoid": "run stand walk",
+        "pendulum": "swingup",
+        "quadruped": "run walk",
+        "reacher": "easy hard",
+        "walker": "run stand walk",
+    }
+)
+ADDED = names(
+    {
+        "cheetah": "jump run-back run-backwards run-front",
+        "cup": "spin",
+        "hopper": "hop-backwards",
+        "pendulum": "spin",
+        "reacher": "three-easy three-hard",
+        "walker": "run-backwards walk-backwards",
+    }
+)
+
+
+def mostly_slow(tasks: list[str], quick: list[str]) -> list[Any]:
+    """Parameters of a test: ``quick`` ones always, the others by ``make test-envs``."""
+    slow = [task for task in tasks if task not in quick]
+    return [*quick, *(pytest.param(task, marks=pytest.mark.all_envs) for task in slow)]
+
+
 def make(task: str, **kwargs: Any) -> gym.Env:
     return gym.make(f"dmc/{task}-v0", **kwargs)
 
@@ -64,23 +104,30 @@ def test_import_is_light():
 
 
 def test_all_tasks_are_registered():
-    assert set(TASKS.values()) == set(suite.ALL_TASKS)
-    for domain, task in suite.ALL_TASKS:
+    added = {TASKS[name] for name in ADDED}
+    assert len(STOCK) == 28 and len(added) == 11
+    assert {TASKS[name] for name in STOCK} <= set(suite.ALL_TASKS) and added.isdisjoint(suite.ALL_TASKS)
+    assert set(TASKS.values()) == set(suite.ALL_TASKS) | added
+    for domain, task in TASKS.values():
         name = f"{domain}-{task}".replace("_", "-")
         assert gym.spec(f"dmc/{name}-v0").max_episode_steps == 500
         assert gym.spec(f"dmc/{name}-pixels-v0").max_episode_steps == 500
     assert TASKS["cup-catch"] == TASKS["ball-in-cup-catch"] == ("ball_in_cup", "catch")
+    assert TASKS["cup-spin"] == TASKS["ball-in-cup-spin"] == ("ball_in_cup", "spin")
 
 
-@pytest.mark.parametrize("task", SAMPLE)
-def test_equals_dm_control(task):
+@pytest.mark.parametrize(
+    ("task", "decisions"),
+    [(task, 25) for task in SAMPLE] + [pytest.param(task, 500, marks=pytest.mark.all_envs) for task in STOCK],
+)
+def test_equals_dm_control(task, decisions):
     """The same observations, in the same order, and rewards as dm_control with its own action-scale wrapper."""
     from dm_control.suite.wrappers import action_scale
 
     domain, name = TASKS[task]
     reference = action_scale.Wrapper(suite.load(domain, name, task_kwargs={"random": 3}), -1.0, 1.0)
     env = make(task)
-    actions = random_actions(env, 25)
+    actions = random_actions(env, decisions)
     observations, rewards = roll_out(env, actions, seed=3)
 
     def flatten(time_step):
@@ -93,7 +140,7 @@ def test_equals_dm_control(task):
         assert reward == steps[0].reward + steps[1].reward
 
 
-@pytest.mark.parametrize("task", SAMPLE)
+@pytest.mark.parametrize("task", mostly_slow(list(TASKS), quick=SAMPLE + ADDED))
 def test_interface(task):
     env = make(task)
     with warnings.catch_warnings():
@@ -142,7 +189,9 @@ def test_termination():
     assert terminated and not truncated
 
 
-@pytest.mark.parametrize("task", ["reacher-easy", "finger-turn-hard", "lqr-lqr-6-2", "manipulator-bring-ball"])
+@pytest.mark.parametrize(
+    "task", mostly_slow(list(TASKS), quick=["reacher-easy", "finger-turn-hard", "lqr-lqr-6-2", "cup-spin"])
+)
 def test_seed_determines_the_episode(task):
     env, other = make(task), make(task)
     actions = random_actions(env, 10)
