@@ -12,11 +12,13 @@ is made::
 ``python -m sb3_mpc.envs`` lists what there is, ``python -m sb3_mpc.envs --check`` tries it out.
 """
 
-from sb3_mpc.envs import humanoid_bench, metaworld
+from sb3_mpc.envs import dmc, humanoid_bench, maniskill, metaworld, myosuite
 from sb3_mpc.envs.registry import Suite
 
 #: The suites by the namespace of their ids
-SUITES: dict[str, Suite] = {suite.name: suite for suite in (humanoid_bench.SUITE, metaworld.SUITE)}
+SUITES: dict[str, Suite] = {
+    module.SUITE.name: module.SUITE for module in (dmc, humanoid_bench, myosuite, maniskill, metaworld)
+}
 
 for _suite in SUITES.values():
     _suite.register()

@@ -24,19 +24,17 @@ from sb3_mpc.envs.wrappers import ControlInterface, RenderedEnv
 
 ROBOTS = ("h1hand", "h1")
 
-#: The 14 locomotion tasks, for both robots
-LOCOMOTION = (
-    "stand walk run reach hurdle crawl maze sit_simple sit_hard balance_simple balance_hard stair slide pole"
-).split()
+# The 14 locomotion tasks, for both robots
+_LOCOMOTION = """
+    stand walk run reach hurdle crawl maze sit_simple sit_hard balance_simple balance_hard stair slide pole
+"""
 
-#: The manipulation tasks that load, by robot. Of the others, kitchen's model is refused by MuJoCo 3, and highbar has no
-#: model with hands.
-MANIPULATION = {
-    "h1hand": (
-        "basketball bookshelf_simple bookshelf_hard cabinet cube door insert_normal insert_small package powerlift push "
-        "room spoon truck window"
-    ).split(),
-    "h1": "basketball door highbar_simple package push truck".split(),
+# The manipulation tasks that load, by robot. Of the others, kitchen's model is refused by MuJoCo 3, and highbar has no
+# model with hands.
+_MANIPULATION = {
+    "h1hand": "basketball bookshelf_simple bookshelf_hard cabinet cube door insert_normal insert_small package "
+    "powerlift push room spoon truck window",
+    "h1": "basketball door highbar_simple package push truck",
 }
 
 # Of 1000 steps are the episodes of all tasks but these.
@@ -46,7 +44,7 @@ SUITE = Suite(
     title="HumanoidBench",
     module="sb3_mpc.envs.humanoid_bench",
     package="humanoid_bench",
-    distribution="humanoid_bench",
+    distribution="humanoid-bench",
     install=(
         'pip install "sb3-mpc[dmc]" && git clone https://github.com/carlosferrazza/humanoid-bench '
         "&& pip install --no-deps -e humanoid-bench"
@@ -57,7 +55,7 @@ SUITE = Suite(
     tasks={
         f"{robot}-{task.replace('_', '-')}-v0": Task(_LIMITS.get(task, 1000), {"robot": robot, "task": task})
         for robot in ROBOTS
-        for task in LOCOMOTION + MANIPULATION[robot]
+        for task in (_LOCOMOTION + _MANIPULATION[robot]).split()
     },
 )
 
@@ -141,8 +139,8 @@ class HumanoidBench(RenderedEnv):
 
         :param action: The action [A] in [-1, 1]
         :return: The observation [D], the reward, whether the episode terminated (the robot fell), whether it was
-            truncated (never), and the terms of the reward as info, with ``"success"``: whether the return so far reaches
-            the task's success bar
+            truncated (never), and the terms of the reward as info, with ``"success"``: whether the return so far
+            reaches the task's success bar
         """
         observation, reward, terminated, truncated, info = self.humanoid.step(action)
         self._return += float(reward)

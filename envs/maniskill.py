@@ -57,7 +57,7 @@ SUITE = Suite(
     title="ManiSkill",
     module="sb3_mpc.envs.maniskill",
     package="mani_skill",
-    distribution="mani_skill",
+    distribution="mani-skill",
     install='pip install "sb3-mpc[maniskill]"',
     metric="success at the last step",
     protocol="action repeat 2, 100 decisions; own ids: own limits, ends at success",
@@ -186,7 +186,7 @@ def _load(task: str, control_mode: str | None, num_envs: int, sim_backend: str, 
     :return: The ``mani_skill.envs.sapien_env.BaseEnv``, its actions flattened
     """
     with SUITE.importing():
-        import mani_skill.envs
+        import mani_skill.envs  # noqa: F401  (registers the tasks)
         import torch
         from mani_skill.utils.registration import REGISTERED_ENVS
         from mani_skill.utils.wrappers.flatten import FlattenActionSpaceWrapper

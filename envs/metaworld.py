@@ -17,15 +17,17 @@ from sb3_mpc.envs.wrappers import ControlInterface, RenderedEnv
 
 ACTION_REPEAT = 2
 
+_MT50 = """
+    assembly basketball bin-picking box-close button-press button-press-topdown button-press-topdown-wall
+    button-press-wall coffee-button coffee-pull coffee-push dial-turn disassemble door-close door-lock door-open
+    door-unlock drawer-close drawer-open faucet-close faucet-open hammer hand-insert handle-press handle-press-side
+    handle-pull handle-pull-side lever-pull peg-insert-side peg-unplug-side pick-out-of-hole pick-place
+    pick-place-wall plate-slide plate-slide-back plate-slide-back-side plate-slide-side push push-back push-wall
+    reach reach-wall shelf-place soccer stick-pull stick-push sweep sweep-into window-close window-open
+"""
+
 #: The tasks of MT50
-TASKS = (
-    "assembly basketball bin-picking box-close button-press button-press-topdown button-press-topdown-wall "
-    "button-press-wall coffee-button coffee-pull coffee-push dial-turn disassemble door-close door-lock door-open "
-    "door-unlock drawer-close drawer-open faucet-close faucet-open hammer hand-insert handle-press handle-press-side "
-    "handle-pull handle-pull-side lever-pull peg-insert-side peg-unplug-side pick-out-of-hole pick-place "
-    "pick-place-wall plate-slide plate-slide-back plate-slide-back-side plate-slide-side push push-back push-wall "
-    "reach reach-wall shelf-place soccer stick-pull stick-push sweep sweep-into window-close window-open"
-).split()
+TASKS = tuple(_MT50.split())
 
 SUITE = Suite(
     title="Meta-World",
@@ -108,8 +110,8 @@ class MetaWorld(RenderedEnv):
         Carry out one step.
 
         :param action: The action [4]: movement of the hand and the gripper's force
-        :return: The observation [39], the reward, whether the episode terminated (never), whether Meta-World's own limit
-            of 500 steps is reached, and Meta-World's info with its ``"success"``
+        :return: The observation [39], the reward, whether the episode terminated (never), whether Meta-World's own
+            limit of 500 steps is reached, and Meta-World's info with its ``"success"``
         """
         observation, reward, terminated, truncated, info = self.sawyer.step(action)
         return observation, float(reward), terminated, truncated, info
