@@ -10,6 +10,7 @@ turn-faucet, which has the sparse one, and no lift-cube. Under ManiSkill's own i
 an NVIDIA GPU at once.
 """
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -136,7 +137,11 @@ class ManiSkill(RenderedEnv):
         """
         super().reset(seed=seed)
         # Without a seed of its own ManiSkill would draw the episode from PyTorch's global stream.
-        observation, _ = self.sapien.reset(seed=int(self.np_random.integers(2**31)), options=options)
+        episode = int(self.np_random.integers(2**31))
+        self.sapien.reset(seed=episode, options=options)
+        # Contact forces, which some tasks observe, are those of the last step, and that was one of the last episode.
+        self.sapien.unwrapped.scene.step()
+        observation, _ = self.sapien.reset(seed=episode, options=options)
         return observation[0].numpy(), {}
 
     def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
@@ -191,6 +196,7 @@ def _load(task: str, control_mode: str | None, num_envs: int, sim_backend: str, 
         from mani_skill.utils.registration import REGISTERED_ENVS
         from mani_skill.utils.wrappers.flatten import FlattenActionSpaceWrapper
 
+    logging.getLogger("mani_skill").setLevel(logging.ERROR)  # it has a lot to say about its own tasks
     renderer = "none"
     if _has_renderer():
         renderer = "gpu" if torch.cuda.is_available() else "cpu"
@@ -203,7 +209,7 @@ def _load(task: str, control_mode: str | None, num_envs: int, sim_backend: str, 
             control_mode=control_mode,
             sim_backend=sim_backend,
             render_backend=renderer,
-            render_mode="rgb_array",
+            render_mode=None if renderer == "none" else "rgb_array",
             human_render_camera_configs=dict(width=size[0], height=size[1]),
         )
     several_robots = isinstance(env.action_space, gym.spaces.Dict)
