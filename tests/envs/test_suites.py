@@ -44,6 +44,10 @@ def make(task_id: str, **kwargs: Any) -> gym.Env:
     except FileNotFoundError as error:  # ManiSkill: assets of gigabytes that we do not download for a test
         assert "python -m mani_skill.utils.download_asset " in str(error)
         pytest.skip(str(error))
+    except RuntimeError as error:  # one of ManiSkill's tasks looks at the colours of its model
+        if "Vulkan" not in str(error):
+            raise
+        pytest.skip(str(error))
 
 
 def roll_out(env: gym.Env, actions: np.ndarray, seed: int | None) -> np.ndarray:
