@@ -106,7 +106,6 @@ class HumanoidBench(RenderedEnv):
         self._camera = MujocoCamera(camera or self.humanoid.task.camera_name)
         self.metadata = {**self.metadata, "render_fps": 1 / self.humanoid.dt}
         self.observation_space, self.action_space = self.humanoid.observation_space, self.humanoid.action_space
-        self._random_state = np.random.RandomState()
         self._return = 0.0
 
     def reset(
@@ -120,15 +119,17 @@ class HumanoidBench(RenderedEnv):
         :return: The first observation [D] and the info of the benchmark
         """
         super().reset(seed=seed)
-        if seed is not None:
-            self._random_state.seed(seed % 2**32)
         self._return = 0.0
-        # Some tasks draw from NumPy's global stream: lend them one that depends on our seed alone.
+        if hasattr(self.humanoid.task, "step_counter"):
+            self.humanoid.task.step_counter = 0  # by which spoon's target turns, on and on
+        episode = int(self.np_random.integers(2**31))
+        # Some tasks draw from NumPy's global stream, which is not ours to change. And package shows the destination of
+        # the episode before in its first observation; when the same episode is begun twice, that is the right one.
         shared = np.random.get_state()
-        np.random.set_state(self._random_state.get_state())
         try:
-            observation, info = self.humanoid.reset(seed=seed)
-            self._random_state.set_state(np.random.get_state())
+            for _ in range(2):
+                np.random.seed(episode)
+                observation, info = self.humanoid.reset(seed=episode)
         finally:
             np.random.set_state(shared)
         return observation, info

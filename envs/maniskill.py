@@ -13,9 +13,10 @@ an NVIDIA GPU at once.
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
@@ -23,6 +24,9 @@ from numpy.typing import NDArray
 
 from sb3_mpc.envs.registry import Suite, Task, frames_for_a_window
 from sb3_mpc.envs.wrappers import ControlInterface, RenderedEnv
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.vec_env import VecEnv
 
 ACTION_REPEAT = 2
 
@@ -144,7 +148,9 @@ class ManiSkill(RenderedEnv):
         # Without a seed of its own ManiSkill would draw the episode from PyTorch's global stream.
         episode = int(self.np_random.integers(2**31))
         # PhysX remembers contacts of the past: what begins with a seed begins with a new simulation.
-        self.sapien.reset(seed=episode, options={"reconfigure": seed is not None, **(options or {})})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about what ManiSkill itself is made of
+            self.sapien.reset(seed=episode, options={"reconfigure": seed is not None, **(options or {})})
         # Some tasks observe the contacts of the last step, which was one of the last episode.
         self.sapien.unwrapped.scene.step()
         observation, _ = self.sapien.reset(seed=episode, options=options)
@@ -180,6 +186,35 @@ class ManiSkill(RenderedEnv):
     def close(self) -> None:
         """Free the simulation."""
         self.sapien.close()
+
+
+def make_vec(task_id: str, num_envs: int, sim_backend: str = "physx_cuda", **kwargs: Any) -> "VecEnv":
+    """
+    Simulate many environments at once on an NVIDIA GPU, for ``TDMPC2("MlpPolicy", make_vec(id, 1024))``.
+
+    :param task_id: An id as for ``gym.make``, such as ``"maniskill/pick-cube-v1"``
+    :param num_envs: Number of environments
+    :param sim_backend: ``"physx_cuda"``; ``"physx_cpu"`` simulates one environment only
+    :param kwargs: As for ``make``: ``control_mode``, ``action_repeat``, ``terminates``
+    :return: The environments, with SB3's monitor
+    """
+    # Here, for SB3 takes seconds to import, and the ids are to be had without it.
+    from stable_baselines3.common.vec_env import VecMonitor
+
+    from sb3_mpc.envs.maniskill_vec import ManiSkillVecEnv
+
+    if sim_backend == "physx_cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise RuntimeError(
+                "make_vec simulates on an NVIDIA GPU and finds none: use Stable-Baselines3's "
+                f'make_vec_env("{task_id}", n_envs={num_envs}), which simulates on the CPU.'
+            )
+    spec = gym.spec(task_id)
+    settings = {"control_mode": None, "action_repeat": 1, "terminates": False, **spec.kwargs, **kwargs}
+    env = _load(settings["task"], settings["control_mode"], num_envs, sim_backend, (384, 384))
+    return VecMonitor(ManiSkillVecEnv(env, spec, settings["action_repeat"], settings["terminates"]))
 
 
 def _load(task: str, control_mode: str | None, num_envs: int, sim_backend: str, size: tuple[int, int]) -> gym.Env:

@@ -206,3 +206,33 @@ def test_doctor_reports_what_fails(capsys, monkeypatch):
     suite = SUITES["dmc"]
     assert __main__.check(suite) == (suite.version is None)
     assert suite.version is None or "fails: the model is missing" in capsys.readouterr().out
+
+
+def test_parallel_simulation():
+    """On the CPU ManiSkill simulates one environment at once, by the code that simulates many on a GPU."""
+    pytest.importorskip("mani_skill")
+    from sb3_mpc.envs.maniskill import make_vec
+
+    env = make_vec("maniskill/pick-cube-v1", 1, sim_backend="physx_cpu")
+    single = gym.make("maniskill/pick-cube-v1")
+    assert env.observation_space == single.observation_space and env.action_space == single.action_space
+    assert env.get_attr("spec")[0].max_episode_steps == 100
+    env.seed(0)
+    first = env.reset()
+    assert first.shape == (1, *single.observation_space.shape) and first.dtype == np.float32
+    total = 0.0
+    for decision in range(1, 101):
+        observation, rewards, dones, infos = env.step(np.full((1, 4), 0.1, dtype=np.float32))
+        total += rewards[0]
+        assert dones[0] == (decision == 100)
+        assert type(infos[0]["is_success"]) is bool
+    assert infos[0]["TimeLimit.truncated"] and infos[0]["episode"]["l"] == 100
+    assert infos[0]["episode"]["r"] == pytest.approx(total, rel=1e-4)
+    assert infos[0]["terminal_observation"].shape == first[0].shape
+    assert not np.array_equal(infos[0]["terminal_observation"], observation[0])  # that of the next episode
+    env.seed(0)
+    np.testing.assert_array_equal(env.reset(), first)
+    env.close()
+    if not importlib.import_module("torch").cuda.is_available():
+        with pytest.raises(RuntimeError, match="make_vec_env"):
+            make_vec("maniskill/pick-cube-v1", 64)
