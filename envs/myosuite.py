@@ -140,9 +140,9 @@ class MyoSuite(RenderedEnv):
         # Its wrappers belong to the task (muscle conditions, an end where the simulation diverges), its limit does not.
         self.myo = gym.make(task, max_episode_steps=-1, disable_env_checker=True)
         self.terminates = terminates
-        self.metadata = {**self.metadata, "render_fps": 1 / self.myo.unwrapped.dt}
         self.observation_space, self.action_space = self.myo.observation_space, self.myo.action_space
         model = self.myo.unwrapped.model
+        self.metadata = {**self.metadata, "render_fps": 1 / (self.myo.unwrapped.frame_skip * model.opt.timestep)}
         if camera is None:
             cameras = [model.camera(number).name for number in range(model.ncam)]
             own = self.myo.unwrapped.render_camera

@@ -1,5 +1,6 @@
 """Every id of every suite that is installed, through the same questions; and what holds without any simulator."""
 
+import importlib
 import importlib.util
 import subprocess
 import sys
