@@ -79,7 +79,7 @@ def can_render() -> bool:
 
 
 def test_all_examples_are_tested():
-    assert SHORT == ["custom_env.py", "evaluate_saved.py", "pixels.py", "sac_swap.py", "vectorised.py"]
+    assert SHORT == ["custom_env.py", "evaluate_saved.py", "pixels.py", "sac_swap.py", "suites.py", "vectorised.py"]
 
 
 @pytest.mark.parametrize("name", SHORT)
@@ -123,6 +123,13 @@ def test_vectorised(run, models):
         "vecnormalize.pkl",
     }
     assert models[0].n_envs == 4 and models[0].get_vec_normalize_env() is not None
+
+
+def test_suites(run, models):
+    pytest.importorskip("dm_control")
+    output = run("suites.py", "dmc/walker-walk-v0", "--steps", 60, "--episodes", 2)
+    assert 0 <= number("Return over 2 episodes", output) <= 40 and "successes: 0" in output
+    assert TDMPC2.load("logs/dmc-walker-walk-v0").num_timesteps == 60
 
 
 def test_custom_env(run, models):
