@@ -9,6 +9,7 @@ import io
 import time
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -103,7 +104,7 @@ def check(suite: Suite) -> bool:
         return False
     try:
         with quiet():
-            frame = env.render()
+            frame: Any = env.render()
         drawn = "draws" if isinstance(frame, np.ndarray) and frame.std() > 0 else "draws nothing but one colour"
     except Exception as error:
         drawn = f"works on states but does not draw: {error}"

@@ -217,7 +217,7 @@ def make_vec(task_id: str, num_envs: int, sim_backend: str = "physx_cuda", **kwa
     return VecMonitor(ManiSkillVecEnv(env, spec, settings["action_repeat"], settings["terminates"]))
 
 
-def _load(task: str, control_mode: str | None, num_envs: int, sim_backend: str, size: tuple[int, int]) -> gym.Env:
+def _load(task: str, control_mode: str | None, num_envs: int, sim_backend: str, size: tuple[int, int]) -> Any:
     """
     Load a task with states as observations and the normalised dense reward, or the sparse one where that is all.
 

@@ -22,7 +22,7 @@ class ManiSkillVecEnv(VecEnv):
     :param terminates: Whether an episode ends where ManiSkill says so
     """
 
-    def __init__(self, env: gym.Env, spec: EnvSpec, action_repeat: int, terminates: bool) -> None:
+    def __init__(self, env: Any, spec: EnvSpec, action_repeat: int, terminates: bool) -> None:
         self.env, self.spec, self.render_mode = env, spec, None
         self.action_repeat, self.terminates = action_repeat, terminates
         native = env.get_wrapper_attr("single_action_space")
@@ -68,7 +68,7 @@ class ManiSkillVecEnv(VecEnv):
             else:  # what has ended within the decision stays as it ended
                 observations = th.where(terminated[:, None], observations, seen)
                 known = {key: th.where(terminated, known[key], success[key]) for key in success}
-            rewards += th.where(terminated, 0.0, reward)
+            rewards += th.where(terminated, th.zeros_like(rewards), reward)
             if self.terminates:
                 terminated = terminated | ended.bool()
         assert observations is not None and known is not None

@@ -8,7 +8,7 @@ solved at the last step; ``-hard`` tasks draw the goal at random. Under MyoSuite
 ``myoReaf...`` are its tasks with weak muscles, tiring muscles and a transferred tendon.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -141,11 +141,12 @@ class MyoSuite(RenderedEnv):
         self.myo = gym.make(task, max_episode_steps=-1, disable_env_checker=True)
         self.terminates = terminates
         self.observation_space, self.action_space = self.myo.observation_space, self.myo.action_space
-        model = self.myo.unwrapped.model
-        self.metadata = {**self.metadata, "render_fps": 1 / (self.myo.unwrapped.frame_skip * model.opt.timestep)}
+        self.simulation = cast(Any, self.myo.unwrapped)
+        model = self.simulation.model
+        self.metadata = {**self.metadata, "render_fps": 1 / (self.simulation.frame_skip * model.opt.timestep)}
         if camera is None:
             cameras = [model.camera(number).name for number in range(model.ncam)]
-            own = self.myo.unwrapped.render_camera
+            own = self.simulation.render_camera
             camera = "hand_side_inter" if "hand_side_inter" in cameras else -1 if own is None else own
         self._camera = MujocoCamera(camera)
         if model.nlight == 0:  # some scenes have no lamp but a faint one on the camera
@@ -185,8 +186,7 @@ class MyoSuite(RenderedEnv):
         :param width: Width in pixels
         :return: The frame [height, width, 3]
         """
-        simulation = self.myo.unwrapped
-        return self._camera.frame(simulation.model, simulation.data, height, width)
+        return self._camera.frame(self.simulation.model, self.simulation.data, height, width)
 
     def close(self) -> None:
         """Free the simulation and what the frames were drawn with."""
