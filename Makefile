@@ -56,7 +56,7 @@ $(INSTALLED): pyproject.toml .ci/constraints.txt
 
 # Meta-World's metadata exclude dm_control's MuJoCo; the adapter makes it run on that one.
 $(ENVS_INSTALLED): $(INSTALLED)
-	$(PIP) --no-compile --editable '.[dmc,myosuite,maniskill]'
+	$(PIP) --no-compile --editable '.[dev,dmc,myosuite,maniskill]'
 	$(PIP) --no-compile --no-deps metaworld
 	touch $@
 
