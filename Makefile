@@ -8,6 +8,7 @@ PYTEST_ARGS ?= -n auto
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+ENVS_INSTALLED := $(VENV)/.installed-envs
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint .ci/constraints.txt $(PIP_ARGS)
 
 help:  ## show this list
@@ -21,6 +22,9 @@ test: pytest  ## install what is needed and run all tests
 pytest: $(INSTALLED)
 	@# One thread a worker: the networks of the tests are tiny, and workers that fight over cores are slow.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-envs: $(ENVS_INSTALLED)  ## install all suites that pip can and test every registered environment (quarter of an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/envs -m all_envs $(PYTEST_ARGS)
 
 type: $(INSTALLED)  ## check the types with mypy
 	$(BIN)/python -m mypy
@@ -50,4 +54,10 @@ $(INSTALLED): pyproject.toml .ci/constraints.txt
 	$(PIP) --no-compile --editable '.[dev]'
 	touch $@
 
-.PHONY: help demo test pytest type lint format check-codestyle commit-checks clean
+# Meta-World's metadata exclude dm_control's MuJoCo; the adapter makes it run on that one.
+$(ENVS_INSTALLED): $(INSTALLED)
+	$(PIP) --no-compile --editable '.[dev,dmc,myosuite,maniskill]'
+	$(PIP) --no-compile --no-deps metaworld
+	touch $@
+
+.PHONY: help demo test pytest test-envs type lint format check-codestyle commit-checks clean

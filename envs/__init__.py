@@ -8,8 +8,17 @@ is made::
     import sb3_mpc.envs
 
     env = gym.make("dmc/walker-walk-v0")
+
+``python -m sb3_mpc.envs`` lists what there is, ``python -m sb3_mpc.envs --check`` tries it out.
 """
 
-from sb3_mpc.envs import dmc
+from sb3_mpc.envs import dmc, humanoid_bench, maniskill, metaworld, myosuite
+from sb3_mpc.envs.registry import Suite
 
-dmc.register()
+#: The suites by the namespace of their ids
+SUITES: dict[str, Suite] = {
+    module.SUITE.name: module.SUITE for module in (dmc, humanoid_bench, myosuite, maniskill, metaworld)
+}
+
+for _suite in SUITES.values():
+    _suite.register()

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sb3_mpc.envs.gl import explain_missing_gl, set_headless_backend
-from sb3_mpc.envs.wrappers import ControlInterface, PixelObservation
+from sb3_mpc.envs.registry import Suite, Task, frames_for_a_window
+from sb3_mpc.envs.wrappers import ControlInterface, PixelObservation, RenderedEnv
 
 # dm_control's time limits all amount to this number of its steps (lqr alone has none and gets the same).
 EPISODE_STEPS = 1000
@@ -66,18 +67,24 @@ TASKS["cup-catch"] = TASKS["ball-in-cup-catch"]
 TASKS["cup-spin"] = TASKS["ball-in-cup-spin"]
 
 
-def register() -> None:
-    """Register the ids of all tasks with Gymnasium; dm_control is imported when an environment is made."""
-    for task in TASKS:
-        for suffix, obs in (("", "state"), ("-pixels", "pixels")):
-            gym.register(
-                id=f"dmc/{task}{suffix}-v0",
-                entry_point="sb3_mpc.envs.dmc:make",
-                max_episode_steps=EPISODE_STEPS // ACTION_REPEAT,
-                kwargs={"task": task, "obs": obs},
-            )
+SUITE = Suite(
+    title="DMControl",
+    module="sb3_mpc.envs.dmc",
+    package="dm_control",
+    distribution="dm-control",
+    install='pip install "sb3-mpc[dmc]"',
+    metric="return, at most 1000",
+    protocol="action repeat 2, 500 decisions",
+    sample="walker-walk-v0",
+    tasks={
+        f"{task}{suffix}-v0": Task(EPISODE_STEPS // ACTION_REPEAT, {"task": task, "obs": obs})
+        for task in TASKS
+        for suffix, obs in (("", "state"), ("-pixels", "pixels"))
+    },
+)
 
 
+@frames_for_a_window
 def make(
     task: str,
     obs: Literal["state", "pixels"] = "state",
@@ -107,7 +114,7 @@ def make(
     return PixelObservation(env) if obs == "pixels" else env
 
 
-class DMControl(gym.Env):
+class DMControl(RenderedEnv):
     """
     A task of dm_control as a Gymnasium environment, in dm_control's own units: observations are float64 vectors [D],
     the task's observations flattened in dm_control's order; actions are float64 vectors [A] within the task's bounds.
@@ -118,8 +125,6 @@ class DMControl(gym.Env):
     :param height: Height in pixels of the frames of ``render()``
     :param camera: Number of the camera; None for 0, or 2 for the quadruped, as in the papers
     """
-
-    metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}
 
     def __init__(
         self,
@@ -134,7 +139,7 @@ class DMControl(gym.Env):
             raise gym.error.NameNotFound(f'There is no DMControl task "{task}"; did you mean "dmc/{nearest}-v0"?')
         domain, task_name = TASKS[task]
         self.dm_env = _load(domain, task_name)
-        self.render_mode, self.width, self.height = render_mode, width, height
+        super().__init__(render_mode, width, height)
         self.camera = camera if camera is not None else (2 if domain == "quadruped" else 0)
         self.metadata = {**self.metadata, "render_fps": 1 / self.dm_env.control_timestep()}
 
@@ -179,14 +184,6 @@ class DMControl(gym.Env):
         truncated = time_step.last() and not terminated
         return self._flatten(time_step.observation), float(time_step.reward), terminated, truncated, {}
 
-    def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
-        """
-        Draw the present state.
-
-        :return: The frame [height, width, 3] if ``render_mode`` is ``"rgb_array"``, else None
-        """
-        return self.frame(self.height, self.width) if self.render_mode == "rgb_array" else None
-
     def frame(self, height: int, width: int) -> NDArray[np.uint8]:
         """
         Draw the present state in any size.
@@ -217,10 +214,8 @@ def _load(domain: str, task: str) -> Any:
     :return: The ``dm_control.rl.control.Environment``
     """
     set_headless_backend()
-    try:
+    with SUITE.importing():
         from dm_control import suite
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError('DMControl tasks need dm_control: pip install "sb3-mpc[dmc]"') from error
     # lqr draws its stiffnesses when it is built. From a fixed stream every instance is the same system, and
     # reset(seed=) alone determines an episode.
     random = np.random.RandomState(0)

@@ -1,4 +1,4 @@
-"""The choice of an OpenGL backend for MuJoCo on machines without a display."""
+"""Drawing with MuJoCo, and the choice of an OpenGL backend on machines without a display."""
 
 import ctypes
 import ctypes.util
@@ -6,6 +6,10 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 
 def set_headless_backend() -> None:
@@ -62,3 +66,44 @@ def explain_missing_gl() -> Iterator[None]:
             "This needs OpenGL for drawing: install EGL (on Debian or Ubuntu `apt install libegl1 libgl1-mesa-dri`) "
             "and unset the environment variable MUJOCO_GL, or set it to a backend that works (egl, osmesa, glfw)."
         ) from error
+
+
+class MujocoCamera:
+    """
+    Draws a simulation of MuJoCo through one camera, in any size.
+
+    :param camera: Name or number of a camera of the model; -1 for one that sees the whole model
+    """
+
+    def __init__(self, camera: str | int) -> None:
+        self.camera = camera
+        self._renderer: Any = None
+
+    def frame(self, model: Any, data: Any, height: int, width: int) -> NDArray[np.uint8]:
+        """
+        Draw the present state.
+
+        :param model: The ``mujoco.MjModel``
+        :param data: Its ``mujoco.MjData``
+        :param height: Height in pixels
+        :param width: Width in pixels
+        :return: The frame [height, width, 3]
+        """
+        import mujoco
+
+        # The renderer is slow to create and drawn upon by one model in one size.
+        drawn = self._renderer
+        if drawn is None or drawn.model is not model or (drawn.height, drawn.width) != (height, width):
+            self.close()
+            buffer = model.vis.global_
+            buffer.offheight, buffer.offwidth = max(buffer.offheight, height), max(buffer.offwidth, width)
+            with explain_missing_gl():
+                self._renderer = mujoco.Renderer(model, height, width)
+        self._renderer.update_scene(data, self.camera)
+        return np.asarray(self._renderer.render())
+
+    def close(self) -> None:
+        """Free the renderer; the next frame creates another one."""
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None

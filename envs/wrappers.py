@@ -9,10 +9,45 @@ from gymnasium.utils import RecordConstructorArgs
 from numpy.typing import NDArray
 
 
+class RenderedEnv(gym.Env):
+    """
+    An environment that draws itself in any size; the adapters of the suites are such.
+
+    A suite whose tasks know success says so in ``info["success"]``.
+
+    :param render_mode: ``"rgb_array"`` or None
+    :param width: Width in pixels of the frames of ``render()``
+    :param height: Height in pixels of the frames of ``render()``
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}
+
+    def __init__(self, render_mode: str | None, width: int, height: int) -> None:
+        self.render_mode, self.width, self.height = render_mode, width, height
+
+    def frame(self, height: int, width: int) -> NDArray[np.uint8]:
+        """
+        Draw the present state in any size.
+
+        :param height: Height in pixels
+        :param width: Width in pixels
+        :return: The frame [height, width, 3]
+        """
+        raise NotImplementedError
+
+    def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
+        """
+        Draw the present state.
+
+        :return: The frame [height, width, 3] if ``render_mode`` is ``"rgb_array"``, else None
+        """
+        return self.frame(self.height, self.width) if self.render_mode == "rgb_array" else None
+
+
 class ControlInterface(gym.Wrapper, RecordConstructorArgs):
     """
     The interface that agents are trained on: float32 observations, float32 actions in [-1, 1], repeated actions,
-    summed rewards and plain Python types for reward and flags.
+    summed rewards, plain Python types for reward and flags, and success under SB3's name ``info["is_success"]`` too.
 
     :param env: An environment with flat observations [D] and bounded actions [A]
     :param action_repeat: How many steps of ``env`` one decision lasts; repetition stops where the episode ends
@@ -55,7 +90,7 @@ class ControlInterface(gym.Wrapper, RecordConstructorArgs):
 
         :param action: The action [A] in [-1, 1]
         :return: The observation [D] after the last repetition, the sum of the rewards, whether the episode terminated,
-            whether it was truncated, and the info of the last repetition
+            whether it was truncated, and the info of the last repetition; its success is that of the last repetition
         """
         # In double precision the sum is exact: actions whose bounds are -1 and 1 already pass through unchanged.
         native_action = self._low + self._half_range * (np.asarray(action, dtype=np.float64) + 1.0)
@@ -65,6 +100,8 @@ class ControlInterface(gym.Wrapper, RecordConstructorArgs):
             total_reward += float(reward)
             if terminated or truncated:
                 break
+        if "success" in info:
+            info["success"] = info["is_success"] = bool(info["success"])
         return np.asarray(observation, dtype=np.float32), total_reward, bool(terminated), bool(truncated), info
 
 

@@ -89,6 +89,7 @@ def test_all_examples_are_tested():
         "pixels.py",
         "record_video.py",
         "sac_swap.py",
+        "suites.py",
         "vectorised.py",
     ]
 
@@ -134,6 +135,13 @@ def test_vectorised(run, models):
         "vecnormalize.pkl",
     }
     assert models[0].n_envs == 4 and models[0].get_vec_normalize_env() is not None
+
+
+def test_suites(run, models):
+    pytest.importorskip("dm_control")
+    output = run("suites.py", "dmc/walker-walk-v0", "--steps", 60, "--episodes", 2)
+    assert 0 <= number("Return over 2 episodes", output) <= 40 and "successes: 0" in output
+    assert TDMPC2.load("logs/dmc-walker-walk-v0").num_timesteps == 60
 
 
 def test_custom_env(run, models):
