@@ -8,8 +8,9 @@ PYTEST_ARGS ?= -n auto
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-ENVS_INSTALLED := $(VENV)/.installed-envs
-PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint .ci/constraints.txt $(PIP_ARGS)
+ENVS_BIN := $(VENV)-envs/bin
+ENVS_INSTALLED := $(VENV)-envs/.installed
+INSTALL := -m pip install --disable-pip-version-check --quiet --no-compile --constraint .ci/constraints.txt $(PIP_ARGS)
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -24,7 +25,7 @@ pytest: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-envs: $(ENVS_INSTALLED)  ## install all suites that pip can and test every registered environment (quarter of an hour)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/envs -m all_envs $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(ENVS_BIN)/python -m pytest tests/envs -m all_envs $(PYTEST_ARGS)
 
 type: $(INSTALLED)  ## check the types with mypy
 	$(BIN)/python -m mypy
@@ -43,21 +44,25 @@ check-codestyle: $(INSTALLED)  ## as lint and format, but changes nothing
 commit-checks: format type lint  ## what to run before a commit
 
 clean:  ## remove the virtual environment and all caches
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-envs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
 # torch goes first and alone, so that a build of it that is already there (CPU, CUDA) is never replaced later. Modules
 # are compiled when they are first imported, which is far fewer than pip would compile.
 $(INSTALLED): pyproject.toml .ci/constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV): a few minutes the first time"
-	$(PIP) --no-compile torch
-	$(PIP) --no-compile --editable '.[dev]'
+	$(BIN)/python $(INSTALL) torch
+	$(BIN)/python $(INSTALL) --editable '.[dev]'
 	touch $@
 
-# Meta-World's metadata exclude dm_control's MuJoCo; the adapter makes it run on that one.
-$(ENVS_INSTALLED): $(INSTALLED)
-	$(PIP) --no-compile --editable '.[dev,dmc,myosuite,maniskill]'
-	$(PIP) --no-compile --no-deps metaworld
+# In an environment of their own: MyoSuite and current moviepy exclude each other. Meta-World's metadata exclude
+# dm_control's MuJoCo; the adapter makes it run on that one.
+$(ENVS_INSTALLED): pyproject.toml .ci/constraints.txt
+	test -x $(ENVS_BIN)/python || $(PYTHON) -m venv $(VENV)-envs
+	@echo "Installing all suites into $(VENV)-envs: 3 GB"
+	$(ENVS_BIN)/python $(INSTALL) torch
+	$(ENVS_BIN)/python $(INSTALL) --editable '.[dmc,myosuite,maniskill,test]'
+	$(ENVS_BIN)/python $(INSTALL) --no-deps metaworld
 	touch $@
 
 .PHONY: help demo test pytest test-envs type lint format check-codestyle commit-checks clean

@@ -9,7 +9,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.evaluation import evaluate_policy
 
-from sb3_mpc import BMPC
+from sb3_mpc import BMPC, FacTDMPC
 from tests.agents import PointEnv, assert_same_state, make_agent, value_of, vec
 
 
@@ -153,7 +153,10 @@ def test_agent_avoids_a_termination_that_costs_it_the_future(algorithm: Any) -> 
             return np.zeros(1, np.float32), 1.0 + over, over, False, {}
 
     env = gym.wrappers.TimeLimit(Cliff(), 20)
-    model = fit(algorithm, env, steps=150, gamma=0.9, num_samples=64, num_elites=8)
+    student = dict(distill_steps=300, distill_learning_rate=3e-3) if algorithm is FacTDMPC else {}
+    model = fit(algorithm, env, steps=150, gamma=0.9, num_samples=64, num_elites=8, **student)
+    if student:
+        model.learn(1, reset_num_timesteps=False)  # distils what has been learned
     assert model.policy.episodic
     mean, _ = evaluate_policy(model, env, 3, deterministic=True, warn=False)
     assert mean > 15  # 2 for an agent that steps over the edge at once

@@ -143,8 +143,9 @@ class FacTDMPC(TDMPC2):
         if isinstance(self.distill_batch_size, str):
             self.distill_batch_size = 2 * self.batch_size
         super()._setup_model()
+        drawn = int(th.randint(2**31, ()).item())  # when loading, too, so that the global random numbers go on alike
         if self._distill_seed is None:
-            self._distill_seed = int(th.randint(2**31, ()).item())
+            self._distill_seed = drawn
 
     def _policy_arguments(self) -> dict[str, Any]:
         student = dict(
@@ -239,7 +240,6 @@ class FacTDMPC(TDMPC2):
 
     def _use_student(self, distilled: bool) -> None:
         self._distilled = distilled
-        self._plan_state = None  # of the one that has acted so far
         self.policy.use_student(distilled)
 
     def _distill(self, steps: int, progress_bar: bool) -> None:
@@ -263,7 +263,8 @@ class FacTDMPC(TDMPC2):
         buffer, batch_size, logger = self.replay_buffer, int(self.distill_batch_size), self.__dict__.get("_logger")
         sampling, horizon = buffer._rng, buffer.horizon
         update = compile_function(self.distill_update) if self.policy.compiles else self.distill_update
-        self.policy.set_training_mode(True)
+        self.policy.set_training_mode(False)
+        self.policy.student.train(True)
         try:
             buffer.seed(self._distill_seed)
             buffer.horizon = self.horizon + 1
@@ -278,7 +279,7 @@ class FacTDMPC(TDMPC2):
                             logger.record(f"distill/{name}", value)
         finally:
             buffer._rng, buffer.horizon = sampling, horizon
-            self.policy.set_training_mode(False)
+            self.policy.student.train(False)
         self._use_student(True)
 
     def draw_distill_noise(self, batch_size: int, generator: th.Generator) -> DistillNoise:
@@ -293,8 +294,8 @@ class FacTDMPC(TDMPC2):
 
     def distill_update(self, batch: SequenceBatch, noise: DistillNoise) -> dict[str, th.Tensor]:
         """
-        One gradient step of the student. Only the first observation and the actions are used, so it does not matter if
-        an episode ends within the segment.
+        One gradient step of the student. Only the first observation and the actions are used, so a segment may go on
+        behind the end of an episode, with variations of no action.
 
         :param batch: windows of H + 1 transitions
         :param noise: random numbers
@@ -302,7 +303,7 @@ class FacTDMPC(TDMPC2):
         """
         student, teacher = self.policy.student, self.policy.world_model
         first = at(batch.observations, 0)
-        actions = (batch.actions.unsqueeze(2) + self.candidate_std * noise.candidates).clamp(-1, 1)
+        actions = ((batch.mask * batch.actions).unsqueeze(2) + self.candidate_std * noise.candidates).clamp(-1, 1)
         with th.no_grad():
             z = teacher.encode(first, noise.shift)
             expert, policy_actions, alive = expert_scores(teacher, z, actions, noise.policy_actions, self.gamma)
