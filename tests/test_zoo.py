@@ -1,0 +1,58 @@
+"""Scripts of the zoo: learning runs that can be interrupted, and the benchmark."""
+
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import pytest
+
+from sb3_mpc.zoo import __main__ as command_line
+from sb3_mpc.zoo import learning
+from tests.agents import SMALL, SMALL_POLICY
+
+pytest.importorskip("dm_control")
+TASK = "cartpole-swingup"
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_learning_run_goes_on_and_is_evaluated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(gym.spec(f"dmc/{TASK}-v0"), "max_episode_steps", 10)
+    settings: dict[str, Any] = {**SMALL, "learning_starts": 10, "policy_kwargs": SMALL_POLICY}
+    monkeypatch.setattr(learning, "SETTINGS", settings)
+    runs, output = tmp_path / "runs", tmp_path / "curve.csv"
+    learning.train(TASK, 1, 20, 20, runs, compile=False)
+    learning.train(TASK, 1, 40, 20, runs, compile=False)  # goes on
+    assert sorted(learning.checkpoints(runs)) == [20, 40]
+    # Of the 30 updates after the random steps, those that follow a checkpoint's last transition are not in it
+    assert learning.TDMPC2.load(learning.checkpoints(runs)[40])._n_updates == 28
+    for _ in range(2):  # the second time there is nothing left to do
+        learning.evaluate(TASK, 1, runs, output, episodes=2)
+    rows = read(output)
+    assert [(row["decisions"], row["frames"], row["episodes"]) for row in rows] == [
+        ("20", "40", "2"),
+        ("40", "80", "2"),
+    ]
+    assert [int(row["length"]) for row in read(output.with_suffix(".train.csv"))] == [10] * 4
+    learning.plot([TASK], tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_benchmark(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = "bench --model-size 1 --obs 3 --act 2 --n-envs 1 2 --modes eager --repeats 1 --device cpu --output"
+    monkeypatch.setattr(sys, "argv", ["zoo", *arguments.split(), str(tmp_path / "bench.json")])
+    command_line.main()
+    report = json.loads((tmp_path / "bench.json").read_text())
+    (result,) = report["results"]
+    assert report["machine"]["torch"] and report["settings"]["model_size"] == 1
+    assert result["mode"] == "eager" and set(result["plan"]) == {"1", "2"}
+    assert result["plan"]["1"]["median_ms"] > 0 < result["update"]["median_ms"]
+    assert result["decisions_per_s"]["zero-cost"] > 0 and result["peak_rss_mb"] > 100
+    output = capsys.readouterr().out
+    assert "plan, 2 environments (median / p95)" in output and "decisions/s" in output
