@@ -157,9 +157,10 @@ def value_of(model: Any, observation: Any) -> float:
     """
     world_model = model.policy.world_model
     model.policy.set_training_mode(False)
+    tensor = model.policy.obs_to_tensor(observation)[0]
     with th.no_grad():
-        z = world_model.encode(model.policy.obs_to_tensor(observation)[0])
-        return world_model.two_hot.decode(world_model.value(z, world_model.act(z, None))).mean().item()
+        z, action = world_model.encode(tensor), model.policy.actor(tensor, deterministic=True)
+        return world_model.two_hot.decode(world_model.value(z, action)).mean().item()
 
 
 def assert_same_state(first: Any, second: Any, path: str = "") -> None:

@@ -136,7 +136,7 @@ def check_against_lists(buffer: SequenceReplayBuffer, lists: Lists, batch_size: 
     assert batch.rewards.shape == batch.terminated.shape == batch.mask.shape == (horizon, batch_size, 1)
     place = batch.observations["place"] if nested else batch.observations
     assert place.shape == (horizon + 1, batch_size, 2)
-    assert all(tensor.isfinite().all() for tensor in (place, *batch[1:]))
+    assert all(tensor.isfinite().all() for tensor in (place, *batch[1:5]))
     if nested:
         names = place[..., :1]
         valid = th.cat([th.ones(1, batch_size, 1), batch.mask]).bool()
@@ -144,7 +144,7 @@ def check_against_lists(buffer: SequenceReplayBuffer, lists: Lists, batch_size: 
         assert picture.shape == (horizon + 1, batch_size, 4)
         assert th.equal((picture == names % 256) | ~valid, th.ones_like(picture, dtype=th.bool))
         assert th.equal((batch.observations["number"].view(names.shape) == names) | ~valid, th.ones_like(valid))
-    observed, *tensors = (tensor.transpose(0, 1).squeeze(-1).tolist() for tensor in (place, *batch[1:]))
+    observed, *tensors = (tensor.transpose(0, 1).squeeze(-1).tolist() for tensor in (place, *batch[1:5]))
     for b, (actions, rewards, terminated, mask) in enumerate(zip(*tensors, strict=True)):
         names, steps = windows[observed[b][0][0]]
         seen.add(names[0])
@@ -229,7 +229,7 @@ def test_types_of_samples() -> None:
     assert batch.observations["picture"].dtype == th.uint8  # a quarter of the traffic, divided by 255 in the encoder
     assert batch.observations["double"].dtype in (th.float32, th.float64)
     assert batch.actions.shape == (2, 3, 4)
-    assert {tensor.dtype for tensor in batch[1:]} == {th.float32}
+    assert {tensor.dtype for tensor in batch[1:5]} == {th.float32}
 
 
 def test_time_limits_may_count_as_terminations() -> None:
