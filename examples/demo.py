@@ -133,7 +133,7 @@ def record(model: Any, folder: Path, seed: int) -> str:
 def main() -> None:
     """Train, evaluate, compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=2_000, help="agent decisions of each agent")
+    parser.add_argument("--steps", type=int, default=2_500, help="agent decisions of each agent")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--folder", type=Path, default=Path("demo"), help="where the results are saved")
     args = parser.parse_args()
