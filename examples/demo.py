@@ -13,6 +13,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch as th
 from matplotlib.figure import Figure
 from stable_baselines3 import SAC
 from stable_baselines3.common.env_util import make_vec_env
@@ -139,6 +140,7 @@ def main() -> None:
     args = parser.parse_args()
     folder, steps, seed = args.folder, args.steps, args.seed
     folder.mkdir(parents=True, exist_ok=True)
+    th.set_num_threads(1)  # networks this small gain nothing from more, and lose much where cores are busy
     print(f"{TASK}: {steps} steps for each agent. A step is one decision, which lasts eight frames of dm_control.")
     print("TDMPC2 has a REDUCED model and planner here, to fit into minutes on a CPU; SAC has its default settings.")
 

@@ -127,12 +127,14 @@ def plot(tasks: list[str], output: Path) -> None:
             frames = sorted({int(row["frames"]) for row in rows})
             means = [np.mean([float(row["return"]) for row in rows if int(row["frames"]) == f]) for f in frames]
             axis.plot(frames, means, "o--", color=color, label=f"{label}, every 100k frames")
+        training: str | None = "TDMPC2, training episodes (1M)"
         for path in sorted(CURVES.glob(f"tdmpc2-size1-{task}-*.train.csv")):
             with path.open() as file:
                 episodes = list(csv.DictReader(file))
             seen = ACTION_REPEAT * np.cumsum([int(row["length"]) for row in episodes])
             returns = [float(row["return"]) for row in episodes]
-            axis.plot(seen, returns, ".", color="tab:orange", alpha=0.5, label="TDMPC2, training episodes (1M)")
+            axis.plot(seen, returns, ".", color="tab:orange", alpha=0.5, label=training)
+            training = None  # one entry of the legend for all runs
         for path in sorted(CURVES.glob(f"tdmpc2-size1-{task}-[0-9].csv")):
             with path.open() as file:
                 points = sorted((int(row["frames"]), float(row["mean_return"])) for row in csv.DictReader(file))
