@@ -24,7 +24,7 @@ pytest: $(INSTALLED)
 	@# One thread a worker: the networks of the tests are tiny, and workers that fight over cores are slow.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
-test-envs: $(ENVS_INSTALLED)  ## install all suites that pip can and test every registered environment (quarter of an hour)
+test-envs: $(ENVS_INSTALLED)  ## install all suites that pip can and test every registered environment
 	OMP_NUM_THREADS=1 $(ENVS_BIN)/python -m pytest tests/envs -m all_envs $(PYTEST_ARGS)
 
 type: $(INSTALLED)  ## check the types with mypy

@@ -140,7 +140,7 @@ def main() -> None:
     args = parser.parse_args()
     folder, steps, seed = args.folder, args.steps, args.seed
     folder.mkdir(parents=True, exist_ok=True)
-    th.set_num_threads(1)  # networks this small gain nothing from more, and lose much where cores are busy
+    th.set_num_threads(1)  # with more, a busy core brings the training to a standstill
     print(f"{TASK}: {steps} steps for each agent. A step is one decision, which lasts eight frames of dm_control.")
     print("TDMPC2 has a REDUCED model and planner here, to fit into minutes on a CPU; SAC has its default settings.")
 

@@ -4,7 +4,26 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import pytest
 from gymnasium import spaces
+
+import sb3_mpc.envs  # noqa: F401
+
+
+def can_render() -> bool:
+    """Whether one of MuJoCo's OpenGL backends works here."""
+    try:
+        gym.make("dmc/cartpole-swingup-v0").unwrapped.frame(16, 16)  # type: ignore[attr-defined]
+    except ModuleNotFoundError:
+        return False
+    except RuntimeError as error:
+        if "OpenGL" not in str(error):
+            raise
+        return False
+    return True
+
+
+needs_gl = pytest.mark.skipif(not can_render(), reason="no OpenGL backend works on this machine")
 
 
 class SpacesOnlyEnv(gym.Env):

@@ -15,6 +15,7 @@ import sb3_mpc
 import sb3_mpc.envs
 from sb3_mpc import TDMPC2, FacTDMPC
 from sb3_mpc.common.algorithm import WorldModelAlgorithm
+from tests.helpers import needs_gl
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SHORT = sorted(path.name for path in EXAMPLES.glob("*.py") if path.name != "demo.py")
@@ -70,14 +71,6 @@ def number(pattern: str, output: str) -> float:
     found = re.search(pattern + r"[^-\d]*(-?\d+)", output)
     assert found, output
     return float(found[1])
-
-
-def can_render() -> bool:
-    try:
-        gym.make("dmc/cup-catch-v0").unwrapped.frame(16, 16)  # type: ignore[attr-defined]
-    except RuntimeError:
-        return False
-    return True
 
 
 def test_all_examples_are_tested():
@@ -170,7 +163,7 @@ def test_factored(run, models):
     assert FacTDMPC.load("logs/walker-factored").policy.distilled
 
 
-@pytest.mark.skipif(not can_render(), reason="no OpenGL backend works on this machine")
+@needs_gl
 def test_pixels(run, models):
     output = run("pixels.py", "--steps", 60)
     assert 0 <= number("Return over 5 episodes", output) <= 40
@@ -178,7 +171,7 @@ def test_pixels(run, models):
     assert Path("logs/cup_catch_pixels.zip").exists()
 
 
-@pytest.mark.skipif(not can_render(), reason="no OpenGL backend works on this machine")
+@needs_gl
 def test_record_video(run, models):
     TDMPC2("MlpPolicy", DEMO_TASK).save("demo/tdmpc2")
     assert run("record_video.py", "--episodes", 2).splitlines() == [

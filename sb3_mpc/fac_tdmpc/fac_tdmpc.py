@@ -195,8 +195,10 @@ class FacTDMPC(TDMPC2):
         """
         self._use_student(False)
         super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
-        steps = self.num_timesteps if isinstance(self.distill_steps, str) else self.distill_steps
-        self._distill(min(steps, MAX_DISTILL_STEPS) if isinstance(self.distill_steps, str) else steps, progress_bar)
+        steps = self.distill_steps
+        if isinstance(steps, str):  # "auto"
+            steps = min(self.num_timesteps, MAX_DISTILL_STEPS)
+        self._distill(steps, progress_bar)
         return self
 
     @classmethod

@@ -133,6 +133,8 @@ def test_render(suite):
     try:
         frame = env.render()
     except RuntimeError as error:
+        if not any(name in str(error) for name in ("OpenGL", "Vulkan")):
+            raise
         pytest.skip(str(error))
     assert isinstance(frame, np.ndarray) and frame.shape == (96, 128, 3) and frame.dtype == np.uint8
     assert frame.std() > 0 and env.metadata["render_fps"] > 0
@@ -169,12 +171,10 @@ def test_unknown_task_names_the_nearest(wrong, right):
 
 def test_import_is_light():
     code = (
-        "import gymnasium, sys, time; before = set(sys.modules); start = time.process_time()\n"
-        "import sb3_mpc.envs; seconds = time.process_time() - start\n"
+        "import gymnasium, sys; before = set(sys.modules); import sb3_mpc.envs\n"
         "packages = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
         "assert not packages & {suite.package for suite in sb3_mpc.envs.SUITES.values()}, packages\n"
         "assert not packages & {'mujoco', 'torch', 'stable_baselines3', 'sapien'}, packages\n"
-        "assert seconds < 0.5, seconds\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

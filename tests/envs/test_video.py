@@ -12,22 +12,12 @@ import sb3_mpc.envs  # noqa: F401  (registers the ids)
 from sb3_mpc import TDMPC2
 from sb3_mpc.envs.gl import set_headless_backend
 from sb3_mpc.envs.video import record_video
+from tests.helpers import needs_gl
 
 set_headless_backend()
 pytest.importorskip("dm_control.suite")
 pytest.importorskip("moviepy")
 STEPS = 4
-
-
-def can_render() -> bool:
-    try:
-        gym.make("dmc/cartpole-swingup-v0").unwrapped.frame(16, 16)  # type: ignore[attr-defined]
-    except RuntimeError:
-        return False
-    return True
-
-
-needs_gl = pytest.mark.skipif(not can_render(), reason="no OpenGL backend works on this machine")
 
 
 @pytest.fixture(autouse=True)
