@@ -5,7 +5,7 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.type_aliases import MaybeCallback, PyTorchObs
+from stable_baselines3.common.type_aliases import MaybeCallback
 
 from sb3_mpc.bmpc.planning import ReanalyzePlanner, StateValueModel, StateValuePlanner
 from sb3_mpc.common.acceleration import compile_function
@@ -173,8 +173,8 @@ class BMPC(WorldModelAlgorithm):
         :return: windows with the new plans, which are written to the replay buffer, too
         """
         assert batch.plans is not None and batch.places is not None
-        if self.policy.compiles and self._compiled_replan is None:
-            self._compiled_replan = compile_function(self._replan)
+        if self.policy.acceleration.compiles and self._compiled_replan is None:
+            self._compiled_replan = compile_function(self.policy.plan)
         observations = batch.observations
         states: Any = (
             {key: part[:-1, :count].flatten(0, 1) for key, part in observations.items()}
@@ -182,8 +182,9 @@ class BMPC(WorldModelAlgorithm):
             else observations[:-1, :count].flatten(0, 1)
         )
         shift = self.policy.draw_shift(self.horizon * count)
+        cold = batch.actions.new_zeros(self.horizon * count, self.horizon, batch.actions.shape[-1])
         self.policy.set_training_mode(False)
-        plan = (self._compiled_replan or self._replan)(states, shift, noise)
+        plan = (self._compiled_replan or self.policy.plan)(states, cold, shift, noise, self._reanalyzer)
         self.policy.set_training_mode(True)
         new = self.plan_to_store(plan)
         stored = batch.mask[:, :count].flatten().cpu().numpy() > 0
@@ -192,12 +193,6 @@ class BMPC(WorldModelAlgorithm):
         plans = batch.plans.clone()
         plans[:, :, :count] = new.view(2, self.horizon, count, -1)
         return batch._replace(plans=plans)
-
-    @th.no_grad()
-    def _replan(self, observations: PyTorchObs, shift: th.Tensor | None, noise: PlanNoise) -> Plan:
-        z = self.policy.world_model.encode(observations, shift)
-        cold = th.zeros(z.shape[0], self.horizon, self.policy.world_model.action_dim, device=z.device)
-        return self._reanalyzer.plan(z, cold, noise)
 
     # -- Use -----------------------------------------------------------------------------------------------------------
 

@@ -1,23 +1,80 @@
 """The one place that decides how the numerical work is executed."""
 
 import math
+import os
+import shutil
 from collections.abc import Callable
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch as th
 import torch.nn.functional as F
+from torch import nn
+
+# Compiling takes one to three minutes and saves about a quarter of a step on a CPU (zoo/benchmarks): so many steps pay
+# for it several times
+STEPS_WORTH_COMPILING = 20_000
+# Smaller networks are bound by overheads that neither compiling nor reduced precision removes
+PARAMETERS_WORTH_ACCELERATING = 500_000
+# Units that multiply matrices in bfloat16 faster than in float32
+BFLOAT16_UNITS = ("amx_bf16", "avx512_bf16")
 
 
-def resolve_compile(compile: bool | str, device: th.device) -> bool:
+class Acceleration(NamedTuple):
     """
-    :param compile: the user's switch, True, False or "auto"
+    How the numerical work is executed.
+
+    :param compiles: whether plan and update are compiled
+    :param reduces: whether plans are made in bfloat16
+    """
+
+    compiles: bool
+    reduces: bool
+
+
+def choose_acceleration(compile: bool | str, model: nn.Module, device: th.device, steps: int = 0) -> Acceleration:
+    """
+    :param compile: the user's switch: False is the eager float32 reference, True compiles, "auto" compiles where that
+        pays; both plan in bfloat16 where the processor has units for it
+    :param model: the networks
     :param device: device of the model
-    :return: whether to compile; "auto" stays eager until compiled execution has been shown to pay on the device
+    :param steps: number of training steps ahead
+    :return: what to do; "auto" leaves small networks alone, and GPUs until they have been measured
+    :raises ValueError: if the switch is something else
     """
-    del device
     if compile not in (True, False, "auto"):
         raise ValueError(f'compile={compile!r} is not understood: use True, False or "auto".')
-    return compile is True
+    large = sum(parameter.numel() for parameter in model.parameters()) >= PARAMETERS_WORTH_ACCELERATING
+    pays = large and device.type == "cpu" and steps >= STEPS_WORTH_COMPILING and has_compiler()
+    return Acceleration(
+        compiles=compile is True or (compile == "auto" and pays),
+        reduces=compile is not False and large and has_bfloat16_units(device),
+    )
+
+
+def has_bfloat16_units(device: th.device) -> bool:
+    """
+    :param device: device of the model
+    :return: whether it is a processor with units for bfloat16
+    """
+    if device.type != "cpu" or not hasattr(th.cpu, "get_capabilities"):
+        return False
+    capabilities = th.cpu.get_capabilities()
+    return any(capabilities.get(unit, False) for unit in BFLOAT16_UNITS)
+
+
+def full_precision(x: th.Tensor) -> AbstractContextManager:
+    """
+    :param x: input of what is computed within
+    :return: context in which matrix products keep the precision of their operands, also where plans are reduced
+    """
+    kind = x.device.type
+    return th.autocast(kind, enabled=False) if th.is_autocast_enabled(kind) else nullcontext()
+
+
+def has_compiler() -> bool:
+    """:return: whether the C++ compiler that torch.compile calls is there"""
+    return shutil.which(os.environ.get("CXX", "g++")) is not None
 
 
 def compile_function(function: Callable[..., Any]) -> Callable[..., Any]:

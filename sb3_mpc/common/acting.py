@@ -9,7 +9,7 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 
-from sb3_mpc.common.acceleration import compile_function
+from sb3_mpc.common.acceleration import Acceleration, compile_function
 from sb3_mpc.common.checks import check_finite_observation
 from sb3_mpc.common.encoders import SHIFT_PAD
 from sb3_mpc.common.planning import MPPIPlanner, Plan, PlanNoise
@@ -33,7 +33,7 @@ class PlanningPolicy(BasePolicy):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, squash_output=True, **kwargs)
-        self.compiles = False
+        self.acceleration = Acceleration(compiles=False, reduces=False)
         self._compiled_plan: Callable[..., Plan] | None = None
         self._bank: PlanNoise | None = None
         self.generator = th.Generator()
@@ -80,17 +80,31 @@ class PlanningPolicy(BasePolicy):
         generator = generator or self.generator
         return th.randint(2 * SHIFT_PAD + 1, (*shape, 2), generator=generator, device=generator.device)
 
-    def plan(self, observation: PyTorchObs, prev_mean: th.Tensor, shift: th.Tensor | None, noise: PlanNoise) -> Plan:
+    def plan(
+        self,
+        observation: PyTorchObs,
+        prev_mean: th.Tensor,
+        shift: th.Tensor | None,
+        noise: PlanNoise,
+        planner: MPPIPlanner | None = None,
+    ) -> Plan:
         """
         :param observation: observations ``[E, *shape]``, or a dict of them
         :param prev_mean: mean of the previous plans ``[E, H, A]``
         :param shift: image shifts ``[E, 2]``, if any
         :param noise: random numbers of the plan
+        :param planner: another planner than the one that acts
         :return: the plan
         """
-        model, planner = self.acting()
+        model, own = self.acting()
+        planner = planner or own
         with th.no_grad():
-            return planner.plan(model.encode(observation, shift), prev_mean, noise)
+            z = model.encode(observation, shift)
+            if not self.acceleration.reduces:
+                return planner.plan(z, prev_mean, noise)
+            # The matrix products of the hidden layers alone; what lies between them stays in float32
+            with th.autocast(self.device.type, th.bfloat16):
+                return planner.plan(z, prev_mean, noise)
 
     def decide(
         self,
@@ -132,7 +146,7 @@ class PlanningPolicy(BasePolicy):
         else:
             noise = planner.draw(n_envs, self.generator, explore=True)
             shift = self.draw_shift(n_envs) if self.augment_at_inference else None
-        if self.compiles and self._compiled_plan is None:
+        if self.acceleration.compiles and self._compiled_plan is None:
             self._compiled_plan = compile_function(self.plan)
         plan = self._compiled_plan or self.plan
         return plan(obs_tensor, th.as_tensor(mean, device=self.device), shift, noise), vectorized

@@ -10,7 +10,7 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
-from sb3_mpc.common.acceleration import compile_function, resolve_compile
+from sb3_mpc.common.acceleration import choose_acceleration, compile_function
 from sb3_mpc.common.arguments import show_inherited_arguments
 from sb3_mpc.common.checks import (
     check_action_space,
@@ -168,7 +168,7 @@ class WorldModelAlgorithm(CollectingAlgorithm):
         self.policy = self.policy_class(  # type: ignore[assignment]
             self.observation_space, self.action_space, self.lr_schedule, **self._policy_arguments()
         ).to(self.device)
-        self.policy.compiles = resolve_compile(self.compile, self.device)
+        self.policy.acceleration = choose_acceleration(self.compile, self.policy.world_model, self.device)
 
     def _resolve_auto(self) -> None:
         """Replace "auto" by values, once: they are saved with the model."""
@@ -254,7 +254,7 @@ class WorldModelAlgorithm(CollectingAlgorithm):
         """
         self.policy.set_training_mode(True)
         self._update_learning_rate([self.policy.model_optimizer, self.policy.pi_optimizer])
-        if self.policy.compiles and self._compiled_update is None:
+        if self.policy.acceleration.compiles and self._compiled_update is None:
             self._compiled_update = compile_function(self.update)
         if self._n_updates == 0 and int(self.pretrain_gradient_steps) > 0:
             if self.verbose > 0:
@@ -341,6 +341,8 @@ class WorldModelAlgorithm(CollectingAlgorithm):
         for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
             for group in optimizer.param_groups:
                 group["lr"] *= group.get("lr_scale", 1.0)
+                if self.policy.acceleration.compiles:  # a number would be frozen into the compiled update
+                    group["lr"] = th.tensor(group["lr"])
 
     # -- What a method defines -----------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.type_aliases import MaybeCallback, RolloutReturn
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_mpc.common.acceleration import choose_acceleration
 from sb3_mpc.common.checkpoints import PersistentAlgorithm
 from sb3_mpc.common.checks import check_finite_observation, check_observation_shape, raised_by_sb3
 from sb3_mpc.common.plan_buffer import PlanReplayBuffer
@@ -25,6 +26,7 @@ class CollectingAlgorithm(PersistentAlgorithm):
     """
 
     episodic: bool | str
+    compile: bool | str
     _plan_state: tuple[np.ndarray, ...] | None
     _last_plan: Plan | None
     _plan_seconds: float
@@ -48,7 +50,21 @@ class CollectingAlgorithm(PersistentAlgorithm):
             self.replay_buffer.dones = dones
         if self._last_obs is not None:
             check_finite_observation(self._last_obs, "returned by reset()", batched=True)
+        self._accelerate((result[0] - self.num_timesteps) // self.n_envs)
         return result
+
+    def _accelerate(self, steps: int) -> None:
+        """
+        :param steps: number of training steps ahead
+        """
+        chosen = choose_acceleration(self.compile, self.policy.world_model, self.device, steps)
+        if self.policy.acceleration.compiles:  # the price is paid
+            chosen = chosen._replace(compiles=True)
+        self.policy.acceleration = chosen
+        if self.verbose > 0 and chosen.compiles:
+            print("The first plan and the first update are compiled: that takes one to three minutes, once")
+        if self.verbose > 0 and chosen.reduces:
+            print("Plans are made in bfloat16, for which this processor has units; compile=False plans in float32")
 
     def collect_rollouts(self, env: VecEnv, callback: BaseCallback, *args: Any, **kwargs: Any) -> RolloutReturn:
         """See SB3. Transitions at which a callback stops the training are stored, too, so that it can be continued."""

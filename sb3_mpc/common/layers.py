@@ -6,7 +6,7 @@ import torch as th
 import torch.nn.functional as F
 from torch import nn
 
-from sb3_mpc.common.acceleration import mish
+from sb3_mpc.common.acceleration import full_precision, mish
 
 INIT_STD = 0.02
 
@@ -64,7 +64,22 @@ class NormedLinear(nn.Linear):
         :param x: ``[..., in_features]``
         :return: ``[..., out_features]``
         """
-        return self.activation(self.ln(super().forward(x)))
+        return self.activation(self.ln(super().forward(x).to(self.weight.dtype)))
+
+
+class OutputLinear(nn.Linear):
+    """
+    Linear output of a network. Rounding it would move values and rewards by more than plans can bear, so it is computed
+    in float32 even if the layers before it are not.
+    """
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        """
+        :param x: ``[..., in_features]``
+        :return: ``[..., out_features]``
+        """
+        with full_precision(x):
+            return super().forward(x)
 
 
 def make_mlp(
@@ -82,7 +97,7 @@ def make_mlp(
     sizes = [in_features, *hidden]
     layers: list[nn.Module] = [NormedLinear(n_in, n_out) for n_in, n_out in zip(sizes[:-1], sizes[1:], strict=True)]
     if out_activation is None:
-        layers.append(nn.Linear(sizes[-1], out_features))
+        layers.append(OutputLinear(sizes[-1], out_features))
     else:
         layers.append(NormedLinear(sizes[-1], out_features, out_activation))
     return nn.Sequential(*layers).apply(init_linear)
@@ -146,13 +161,18 @@ class StackedLinear(nn.Module):
             return parameter if members is None else parameter.index_select(0, members)
 
         weight, bias = pick(self.weight), pick(self.bias)
-        x = th.baddbmm(bias.unsqueeze(1), x.expand(weight.shape[0], -1, -1), weight.transpose(1, 2))
+        if not self.normed:  # as in OutputLinear
+            with full_precision(x):
+                return self._multiply(x, weight, bias)
+        x = self._multiply(x, weight, bias).to(weight.dtype)
         if dropout_mask is not None:
             x = x * dropout_mask
-        if self.normed:
-            x = F.layer_norm(x, x.shape[-1:])
-            x = self.activation(th.addcmul(pick(self.ln_bias).unsqueeze(1), x, pick(self.ln_weight).unsqueeze(1)))
-        return x
+        x = F.layer_norm(x, x.shape[-1:])
+        return self.activation(th.addcmul(pick(self.ln_bias).unsqueeze(1), x, pick(self.ln_weight).unsqueeze(1)))
+
+    @staticmethod
+    def _multiply(x: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
+        return th.baddbmm(bias.unsqueeze(1), x.expand(weight.shape[0], -1, -1), weight.transpose(1, 2))
 
 
 class EnsembleMLP(nn.Module):

@@ -67,7 +67,8 @@ class TwoHot(nn.Module):
         :param logits: ``[..., K]``
         :return: scalars ``[..., 1]``
         """
-        return symexp(th.softmax(logits, dim=-1) @ self.bins.to(logits.dtype).unsqueeze(-1))
+        # A sum and no matrix product, which would be rounded where plans run in reduced precision
+        return symexp((th.softmax(logits, dim=-1) * self.bins).sum(-1, keepdim=True))
 
     def cross_entropy(self, logits: th.Tensor, x: th.Tensor) -> th.Tensor:
         """

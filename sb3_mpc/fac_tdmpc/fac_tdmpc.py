@@ -264,7 +264,7 @@ class FacTDMPC(TDMPC2):
         generator = th.Generator(self.device).manual_seed(self._distill_seed)
         buffer, batch_size, logger = self.replay_buffer, int(self.distill_batch_size), self.__dict__.get("_logger")
         sampling, horizon = buffer._rng, buffer.horizon
-        update = compile_function(self.distill_update) if self.policy.compiles else self.distill_update
+        update = compile_function(self.distill_update) if self.policy.acceleration.compiles else self.distill_update
         self.policy.set_training_mode(False)
         self.policy.student.train(True)
         try:

@@ -1,0 +1,113 @@
+"""How the numerical work is executed: what is chosen, and that the fast ways give what the eager float32 one gives."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sb3_mpc import BMPC, TDMPC2
+from sb3_mpc.bmpc import bmpc
+from sb3_mpc.common import acceleration, acting
+from sb3_mpc.common import algorithm as algorithm_module
+from sb3_mpc.common.acceleration import STEPS_WORTH_COMPILING, Acceleration, choose_acceleration
+from tests.agents import ALGORITHMS, PointEnv, make_agent
+
+CPU, GPU = th.device("cpu"), th.device("cuda")
+LARGE, TINY = nn.Linear(1_000, 1_000), nn.Linear(10, 10)
+PRODUCTS = {th.ops.aten.mm, th.ops.aten.addmm, th.ops.aten.bmm, th.ops.aten.baddbmm}
+
+
+class ProductTypes(TorchDispatchMode):
+    """Collects the types of the matrices that are multiplied within."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[th.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in PRODUCTS:
+            self.seen.add(args[-1].dtype)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture(params=[[], ["avx512_bf16"], ["amx_bf16"]], ids=lambda units: units[0] if units else "no units")
+def units(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Pretend that the processor has these units for bfloat16."""
+    monkeypatch.setattr(th.cpu, "get_capabilities", lambda: dict.fromkeys(request.param, True), raising=False)
+    return request.param
+
+
+def test_bfloat16_only_where_the_processor_has_units(units: list[str]) -> None:
+    assert choose_acceleration("auto", LARGE, CPU) == Acceleration(compiles=False, reduces=bool(units))
+    assert choose_acceleration(True, LARGE, CPU) == Acceleration(compiles=True, reduces=bool(units))
+    assert choose_acceleration(False, LARGE, CPU, steps=10**9) == Acceleration(compiles=False, reduces=False)
+    assert not choose_acceleration("auto", TINY, CPU).reduces and not choose_acceleration("auto", LARGE, GPU).reduces
+
+
+def test_auto_compiles_long_runs_of_large_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(acceleration, "has_compiler", lambda: True)
+    assert choose_acceleration("auto", LARGE, CPU, STEPS_WORTH_COMPILING).compiles
+    assert not choose_acceleration("auto", LARGE, CPU, STEPS_WORTH_COMPILING - 1).compiles
+    assert not choose_acceleration("auto", TINY, CPU, 10**9).compiles
+    monkeypatch.setattr(acceleration, "has_compiler", lambda: False)
+    assert not choose_acceleration("auto", LARGE, CPU, 10**9).compiles
+
+
+def test_unknown_switch_is_refused() -> None:
+    with pytest.raises(ValueError, match="compile='fast' is not understood"):
+        make_agent(TDMPC2, PointEnv(), compile="fast")
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_reduced_plans_are_close_to_float32(algorithm: Any) -> None:
+    model = make_agent(algorithm, PointEnv(), learning_rate=1e-2, num_samples=64).learn(40)
+    observations = np.stack([model.observation_space.sample() / 5 for _ in range(4)])
+    policy = model.policy
+    with ProductTypes() as eager:
+        expected, _ = policy.decide(observations, deterministic=True)
+    policy.acceleration = Acceleration(compiles=False, reduces=True)
+    with ProductTypes() as reduced:
+        plan, _ = policy.decide(observations, deterministic=True)
+    assert eager.seen == {th.float32} and reduced.seen == {th.float32, th.bfloat16}
+    assert {part.dtype for part in plan} == {th.float32}
+    # Returns, because elites that are nearly as good as each other may have quite different actions
+    assert not th.equal(plan.elite_value, expected.elite_value), "nothing was reduced"
+    th.testing.assert_close(plan.elite_value, expected.elite_value, rtol=0.02, atol=0.02)
+    policy.acceleration = Acceleration(compiles=False, reduces=False)
+    assert th.equal(policy.decide(observations, deterministic=True)[0].action, expected.action)
+
+
+def test_training_stays_in_float32_while_plans_are_reduced() -> None:
+    model = make_agent(TDMPC2, PointEnv()).learn(12)
+    model.policy.acceleration = Acceleration(compiles=False, reduces=True)
+    with ProductTypes() as types:
+        model.train(1, model.batch_size)
+    assert types.seen == {th.float32}
+
+
+@pytest.mark.parametrize("algorithm", [TDMPC2, BMPC])  # each takes seconds; BMPC compiles its reanalyze, too
+def test_traced_functions_equal_eager_ones(algorithm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tracing without code generation, which takes minutes: graphs that miss or freeze something would differ."""
+
+    def trace(function: Any) -> Any:
+        return th.compile(function, dynamic=False, backend="aot_eager")
+
+    monkeypatch.setattr(acting, "compile_function", trace)
+    monkeypatch.setattr(algorithm_module, "compile_function", trace)
+    monkeypatch.setattr(bmpc, "compile_function", trace)
+    th._dynamo.reset()
+    actions, parameters = [], []
+    for compile in (False, True):
+        model = make_agent(algorithm, PointEnv(), compile=compile, seed=0, learning_rate=lambda left: 1e-3 * left)
+        model.learn(24)
+        actions.append(model.predict(model.observation_space.sample() * 0, deterministic=True)[0])
+        parameters.append(th.cat([p.detach().flatten() for p in model.policy.parameters()]))
+    assert (model._compiled_update is not None) and (model.policy._compiled_plan is not None)
+    th.testing.assert_close(parameters[1], parameters[0], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(actions[1], actions[0], atol=1e-2)
+    traced = th._dynamo.utils.counters["frames"]["total"]
+    model.learn(8, reset_num_timesteps=False)
+    assert th._dynamo.utils.counters["frames"]["total"] == traced, "another learning rate compiles anew"
