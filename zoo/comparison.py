@@ -1,0 +1,181 @@
+"""
+The methods beside each other on small models and a small budget: curves, network policy and overestimation.
+
+    python -m sb3_mpc.zoo.comparison train bmpc walker-walk --seed 1
+    python -m sb3_mpc.zoo.comparison plot
+
+One row of ``curves/comparison.csv`` is a point of a run: mean return of 10 deterministic episodes by planning and by
+the policy network alone, and value and discounted return of the first states of 20 episodes of the network
+(:class:`sb3_mpc.common.callbacks.OverestimationCallback`). The models are far smaller than the papers', the tasks have
+longer action repeats, and the budget is minutes: differences between methods here say little about the papers' scale.
+"""
+
+import argparse
+import csv
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+
+import sb3_mpc.envs  # noqa: F401
+from sb3_mpc import BMPC, MBDPO, TDMPC2, TDMPCSquare
+from sb3_mpc.common.algorithm import WorldModelAlgorithm
+from sb3_mpc.common.callbacks import OverestimationCallback
+
+CURVES = Path(__file__).parent / "curves"
+METHODS: dict[str, type[WorldModelAlgorithm]] = {
+    "tdmpc2": TDMPC2,
+    "tdmpc_square": TDMPCSquare,
+    "bmpc": BMPC,
+    "mbdpo": MBDPO,
+}
+# Fewer decisions, each of which says more, than with the papers' action repeat of 2
+TASKS: dict[str, dict[str, Any]] = {
+    "cartpole-swingup": dict(action_repeat=8, max_episode_steps=125),
+    "walker-walk": dict(action_repeat=4, max_episode_steps=250),
+}
+BUDGET = {"cartpole-swingup": 3_000, "walker-walk": 5_000}
+EPISODES, OVERESTIMATION_EPISODES = 10, 20
+SETTINGS: dict[str, Any] = dict(
+    learning_rate=1e-3,
+    batch_size=128,
+    learning_starts=1_000,
+    pretrain_gradient_steps=500,
+    iterations=3,
+    num_samples=128,
+    num_elites=16,
+    num_pi_trajs=16,
+    policy_kwargs=dict(latent_dim=64, enc_dim=128, net_arch=[128, 128], num_q=2),
+)
+# The diffusion needs more, smaller steps than MPPI: 20 in the paper
+OWN_SETTINGS: dict[str, dict[str, Any]] = {"mbdpo": dict(iterations=8)}
+COLUMNS = ("method", "task", "seed", "decisions", "frames", "planner", "planner_std", "network", "value", "mc_return")
+
+
+class Measure(BaseCallback):
+    """
+    Evaluates the agent now and then and appends what it finds to a CSV file.
+
+    :param run: method, task and seed
+    :param every: decisions between evaluations
+    :param output: CSV file
+    """
+
+    def __init__(self, run: dict[str, Any], every: int, output: Path) -> None:
+        super().__init__()
+        self.run, self.every, self.output = run, every, output
+        env_id, protocol = f"dmc/{run['task']}-v0", TASKS[run["task"]]
+        self.env = make_vec_env(env_id, EPISODES, seed=1_000 + run["seed"], env_kwargs=protocol)
+        self.overestimation = OverestimationCallback(
+            make_vec_env(env_id, EPISODES, seed=2_000 + run["seed"], env_kwargs=protocol),
+            n_eval_episodes=OVERESTIMATION_EPISODES,
+        )
+
+    def _init_callback(self) -> None:
+        self.overestimation.init_callback(self.model)
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps % self.every == 0 and self.num_timesteps > self.model.learning_starts:  # type: ignore[attr-defined]
+            returns, _ = evaluate_policy(self.model, self.env, EPISODES, return_episode_rewards=True)
+            network, _ = evaluate_policy(self.model.actor, self.env, EPISODES)  # type: ignore[attr-defined]
+            value, mc_return = self.overestimation.measure()
+            frames = self.num_timesteps * TASKS[self.run["task"]]["action_repeat"]
+            row = dict(self.run, decisions=self.num_timesteps, frames=frames)
+            row |= dict(planner=np.mean(returns), planner_std=np.std(returns), network=network)
+            append({**row, "value": value, "mc_return": mc_return}, self.output)
+        return True
+
+
+def append(row: dict[str, Any], path: Path) -> None:
+    """
+    :param row: one value for each of ``COLUMNS``
+    :param path: CSV file
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        if new:
+            writer.writeheader()
+        writer.writerow({name: round(v, 2) if isinstance(v, float) else v for name, v in row.items()})
+
+
+def train(method: str, task: str, seed: int, steps: int, every: int, output: Path) -> WorldModelAlgorithm:
+    """
+    :param method: one of ``METHODS``
+    :param task: one of ``TASKS``
+    :param seed: seed of agent and environments
+    :param steps: agent decisions
+    :param every: decisions between evaluations
+    :param output: CSV file to append to
+    :return: the trained agent
+    """
+    env = gym.make(f"dmc/{task}-v0", **TASKS[task])
+    model = METHODS[method]("MlpPolicy", env, seed=seed, device="cpu", **{**SETTINGS, **OWN_SETTINGS.get(method, {})})
+    return model.learn(steps, Measure(dict(method=method, task=task, seed=seed), every, output))
+
+
+def plot(source: Path, folder: Path) -> None:
+    """
+    :param source: CSV file of the runs
+    :param folder: where ``comparison.png`` and ``overestimation.png`` go
+    """
+    from matplotlib.figure import Figure
+
+    with source.open() as file:
+        rows = list(csv.DictReader(file))
+    present = [task for task in TASKS if any(row["task"] == task for row in rows)]
+    figures = [Figure(figsize=(5.5 * len(present), 4.2), layout="constrained") for _ in range(2)]
+    panels = [np.atleast_1d(figure.subplots(1, len(present))) for figure in figures]
+    for index, task in enumerate(present):
+        curves, errors = (panel[index] for panel in panels)
+        for number, (method, algorithm) in enumerate(METHODS.items()):
+            own = [row for row in rows if row["task"] == task and row["method"] == method]
+            steps = sorted({int(row["decisions"]) for row in own})
+
+            def mean(name: str, own: list[dict[str, str]] = own, steps: list[int] = steps) -> list[float]:
+                return [float(np.mean([float(r[name]) for r in own if int(r["decisions"]) == step])) for step in steps]
+
+            seeds = len({row["seed"] for row in own})
+            label = f"{algorithm.__name__}, {seeds} seed{'s' * (seeds > 1)}"
+            curves.plot(steps, mean("planner"), "o-", color=f"C{number}", label=label)
+            curves.plot(steps, mean("network"), "x:", color=f"C{number}")
+            errors.plot(steps, mean("value"), "o-", color=f"C{number}", label=f"{algorithm.__name__}: value")
+            errors.plot(steps, mean("mc_return"), "x:", color=f"C{number}", label="discounted return")
+        curves.plot([], [], "kx:", label="network alone")
+        repeat = TASKS[task]["action_repeat"]
+        for axes in (curves, errors):
+            axes.set(xlabel="agent decisions", title=f"{task}, action repeat {repeat}, small models")
+            axes.grid(alpha=0.3)
+            axes.legend(fontsize=8)
+        curves.set_ylabel(f"return, mean of {EPISODES} episodes")
+        errors.set_ylabel("at the first states of an episode")
+    for figure, name in zip(figures, ("comparison.png", "overestimation.png"), strict=True):
+        figure.savefig(folder / name, dpi=120)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    trainer = commands.add_parser("train", help="train one method on one task")
+    trainer.add_argument("method", choices=METHODS)
+    trainer.add_argument("task", choices=TASKS)
+    trainer.add_argument("--seed", type=int, default=1)
+    trainer.add_argument("--steps", type=int, help="agent decisions; by default 3,000 or 5,000")
+    trainer.add_argument("--every", type=int, default=500, help="decisions between evaluations")
+    for command in (trainer, commands.add_parser("plot", help="draw the pictures")):
+        command.add_argument("--data", type=Path, default=CURVES / "comparison.csv", help="CSV file of the runs")
+    args = parser.parse_args()
+    if args.command == "plot":
+        plot(args.data, args.data.parent)
+    else:
+        train(args.method, args.task, args.seed, args.steps or BUDGET[args.task], args.every, args.data)
+
+
+if __name__ == "__main__":
+    main()
