@@ -152,8 +152,8 @@ class HerSequenceReplayBuffer(SequenceReplayBuffer, HerReplayBuffer):  # type: i
                 "HerReplayBuffer needs the environment to compute rewards: give env to load(), or set_env()."
             )
         observations["desired_goal"][:, windows] = self._sample_goals(rows[0], envs[0])
-        # A copy, because compute_reward may change them
-        infos = copy.deepcopy(list(self.infos[rows, envs].flat)) if self.copy_info_dict else [{} for _ in rows.flat]
+        # One by one: compute_reward may change them, and a transition may be drawn twice
+        infos = [copy.deepcopy(info) if self.copy_info_dict else {} for info in self.infos[rows, envs].flat]
         reached, wanted = (
             observations[key][1:, windows].reshape(rows.size, *get_obs_shape(self._spaces[key])) for key in GOAL_KEYS
         )
