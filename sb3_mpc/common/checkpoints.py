@@ -181,7 +181,7 @@ class PersistentAlgorithm(OffPolicyAlgorithm):
             otherwise: the buffer sees by itself whether an episode goes on
         :raises ValueError: if the file is damaged or does not fit; the present buffer is kept
         """
-        current = self.__dict__.get("replay_buffer")  # scripts delete it first, to have room for two
+        current: Any = self.__dict__.get("replay_buffer")  # scripts delete it first, to have room for two
         try:
             with explain_damage(path, "replay buffer"):
                 super().load_replay_buffer(path, truncate_last_traj)
