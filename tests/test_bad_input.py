@@ -117,6 +117,12 @@ def test_unknown_key_of_net_arch(algorithm: Any) -> None:
     assert_one_clear_sentence(error.value, "net_arch", "vf", "use qf")
 
 
+def test_no_environment(algorithm: Any) -> None:
+    with pytest.raises(ValueError) as error:
+        make_agent(algorithm, None)
+    assert_one_clear_sentence(error.value, algorithm.__name__, "environment", FIX)
+
+
 def test_empty_batch(algorithm: Any) -> None:
     with pytest.raises(ValueError) as error:
         make_agent(algorithm, PointEnv(), batch_size=0)

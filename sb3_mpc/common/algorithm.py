@@ -105,6 +105,8 @@ class WorldModelAlgorithm(CollectingAlgorithm):
     ) -> None:
         check_no_unknown_arguments(type(self), unknown)
         env = make_env(env, verbose)
+        if env is None and _init_setup_model:
+            raise ValueError(f"{type(self).__name__} needs an environment: give env, or load() a saved agent.")
         if env is not None:
             check_action_space(env.action_space, type(self).__name__)
         super().__init__(
