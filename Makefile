@@ -44,7 +44,7 @@ check-codestyle: $(INSTALLED)  ## as lint and format, but changes nothing
 commit-checks: format type lint  ## what to run before a commit
 
 docs: $(INSTALLED)  ## build the documentation into docs/site
-	$(BIN)/python -m mkdocs build --strict --quiet --config-file docs/mkdocs.yml
+	$(BIN)/python -m mkdocs build --strict --config-file docs/mkdocs.yml
 
 clean:  ## remove the virtual environment, the built pages and all caches
 	rm -rf $(VENV) $(VENV)-envs docs/site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
