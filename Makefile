@@ -43,8 +43,11 @@ check-codestyle: $(INSTALLED)  ## as lint and format, but changes nothing
 
 commit-checks: format type lint  ## what to run before a commit
 
-clean:  ## remove the virtual environment and all caches
-	rm -rf $(VENV) $(VENV)-envs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+docs: $(INSTALLED)  ## build the documentation into docs/site
+	$(BIN)/python -m mkdocs build --strict --config-file docs/mkdocs.yml
+
+clean:  ## remove the virtual environment, the built pages and all caches
+	rm -rf $(VENV) $(VENV)-envs docs/site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
 # torch goes first and alone, so that a build of it that is already there (CPU, CUDA) is never replaced later. Modules
 # are compiled when they are first imported, which is far fewer than pip would compile.
@@ -65,4 +68,4 @@ $(ENVS_INSTALLED): pyproject.toml .ci/constraints.txt
 	$(ENVS_BIN)/python $(INSTALL) --no-deps metaworld
 	touch $@
 
-.PHONY: help demo test pytest test-envs type lint format check-codestyle commit-checks clean
+.PHONY: help demo test pytest test-envs type lint format check-codestyle commit-checks docs clean

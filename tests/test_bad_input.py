@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from stable_baselines3 import SAC, HerReplayBuffer
-from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3 import SAC
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.vec_env import VecEnvWrapper
 
 from sb3_mpc import TDMPC2
@@ -117,20 +117,22 @@ def test_unknown_key_of_net_arch(algorithm: Any) -> None:
     assert_one_clear_sentence(error.value, "net_arch", "vf", "use qf")
 
 
+def test_no_environment(algorithm: Any) -> None:
+    with pytest.raises(ValueError) as error:
+        make_agent(algorithm, None)
+    assert_one_clear_sentence(error.value, algorithm.__name__, "environment", FIX)
+
+
 def test_empty_batch(algorithm: Any) -> None:
     with pytest.raises(ValueError) as error:
         make_agent(algorithm, PointEnv(), batch_size=0)
     assert_one_clear_sentence(error.value, "batch_size=0", FIX)
 
 
-@pytest.mark.parametrize("buffer_class", [HerReplayBuffer, ReplayBuffer])
+@pytest.mark.parametrize("buffer_class", [ReplayBuffer, NStepReplayBuffer])
 def test_foreign_replay_buffer(algorithm: Any, buffer_class: type) -> None:
-    goal = spaces.Dict(observation=BOX, achieved_goal=BOX, desired_goal=BOX)
-    env, policy = (
-        (SpaceEnv(goal, BOX), "MultiInputPolicy") if buffer_class is HerReplayBuffer else (PointEnv(), "MlpPolicy")
-    )
     with pytest.raises(ValueError) as error:
-        make_agent(algorithm, env, policy=policy, replay_buffer_class=buffer_class)
+        make_agent(algorithm, PointEnv(), replay_buffer_class=buffer_class)
     assert_one_clear_sentence(error.value, buffer_class.__name__, FIX)
 
 

@@ -1,12 +1,10 @@
 """The examples run as they stand, with a tiny agent in place of the one that they ask for."""
 
-import functools
 import json
 import re
 import runpy
 import sys
 from pathlib import Path
-from typing import Any
 
 import gymnasium as gym
 import pytest
@@ -14,45 +12,11 @@ import pytest
 import sb3_mpc
 import sb3_mpc.envs
 from sb3_mpc import TDMPC2, FacTDMPC
-from sb3_mpc.common.algorithm import WorldModelAlgorithm
 from tests.helpers import needs_gl
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SHORT = sorted(path.name for path in EXAMPLES.glob("*.py") if path.name != "demo.py")
 DEMO_TASK = re.findall(r'^TASK = "(.*)"$', (EXAMPLES / "demo.py").read_text(), re.MULTILINE)[0]
-TINY: dict[str, Any] = dict(
-    learning_starts=50,
-    pretrain_gradient_steps=2,
-    batch_size=16,
-    horizon=2,
-    num_samples=16,
-    num_elites=4,
-    num_pi_trajs=2,
-    iterations=1,
-    policy_kwargs=dict(latent_dim=16, enc_dim=16, net_arch=[16], num_q=2, num_bins=11),
-)
-
-
-@pytest.fixture
-def models(monkeypatch, tmp_path):
-    """In an empty folder, with tiny agents and short episodes; gives the list of the models that have been trained."""
-    for name in ("Pendulum-v1", "dmc/walker-walk-v0", "dmc/cup-catch-pixels-v0", DEMO_TASK):
-        monkeypatch.setattr(gym.spec(name), "max_episode_steps", 20)
-    trained: list[WorldModelAlgorithm] = []
-    create, learn = WorldModelAlgorithm.__init__, WorldModelAlgorithm.learn
-
-    @functools.wraps(create)
-    def tiny(self, *args, **kwargs):
-        create(self, *args, **{**kwargs, **TINY})
-
-    def remember(self, *args, **kwargs):
-        trained.append(self)
-        return learn(self, *args, **kwargs)
-
-    monkeypatch.setattr(WorldModelAlgorithm, "__init__", tiny)
-    monkeypatch.setattr(WorldModelAlgorithm, "learn", remember)
-    monkeypatch.chdir(tmp_path)
-    return trained
 
 
 @pytest.fixture

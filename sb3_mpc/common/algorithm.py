@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 import torch as th
 from gymnasium import spaces
+from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
@@ -16,13 +17,14 @@ from sb3_mpc.common.checks import (
     check_action_space,
     check_batch_size,
     check_finite_losses,
+    check_keywords,
     check_no_unknown_arguments,
     check_policy_class,
-    check_policy_kwargs,
     make_env,
 )
 from sb3_mpc.common.collection import CollectingAlgorithm
 from sb3_mpc.common.discount import discount_from_episode_length, episode_length
+from sb3_mpc.common.her import HINDSIGHT_BUFFERS
 from sb3_mpc.common.losses import UpdateNoise, at, draw_update_noise, model_losses, unroll
 from sb3_mpc.common.policies import CnnPolicy, MultiInputPolicy, WorldModelPolicy
 from sb3_mpc.common.sequence_buffer import SequenceBatch
@@ -31,6 +33,8 @@ from sb3_mpc.common.views import PriorPolicy, ValueFunctions
 # Random steps before the first update: 5 episodes, at least 1000 (official code)
 SEED_EPISODES, MIN_SEED_STEPS = 5, 1000
 DEFAULT_GAMMA = 0.99  # for environments that do not tell their episode length
+# Arguments of the replay buffer that the agent gives it
+BUFFER_ARGUMENTS = ("buffer_size", "observation_space", "action_space", "device", "n_envs", "optimize_memory_usage")
 
 
 class WorldModelAlgorithm(CollectingAlgorithm):
@@ -101,6 +105,8 @@ class WorldModelAlgorithm(CollectingAlgorithm):
     ) -> None:
         check_no_unknown_arguments(type(self), unknown)
         env = make_env(env, verbose)
+        if env is None and _init_setup_model:
+            raise ValueError(f"{type(self).__name__} needs an environment: give env, or load() a saved agent.")
         if env is not None:
             check_action_space(env.action_space, type(self).__name__)
         super().__init__(
@@ -153,7 +159,9 @@ class WorldModelAlgorithm(CollectingAlgorithm):
             raise ValueError(f'episodic={self.episodic!r} is not understood: use True, False or "auto".')
         check_batch_size(self.batch_size)
         check_policy_class(self.policy_class, WorldModelPolicy, type(self).__name__)
-        check_policy_kwargs(self.policy_class, self.policy_kwargs)
+        check_keywords(
+            "policy_kwargs", self.policy_class, self.policy_kwargs, ("observation_space", "action_space", "lr_schedule")
+        )
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         self._resolve_auto()
@@ -189,12 +197,15 @@ class WorldModelAlgorithm(CollectingAlgorithm):
     def _setup_buffer(self) -> None:
         if self.replay_buffer_class is None:
             self.replay_buffer_class = self.buffer_class
+        if self.replay_buffer_class is HerReplayBuffer:
+            self.replay_buffer_class = HINDSIGHT_BUFFERS[self.buffer_class]
         if not issubclass(self.replay_buffer_class, self.buffer_class):
             raise ValueError(
                 f"replay_buffer_class={self.replay_buffer_class.__name__} does not sample the sequences that "
-                f"{type(self).__name__} needs: leave it out, or derive it from {self.buffer_class.__name__} of "
-                "sb3_mpc.common (HerReplayBuffer is not supported yet)."
+                f"{type(self).__name__} needs: leave it out, use HerReplayBuffer for goals, or derive it "
+                f"from {self.buffer_class.__name__} of sb3_mpc.common."
             )
+        check_keywords("replay_buffer_kwargs", self.replay_buffer_class, self.replay_buffer_kwargs, BUFFER_ARGUMENTS)
         if self.replay_buffer is None:
             self.replay_buffer = self.replay_buffer_class(
                 self.buffer_size,
@@ -205,6 +216,15 @@ class WorldModelAlgorithm(CollectingAlgorithm):
                 optimize_memory_usage=self.optimize_memory_usage,
                 **{"horizon": self.horizon, **self.replay_buffer_kwargs},
             )
+        self.replay_buffer.set_env(self.env)
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """
+        :param env: environment to go on with, see SB3
+        :param force_reset: whether training starts with a reset
+        """
+        super().set_env(env, force_reset)
+        self.replay_buffer.set_env(self.env)
 
     def _planner_arguments(self) -> dict[str, Any]:
         """:return: arguments of the planner"""

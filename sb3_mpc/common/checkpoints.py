@@ -177,10 +177,11 @@ class PersistentAlgorithm(OffPolicyAlgorithm):
     def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
         """
         :param path: file written by :meth:`save_replay_buffer`
-        :param truncate_last_traj: has no effect: the buffer sees by itself whether an episode goes on
+        :param truncate_last_traj: with ``HerReplayBuffer``, whether to take the last episode for finished; no effect
+            otherwise: the buffer sees by itself whether an episode goes on
         :raises ValueError: if the file is damaged or does not fit; the present buffer is kept
         """
-        current = self.replay_buffer
+        current: Any = self.__dict__.get("replay_buffer")  # scripts delete it first, to have room for two
         try:
             with explain_damage(path, "replay buffer"):
                 super().load_replay_buffer(path, truncate_last_traj)

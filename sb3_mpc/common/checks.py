@@ -3,12 +3,12 @@
 import difflib
 import inspect
 import traceback
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.base_class import maybe_make_env
-from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv
 
 
@@ -202,19 +202,17 @@ def check_policy_class(policy_class: type, base: type, method: str) -> None:
         )
 
 
-def check_policy_kwargs(policy_class: type[BasePolicy], policy_kwargs: dict[str, Any]) -> None:
+def check_keywords(argument: str, target: type, keywords: dict[str, Any], given: Iterable[str]) -> None:
     """
-    :param policy_class: class of the policy
-    :param policy_kwargs: arguments that the user gives it
-    :raises TypeError: if the policy has no such argument
+    :param argument: name of the argument that the user gave them by, for the message
+    :param target: class that the keywords are for
+    :param keywords: arguments that the user gives it
+    :param given: arguments that it is given anyway
+    :raises TypeError: if the class has no such argument
     """
-    known = [
-        name
-        for name in known_arguments(policy_class)
-        if name not in ("observation_space", "action_space", "lr_schedule")
-    ]
-    for key in policy_kwargs:
+    known = [name for name in known_arguments(target) if name not in given]
+    for key in keywords:
         if key not in known:
             raise TypeError(
-                f"policy_kwargs has the unknown key {key!r} for {policy_class.__name__}: {explain_unknown(key, known)}"
+                f"{argument} has the unknown key {key!r} for {target.__name__}: {explain_unknown(key, known)}"
             )

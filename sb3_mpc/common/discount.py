@@ -18,7 +18,8 @@ def episode_length(env: VecEnv | None) -> int | None:
 
     def attribute(name: str) -> Any:
         try:
-            return env.get_attr(name, 0)[0]
+            # The worker of a SubprocVecEnv dies when it is asked for what is not there
+            return env.get_attr(name, 0)[0] if env.has_attr(name) else None
         except (AttributeError, NotImplementedError):
             return None
 

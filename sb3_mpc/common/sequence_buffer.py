@@ -7,7 +7,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import BaseBuffer, ReplayBuffer
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 # Where the observation after a stored transition is found (values >= 0 are places in the list of final observations)
 NEXT_ROW, HEAD = -1, -2
@@ -24,7 +24,8 @@ class SequenceBatch(NamedTuple):
     :param mask: 1 for transitions of the window's episode ``[H, B, 1]``
     :param plans: mean and standard deviation of the planned actions ``[2, H, B, A]``, NaN where none was planned; only
         from buffers that store them
-    :param places: rows and environments of the transitions in such a buffer ``[2, H, B]``
+    :param places: rows and environments of the transitions in such a buffer ``[2, H, B]``, -1 where the plans of a
+        window are not those of the stored transitions
     """
 
     observations: th.Tensor | dict[str, th.Tensor]
@@ -263,18 +264,14 @@ class SequenceReplayBuffer(ReplayBuffer):
             places.append((rows, envs))
             terminated = self.dones[rows, envs] * (1 - self.timeouts[rows, envs])
             steps.append((self.actions[rows, envs], self.rewards[rows, envs], terminated, alive))
-            link = self._next[rows, envs]
-            follows = link == NEXT_ROW
+            for key, parts in observations.items():
+                parts.append(self._following(key, rows, envs))
+            follows = self._next[rows, envs] == NEXT_ROW
             rows = np.where(follows, (rows + 1) % self.buffer_size, rows)
-            apart, head = np.flatnonzero(link >= 0), np.flatnonzero(link == HEAD)
-            for key, stored in self._observations.items():
-                following = stored[rows, envs]
-                following[apart] = self._final[key][link[apart]]
-                following[head] = self._head[key][envs[head]]
-                observations[key].append(following)
             alive = alive & follows
         stacked: Any = {key: np.stack(parts) for key, parts in observations.items()}
         actions, rewards, terminated, mask = (np.stack(parts).astype(np.float32) for parts in zip(*steps, strict=True))
+        self._relabel(stacked, rewards, places)
         stacked = self._normalize_obs(stacked if self._is_dict else stacked[""], env)
         rewards = self._normalize_reward(rewards, env)
         batch = SequenceBatch(
@@ -288,6 +285,31 @@ class SequenceReplayBuffer(ReplayBuffer):
         )
         return self._add_plans(batch, places)
 
+    def _following(self, key: str, rows: np.ndarray, envs: np.ndarray) -> np.ndarray:
+        """
+        :param key: part of the observation
+        :param rows: rows of transitions ``[B]``
+        :param envs: their environments ``[B]``
+        :return: what the transitions led to ``[B, *shape]``
+        """
+        link = self._next[rows, envs]
+        following = self._observations[key][(rows + (link == NEXT_ROW)) % self.buffer_size, envs]
+        apart, head = np.flatnonzero(link >= 0), np.flatnonzero(link == HEAD)
+        following[apart] = self._final[key][link[apart]]
+        following[head] = self._head[key][envs[head]]
+        return following
+
+    def _relabel(
+        self, observations: dict[str, np.ndarray], rewards: np.ndarray, places: list[tuple[np.ndarray, np.ndarray]]
+    ) -> None:
+        """
+        Change windows in place before they are normalised; nothing here.
+
+        :param observations: ``[H + 1, B, *shape]`` by key
+        :param rewards: ``[H, B]``
+        :param places: rows ``[B]`` and environments ``[B]`` of the transitions of each of the H steps
+        """
+
     def _add_plans(self, batch: SequenceBatch, places: list[tuple[np.ndarray, np.ndarray]]) -> SequenceBatch:
         """
         :param batch: windows
@@ -295,6 +317,11 @@ class SequenceReplayBuffer(ReplayBuffer):
         :return: windows with what a derived buffer stores besides; nothing here
         """
         return batch
+
+    def set_env(self, env: VecEnv | None) -> None:
+        """
+        :param env: the agent's environment, which a derived buffer may ask; not needed here
+        """
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()

@@ -227,10 +227,12 @@ class FacTDMPC(TDMPC2):
         model.observation_space, model.action_space = expert.observation_space, expert.action_space
         model.n_envs = expert.n_envs
         model._setup_model()
-        if isinstance(replay_buffer, (str, Path)):
-            with explain_damage(replay_buffer, "replay buffer"):
-                replay_buffer = load_from_pkl(replay_buffer)
-        data = expert.replay_buffer if replay_buffer is None else replay_buffer
+        data: object = expert.replay_buffer if replay_buffer is None else replay_buffer
+        if isinstance(data, (str, Path)):
+            with explain_damage(data, "replay buffer"):
+                data = load_from_pkl(data)
+            if isinstance(data, SequenceReplayBuffer):
+                data.set_env(expert.env)
         if not isinstance(data, SequenceReplayBuffer) or data.observation_space != model.observation_space:
             raise ValueError(
                 f"The replay buffer (a {type(data).__name__}) does not hold sequences of the observation space "

@@ -33,7 +33,7 @@ class TDMPC2(WorldModelAlgorithm):
     :param train_freq: update every ``train_freq`` steps, or a tuple such as ``(5, "step")`` or ``(1, "episode")``
     :param gradient_steps: updates at a time; -1 for as many as transitions were collected
     :param action_noise: noise added to the planned actions, besides the planner's own
-    :param replay_buffer_class: class derived from ``SequenceReplayBuffer``
+    :param replay_buffer_class: SB3's ``HerReplayBuffer`` for goals, or a class derived from ``SequenceReplayBuffer``
     :param replay_buffer_kwargs: its arguments
     :param optimize_memory_usage: has no effect, observations are never stored twice
     :param n_steps: must be 1

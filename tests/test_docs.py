@@ -1,0 +1,70 @@
+"""The Python of the pages in docs/ runs as it stands, page by page, with tiny agents and short training."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+import sb3_mpc
+from sb3_mpc import FacTDMPC
+from sb3_mpc.common.algorithm import WorldModelAlgorithm
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(path for path in (ROOT / "docs" / "pages").glob("*.md") if "```python" in path.read_text())
+MAX_STEPS = 60
+
+
+def python_of(text: str) -> list[str]:
+    """
+    :param text: page
+    :return: its blocks of Python, files that it shows included
+    """
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return [
+        re.sub(r'^--8<-- "(.*)"$', lambda file: (ROOT / file[1]).read_text(), b, flags=re.MULTILINE) for b in blocks
+    ]
+
+
+@pytest.fixture
+def run(models, monkeypatch):
+    """Run blocks one after the other in one namespace; gives the models that were trained."""
+    learn, distill = WorldModelAlgorithm.learn, FacTDMPC._distill
+
+    def short(self, total_timesteps, *args, **kwargs):
+        return learn(self, min(total_timesteps, MAX_STEPS), *args, **kwargs)
+
+    def run(blocks: list[str], name: str) -> list[WorldModelAlgorithm]:
+        monkeypatch.setattr(sys, "argv", [name])
+        namespace = {"__name__": name}
+        for block in blocks:
+            exec(compile(block, name, "exec"), namespace)
+        return models
+
+    monkeypatch.setattr(WorldModelAlgorithm, "learn", short)
+    monkeypatch.setattr(FacTDMPC, "_distill", lambda self, steps, bar: distill(self, min(steps, 2), bar))
+    return run
+
+
+@pytest.mark.filterwarnings("ignore:Training and eval env are not of the same type")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_pages_run(page, run):
+    for model in run(python_of(page.read_text()), page.name):
+        assert model.num_timesteps >= MAX_STEPS and model._n_updates > 0
+
+
+def test_front_page(run):
+    """The swap runs; the other blocks are fragments, or need a suite or OpenGL, and are read only."""
+    first, *others = python_of((ROOT / "README.md").read_text())
+    assert "was: SAC" in first and len(run([first], "README.md")) == 1
+    for block in others:
+        compile(block, "README.md", "exec")
+
+
+def test_every_method_has_a_page_and_every_page_is_in_the_menu():
+    menu = (ROOT / "docs" / "mkdocs.yml").read_text()
+    texts = {path.name: path.read_text() for path in (ROOT / "docs" / "pages").glob("*.md")}
+    for name in texts:
+        assert f"- {name}\n" in menu
+    for method in sb3_mpc.__all__:
+        assert any(f"::: sb3_mpc.{method}\n" in text and '"can_i_use.md"' in text for text in texts.values()), method
