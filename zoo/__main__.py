@@ -42,7 +42,7 @@ COMMANDS = {
     "enjoy": Command("train", "watch a trained agent in a window", "add_enjoy_arguments", "enjoy", passes_on=True),
     "evaluate": Command("evaluate", "mean return of a trained agent"),
     "record": Command("evaluate", "film a trained agent", "add_record_arguments", "record"),
-    "plot": Command("plot", "draw learning curves beside the published ones, and aggregates over tasks"),
+    "plot": Command("plot", "draw learning curves beside published ones, and aggregates"),
     "bench": Command("bench", "measure the speed on this machine"),
 }
 

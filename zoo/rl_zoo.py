@@ -50,7 +50,7 @@ def register() -> None:
     for key, name in ALGORITHMS.items():
         rl_zoo3.ALGOS[key] = getattr(sb3_mpc, name)
         HYPERPARAMS_SAMPLER[key] = SAMPLERS[key]
-        HYPERPARAMS_CONVERTER[key] = dict  # what is sampled are arguments already
+        HYPERPARAMS_CONVERTER[key] = lambda sampled_params: sampled_params  # arguments already
 
 
 def find_environment(env_id: str) -> str:
@@ -135,14 +135,14 @@ class Experiment(ExperimentManager):
 
     def create_log_folder(self) -> None:
         """Create the folder of the run, with what `--resume` needs."""
-        super().create_log_folder()
+        super().create_log_folder()  # type: ignore[no-untyped-call]
         if self.resume is None and not self.optimize_hyperparameters:
-            settings = dict(arguments=self.arguments, checkpoint_freq=self.checkpoint_freq)
+            settings = dict(arguments=self.arguments, preset=self.preset, checkpoint_freq=self.checkpoint_freq)
             (Path(self.save_path) / RUN_FILE).write_text(json.dumps(settings, indent=1) + "\n")
 
     def create_callbacks(self) -> None:
         """As rl_zoo3, and the checkpoints."""
-        super().create_callbacks()
+        super().create_callbacks()  # type: ignore[no-untyped-call]
         self.checkpoint: ResumableCheckpoint | None = None
         if self.checkpoint_freq > 0 and not self.optimize_hyperparameters:
             folder = Path(self.save_path) / "checkpoints"
@@ -211,12 +211,13 @@ def train(arguments: list[str], **options: Any) -> None:
     :param options: what only :class:`Experiment` knows
     """
     register()
-    original = rl_zoo3.train.ExperimentManager
-    rl_zoo3.train.ExperimentManager = functools.partial(Experiment, arguments=arguments, **options)  # type: ignore
+    module: Any = rl_zoo3.train
+    original = module.ExperimentManager
+    module.ExperimentManager = functools.partial(Experiment, arguments=arguments, **options)
     try:
-        run_program(rl_zoo3.train.train, "python -m sb3_mpc.zoo train", arguments)
+        run_program(module.train, "python -m sb3_mpc.zoo train", arguments)
     finally:
-        rl_zoo3.train.ExperimentManager = original  # type: ignore[misc]
+        module.ExperimentManager = original
 
 
 def enjoy(arguments: list[str]) -> None:

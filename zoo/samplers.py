@@ -1,5 +1,6 @@
 """What Optuna searches (``train --optimize``), for each method."""
 
+from collections.abc import Callable
 from typing import Any
 
 import optuna
@@ -65,7 +66,7 @@ def sample_fac_tdmpc(trial: optuna.Trial, *args: Any) -> dict[str, Any]:
 
 
 #: Samplers by the keys of the methods
-SAMPLERS = {
+SAMPLERS: dict[str, Callable[..., dict[str, Any]]] = {
     "tdmpc2": sample_shared,
     "tdmpc_square": sample_tdmpc_square,
     "bmpc": sample_bmpc,

@@ -97,9 +97,7 @@ def _resume(args: argparse.Namespace, options: list[str]) -> None:
         raise ValueError(f"--resume goes on with the settings of the run: leave out --{(refused or ['optimize'])[0]}.")
     path = args.resume / rl_zoo.RUN_FILE
     if not path.exists():
-        raise FileNotFoundError(
-            f"{args.resume} is not the folder of a run that `train` has begun: it has no {path.name}."
-        )
+        raise FileNotFoundError(f"{args.resume} is no folder of a run that `train` has begun: there is no {path.name}.")
     settings = json.loads(path.read_text())
     frequency = settings["checkpoint_freq"]
     if not any((args.resume / "checkpoints").glob("step_*")):
