@@ -148,8 +148,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """
     parser.epilog = (
         "Bands are 95 % bootstrap intervals of the mean over seeds. Published curves (dashed; DMControl to 1M frames)\n"
-        "are points 100,000 frames apart, joined by straight lines. Beside PICTURE.png there will be PICTURE.csv; --aggregate adds\n"
-        "PICTURE-aggregate.png and .csv with interquartile means and performance profiles.\n\n"
+        "are points 100,000 frames apart, joined by straight lines. Beside PICTURE.png there will be PICTURE.csv;\n"
+        "--aggregate adds PICTURE-aggregate.png and .csv with interquartile means and performance profiles.\n\n"
         "example: python -m sb3_mpc.zoo plot logs --output curves.png --aggregate"
     )
     parser.add_argument("sources", nargs="+", type=Path, metavar="SOURCE", help="folders with runs, and CSV files")
