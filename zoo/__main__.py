@@ -13,38 +13,46 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 
 class Command(NamedTuple):
     """
-    A command, whose module is imported when it is asked for, so that help comes at once.
+    A command, whose modules are imported when they are needed, so that help comes at once.
 
-    :param module: module of this package
     :param help: what it does, in a line
-    :param add_arguments: function of the module that adds the arguments to a parser
-    :param run: function of the module that takes the parsed arguments
+    :param options: function of this package that adds its options to a parser
+    :param run: function of this package that takes the parsed options
     :param passes_on: whether options that it does not know belong to the program it runs
     """
 
-    module: str
     help: str
-    add_arguments: str = "add_arguments"
-    run: str = "main"
+    options: str
+    run: str
     passes_on: bool = False
 
 
 COMMANDS = {
     "train": Command(
-        "train", "train an agent by a preset, go on with a run, or search hyper-parameters", passes_on=True
+        "train by a preset, go on with a run, or search hyper-parameters", "options:add_train", "train:main", True
     ),
-    "enjoy": Command("train", "watch a trained agent in a window", "add_enjoy_arguments", "enjoy", passes_on=True),
-    "evaluate": Command("evaluate", "mean return of a trained agent"),
-    "record": Command("evaluate", "film a trained agent", "add_record_arguments", "record"),
-    "plot": Command("plot", "draw learning curves beside published ones, and aggregates"),
-    "bench": Command("bench", "measure the speed on this machine"),
+    "enjoy": Command("watch a trained agent in a window", "options:add_enjoy", "train:enjoy", True),
+    "evaluate": Command("mean return of a trained agent", "options:add_evaluate", "evaluate:main"),
+    "record": Command("film a trained agent", "options:add_record", "evaluate:record"),
+    "plot": Command("draw learning curves beside published ones, and aggregates", "plot:add_arguments", "plot:main"),
+    "bench": Command("measure the speed on this machine", "bench:add_arguments", "bench:main"),
 }
+
+
+def function(name: str) -> Callable[..., None]:
+    """
+    :param name: ``module:function`` within this package
+    :return: the function
+    """
+    module, _, attribute = name.partition(":")
+    found: Callable[..., None] = getattr(importlib.import_module(f"sb3_mpc.zoo.{module}"), attribute)
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,8 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         if arguments[:1] == [name]:
             try:
-                module = importlib.import_module(f"sb3_mpc.zoo.{command.module}")
-                getattr(module, command.add_arguments)(one)
+                function(command.options)(one)
             except ModuleNotFoundError as error:
                 return failed(error)
     args, rest = parser.parse_known_args(arguments)
@@ -78,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     elif rest:
         parsers.choices[args.command].error(f"unknown: {' '.join(rest)}")
     try:
-        getattr(module, command.run)(args)
+        function(command.run)(args)
     except (ValueError, AssertionError, ImportError, OSError, MemoryError) as error:
         if "SB3_MPC_TRACEBACK" in os.environ:
             raise

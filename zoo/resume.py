@@ -14,6 +14,7 @@ seed and the step, whether the run goes on at once or later. A single environmen
 cut; of several environments, episodes are cut as by a time limit.
 """
 
+import os
 import pickle
 import random
 import shutil
@@ -189,7 +190,7 @@ class ResumableCheckpoint(BaseCallback):
             monitor_files={path.name: path.stat().st_size for path in self.logs.glob("*.monitor.csv")}
             if self.logs
             else {},
-            log_folder=self.logger.get_dir(),
+            log_folder=os.path.abspath(self.logger.get_dir()) if self.logger.get_dir() else None,
             callbacks=[
                 {name: vars(callback)[name] for name in CALLBACK_STATE if name in vars(callback)}
                 for callback in self.callbacks
