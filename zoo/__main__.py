@@ -45,6 +45,10 @@ COMMANDS = {
 }
 
 
+# Errors whose message is enough; others come with their traceback
+EXPECTED = (ValueError, AssertionError, ImportError, OSError, MemoryError, RuntimeError)
+
+
 def function(name: str) -> Callable[..., None]:
     """
     :param name: ``module:function`` within this package
@@ -86,8 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parsers.choices[args.command].error(f"unknown: {' '.join(rest)}")
     try:
         function(command.run)(args)
-    except (ValueError, AssertionError, ImportError, OSError, MemoryError) as error:
-        if "SB3_MPC_TRACEBACK" in os.environ:
+    except Exception as error:
+        expected = isinstance(error, EXPECTED) or type(error).__module__.startswith("gymnasium.")
+        if "SB3_MPC_TRACEBACK" in os.environ or not expected:
             raise
         return failed(error)
     return 0
