@@ -220,7 +220,7 @@ class ResumableCheckpoint(BaseCallback):
                 raise
             kept = "the previous one is kept" if self.newest() else "there is none yet"
             warnings.warn(
-                f"The checkpoint at step {steps} could not be written ({error}); {kept}, and the training goes on.",
+                f"The checkpoint at step {steps} could not be written ({error}); the training is not affected, and {kept}.",
                 stacklevel=2,
             )
             return None
