@@ -220,7 +220,7 @@ class ResumableCheckpoint(BaseCallback):
                 raise
             kept = "the previous one is kept" if self.newest() else "there is none yet"
             warnings.warn(
-                f"The checkpoint at step {steps} could not be written ({error}); the training is not affected, and {kept}.",
+                f"The checkpoint at step {steps} could not be written ({error}): training is not affected, {kept}.",
                 stacklevel=2,
             )
             return None
