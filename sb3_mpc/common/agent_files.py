@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from stable_baselines3.common.torch_layers import FlattenExtractor
@@ -134,6 +135,35 @@ def load_agent(path: str | Path, env: GymEnv | None = None, device: th.device | 
             model.set_env(venv if settings is None else wrap_normalized(venv, settings, statistics))
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{path} was trained in another environment than the one given: {error}.") from error
+    return model
+
+
+def build_agent(
+    algorithm: type[WorldModelAlgorithm],
+    policy: str,
+    observation_space: spaces.Space,
+    action_space: spaces.Space,
+    n_envs: int = 1,
+    state: dict[str, Any] | None = None,
+    **arguments: Any,
+) -> WorldModelAlgorithm:
+    """
+    Make an agent that has no environment.
+
+    :param algorithm: its class
+    :param policy: alias of its policy
+    :param observation_space: space of its observations
+    :param action_space: space of its actions
+    :param n_envs: number of environments that it will have
+    :param state: attributes to set before the networks are built
+    :param arguments: arguments of the class
+    :return: the agent
+    """
+    model = algorithm(policy, None, _init_setup_model=False, **arguments)
+    model.observation_space, model.action_space, model.n_envs = observation_space, action_space, n_envs
+    for name, value in (state or {}).items():
+        setattr(model, name, value)
+    model._setup_model()
     return model
 
 
@@ -303,12 +333,8 @@ def _build(
     arguments = {**arguments, "policy_kwargs": policy_kwargs, "train_freq": tuple(arguments["train_freq"])}
     if card["policy"] not in algorithm.policy_aliases:
         raise ValueError(f"no policy {card['policy']!r}")
-    model = algorithm(card["policy"], None, device=device, _init_setup_model=False, **arguments)
-    model.observation_space, model.action_space = (
-        space_from_json(card[f"{k}_space"]) for k in ("observation", "action")
+    observation_space, action_space = (space_from_json(card[f"{kind}_space"]) for kind in ("observation", "action"))
+    state = {name: card["state"][name] for name in algorithm.kept_in_agent_files}
+    return build_agent(
+        algorithm, card["policy"], observation_space, action_space, n_envs, state, device=device, **arguments
     )
-    model.n_envs = n_envs
-    for name in algorithm.kept_in_agent_files:
-        setattr(model, name, card["state"][name])
-    model._setup_model()
-    return model
