@@ -283,7 +283,9 @@ def test_rewritten_card_alone_is_accepted(agent: Path, tmp_path: Path) -> None:
         (dict(observation_space=dict(type="Box", dtype="float32", shape=[4], low=0, high=1)), "size mismatch"),
         (dict(action_space="../../../etc/passwd"), "does not describe"),
         (dict(vec_normalize={"venv": "os.system", "norm_obs": False}), ""),
-        (dict(environment={"id": "os:system"}, commit="$(touch executed)", versions=None), None),
+        (dict(environment={"id": "os:system"}), "'os:system'.* is not the id of one"),
+        (dict(environment="os.system"), "is not the id of one"),
+        (dict(environment={"id": "../../x"}, commit="$(touch executed)", versions=None), None),
     ],
 )
 def test_malicious_card(

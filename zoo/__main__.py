@@ -41,6 +41,15 @@ COMMANDS = {
     "evaluate": Command("mean return of a trained agent", "options:add_evaluate", "evaluate:main"),
     "record": Command("film a trained agent", "options:add_record", "evaluate:record"),
     "plot": Command("draw learning curves beside published ones, and aggregates", "plot:add_arguments", "plot:main"),
+    "list": Command("trained agents of the package", "agents:add_list_arguments", "agents:list_agents"),
+    "load-from-hub": Command("download a trained agent", "agents:add_download_arguments", "agents:download"),
+    "push-to-hub": Command("share a trained agent", "agents:add_upload_arguments", "agents:upload"),
+    "import-official": Command(
+        "turn a checkpoint of the official TD-MPC2 into an agent file", "official:add_arguments", "official:main"
+    ),
+    "convert": Command(
+        "turn a zip file into an agent file, or back", "agents:add_convert_arguments", "agents:convert_file"
+    ),
     "bench": Command("measure the speed on this machine", "bench:add_arguments", "bench:main"),
 }
 

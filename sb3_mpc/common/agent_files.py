@@ -11,6 +11,7 @@ The card is one JSON text under ``sb3_mpc`` in the metadata of the safetensors f
 * ``algorithm`` (a key of ``sb3_mpc.ALGORITHMS``), ``policy`` (alias), ``arguments`` (of the constructor), ``state``;
 * ``observation_space``, ``action_space`` and ``environment`` (id, max_episode_steps and kwargs, or null);
 * ``vec_normalize``: settings of the ``VecNormalize`` whose statistics are among the tensors, or null;
+* ``dtype`` of the policy's tensors, "float16" where they were rounded;
 * ``preset``, ``seed``, ``steps`` and ``evaluation``, null where nothing is known, and whatever else was given.
 """
 
@@ -24,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from stable_baselines3.common.torch_layers import FlattenExtractor
@@ -58,19 +60,24 @@ def save_agent(model: WorldModelAlgorithm, path: str | Path, dtype: str = "float
     :param model: the agent; its class and its policy's class must be of this package
     :param path: file to write, ``.safetensors`` is appended if it has no suffix
     :param dtype: "float32", or "float16" for a file of half the size whose actions differ slightly
-    :param card: what else the file should say: ``preset``, ``evaluation``, ``steps`` and so on, as plain JSON
+    :param card: what else the file should say: ``preset``, ``evaluation``, ``steps`` and so on, as plain JSON;
+        ``environment``, an id, if the agent has no environment that tells it
     :return: the file
     :raises ValueError: if something of the agent cannot be stored as data
     """
     if dtype not in ("float32", "float16"):
         raise ValueError(f'dtype={dtype!r} is unknown: use "float32" or "float16".')
     env, normalization = model.get_env(), model.get_vec_normalize_env()
-    known = dict(environment=_environment(env), preset=None, seed=model.seed, evaluation=None, commit=git_commit())
+    environment = card.pop("environment", None)
+    known = dict(
+        environment=_environment(env, environment), preset=None, seed=model.seed, evaluation=None, commit=git_commit()
+    )
     content = {
         **known,
         "steps": dict(decisions=model.num_timesteps),
         **card,
         "format": FORMAT,
+        "dtype": dtype,
         "versions": package_versions(),
         **_description(model),
         "vec_normalize": None if normalization is None else normalization_settings(normalization),
@@ -96,6 +103,20 @@ def read_card(path: str | Path) -> dict[str, Any]:
         return _check(path, file.metadata())
 
 
+def read_agent(path: str | Path) -> tuple[dict[str, Any], dict[str, th.Tensor]]:
+    """
+    :param path: file written by :func:`save_agent`
+    :return: its card and its tensors, which match the checksum
+    :raises ValueError: if it is damaged, or no agent file of a format that is known here
+    """
+    with _opened(path) as file:
+        card = _check(path, file.metadata())
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if card.pop("sha256", None) != _digest(card, tensors):
+        raise ValueError(f"{path} is damaged: its content does not match its checksum, use another copy.")
+    return card, tensors
+
+
 def load_agent(path: str | Path, env: GymEnv | None = None, device: th.device | str = "auto") -> WorldModelAlgorithm:
     """
     Load an agent. Nothing in the file is executed, whoever wrote it.
@@ -109,11 +130,7 @@ def load_agent(path: str | Path, env: GymEnv | None = None, device: th.device | 
     :return: the agent
     :raises ValueError: if the file is damaged or no agent, or the environment does not fit
     """
-    with _opened(path) as file:
-        card = _check(path, file.metadata())
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    if card.pop("sha256", None) != _digest(card, tensors):
-        raise ValueError(f"{path} is damaged: its content does not match its checksum, use another copy.")
+    card, tensors = read_agent(path)
     algorithm, device = sb3_mpc.ALGORITHMS[card["algorithm"]], get_device(device)
     venv = None if env is None else algorithm._wrap_env(make_env(env, 0))  # type: ignore[arg-type]
     names = [name for name in tensors if name.startswith(STATISTICS)]
@@ -134,6 +151,35 @@ def load_agent(path: str | Path, env: GymEnv | None = None, device: th.device | 
             model.set_env(venv if settings is None else wrap_normalized(venv, settings, statistics))
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{path} was trained in another environment than the one given: {error}.") from error
+    return model
+
+
+def build_agent(
+    algorithm: type[WorldModelAlgorithm],
+    policy: str,
+    observation_space: spaces.Space,
+    action_space: spaces.Space,
+    n_envs: int = 1,
+    state: dict[str, Any] | None = None,
+    **arguments: Any,
+) -> WorldModelAlgorithm:
+    """
+    Make an agent that has no environment.
+
+    :param algorithm: its class
+    :param policy: alias of its policy
+    :param observation_space: space of its observations
+    :param action_space: space of its actions
+    :param n_envs: number of environments that it will have
+    :param state: attributes to set before the networks are built
+    :param arguments: arguments of the class
+    :return: the agent
+    """
+    model = algorithm(policy, None, _init_setup_model=False, **arguments)
+    model.observation_space, model.action_space, model.n_envs = observation_space, action_space, n_envs
+    for name, value in (state or {}).items():
+        setattr(model, name, value)
+    model._setup_model()
     return model
 
 
@@ -198,10 +244,10 @@ def _to_json(value: Any, name: str) -> str:
         ) from error
 
 
-def _environment(env: VecEnv | None) -> dict[str, Any] | None:
+def _environment(env: VecEnv | None, env_id: str | None) -> dict[str, Any] | None:
     spec = env_attribute(env, "spec")
-    if spec is None:
-        return None
+    if env_id is not None or spec is None:
+        return None if env_id is None else dict(id=env_id, max_episode_steps=None, kwargs={})
     # For the reader, no environment is made from it
     kwargs = json.loads(json.dumps({k: v for k, v in spec.kwargs.items() if k != "render_mode"}, default=repr))
     return dict(id=spec.id, max_episode_steps=spec.max_episode_steps, kwargs=kwargs)
@@ -264,6 +310,9 @@ def _check(path: str | Path, metadata: dict[str, str] | None) -> dict[str, Any]:
             f"{path} has format version {number}, and sb3_mpc {sb3_mpc.__version__} reads up to {FORMAT}: "
             "pip install --upgrade sb3-mpc"
         )
+    environment = card.get("environment") or {"id": ""}
+    if not isinstance(environment, dict) or ":" in str(environment.get("id", ":")):  # Gymnasium would import a module
+        raise ValueError(f"{path} names {environment!r} as its environment, which is not the id of one: do not use it.")
     if not isinstance(algorithm, str) or algorithm not in sb3_mpc.ALGORITHMS:
         raise ValueError(
             f"{path} holds an agent of the algorithm {algorithm!r}, which this sb3_mpc does not have: it has "
@@ -303,12 +352,8 @@ def _build(
     arguments = {**arguments, "policy_kwargs": policy_kwargs, "train_freq": tuple(arguments["train_freq"])}
     if card["policy"] not in algorithm.policy_aliases:
         raise ValueError(f"no policy {card['policy']!r}")
-    model = algorithm(card["policy"], None, device=device, _init_setup_model=False, **arguments)
-    model.observation_space, model.action_space = (
-        space_from_json(card[f"{k}_space"]) for k in ("observation", "action")
+    observation_space, action_space = (space_from_json(card[f"{kind}_space"]) for kind in ("observation", "action"))
+    state = {name: card["state"][name] for name in algorithm.kept_in_agent_files}
+    return build_agent(
+        algorithm, card["policy"], observation_space, action_space, n_envs, state, device=device, **arguments
     )
-    model.n_envs = n_envs
-    for name in algorithm.kept_in_agent_files:
-        setattr(model, name, card["state"][name])
-    model._setup_model()
-    return model
