@@ -34,7 +34,10 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-f", "--log-folder", default="logs", help="where the folders of runs are (default: logs)")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with the run of this folder")
     parser.add_argument(
-        "--checkpoint-freq", type=int, metavar="N", help="decisions between checkpoints for --resume (default: 25000)"
+        "--checkpoint-freq",
+        type=int,
+        metavar="N",
+        help="decisions between checkpoints for --resume (default: 25000; 0: none), which hold the replay buffer",
     )
     parser.add_argument("--optimize", action="store_true", help="search hyper-parameters with Optuna instead")
     parser.add_argument("--track", action="store_true", help="log to Weights & Biases (pip install wandb)")
