@@ -5,26 +5,33 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sb3_mpc.bmpc import BMPC as BMPC
+    from sb3_mpc.common.algorithm import WorldModelAlgorithm
     from sb3_mpc.fac_tdmpc import FacTDMPC as FacTDMPC
     from sb3_mpc.mbdpo import MBDPO as MBDPO
     from sb3_mpc.tdmpc2 import TDMPC2 as TDMPC2
     from sb3_mpc.tdmpc_square import TDMPCSquare as TDMPCSquare
 
+    ALGORITHMS: dict[str, type[WorldModelAlgorithm]]
+
 __version__ = "0.1.0"
 
 __all__ = ["BMPC", "MBDPO", "TDMPC2", "FacTDMPC", "TDMPCSquare"]
 
-# Loaded at first use, so that `import sb3_mpc.envs` does not wait for PyTorch
-_MODULES = {
-    "BMPC": "sb3_mpc.bmpc",
-    "FacTDMPC": "sb3_mpc.fac_tdmpc",
-    "MBDPO": "sb3_mpc.mbdpo",
-    "TDMPC2": "sb3_mpc.tdmpc2",
-    "TDMPCSquare": "sb3_mpc.tdmpc_square",
+# Modules, whose names are those of the methods in files and on the command line, and their classes. Loaded at first
+# use, so that `import sb3_mpc.envs` does not wait for PyTorch.
+_CLASSES = {
+    "tdmpc2": "TDMPC2",
+    "tdmpc_square": "TDMPCSquare",
+    "bmpc": "BMPC",
+    "mbdpo": "MBDPO",
+    "fac_tdmpc": "FacTDMPC",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_MODULES[name]), name)
+    if name == "ALGORITHMS":
+        return {key: __getattr__(class_name) for key, class_name in _CLASSES.items()}
+    for key, class_name in _CLASSES.items():
+        if name == class_name:
+            return getattr(import_module(f"sb3_mpc.{key}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,7 +2,7 @@
 Tensors that official implementations have computed, and agents with the same weights to compare with.
 
 The sets are read from the folder named by ``SB3_MPC_GOLDEN`` (``tests/golden`` by default), one folder a variant under
-the folder of the method. Weights carry their official names, see :func:`official_to_ours`.
+the folder of the method. Weights carry their official names, see :func:`sb3_mpc.zoo.official.official_to_ours`.
 """
 
 import json
@@ -20,6 +20,7 @@ from sb3_mpc.common.losses import UpdateNoise, unroll
 from sb3_mpc.common.multitask import MultitaskWorldModelPolicy
 from sb3_mpc.common.planning import EXTRA_ITERATIONS, LARGE_ACTION_DIM, MPPIPlanner, Plan, PlanNoise
 from sb3_mpc.common.sequence_buffer import SequenceBatch
+from sb3_mpc.zoo.official import import_official, official_to_ours
 from tests.helpers import SpacesOnlyEnv
 
 GOLDEN = Path(os.environ.get("SB3_MPC_GOLDEN", Path(__file__).parent / "golden"))
@@ -27,20 +28,10 @@ TOLERANCE = dict(rtol=1e-4, atol=1e-5)
 
 Arrays = dict[str, th.Tensor]
 
-PARTS = {
-    "_encoder.state.": "encoder.head.",
-    "_dynamics.": "dynamics.",
-    "_reward.": "reward_head.",
-    "_termination.": "termination_head.",
-    "_pi.": "prior_net.",
-    "_Qs.params.": "q_ensemble.layers.",
-    "_target_Qs_params.": "q_target.layers.",
-    "_target_Qs.params.": "q_target.layers.",
-    "_task_emb.": "task_embedding.",
-}
 # Recorded arrays that are inputs here, and those that our code has no counterpart of
 INPUTS = {"td_noise", "td_qidx", "pi_noise", "q_avg_idx", "q_min_target_idx", "q_avg_detach_idx"}
 INPUTS |= {"obs", "prev_mean_before", "gumbel_choice"}
+PLANNING = ("num_samples", "num_elites", "num_pi_trajs", "min_std", "max_std", "temperature")
 NOT_OURS = {"info_pi_scaled_entropy", "info_termination_rate", "info_termination_f1"}
 
 
@@ -63,24 +54,6 @@ def compare(ours: Arrays, official: Arrays, where: str) -> None:
             warnings.warn(f"{where} {name} has not been compared", stacklevel=2)
 
 
-# The old layout numbers the tensors of an ensemble, four a layer
-STACKED = ("weight", "bias", "ln.weight", "ln.bias")
-
-
-def official_to_ours(weights: Arrays, parts: dict[str, str] = PARTS) -> Arrays:
-    """Official state dict -> state dict of our world model, whatever is no weight left out."""
-    ours: Arrays = {}
-    for name, value in weights.items():
-        for official_part, part in parts.items():
-            if name.startswith(official_part):
-                rest = name.removeprefix(official_part)
-                if part.startswith("q_"):
-                    rest = f"{int(rest) // 4}.{STACKED[int(rest) % 4]}" if rest.isdigit() else rest
-                    rest = rest.replace(".ln.", ".ln_")
-                ours[part + rest] = value
-    return ours
-
-
 def read_manifest(method: str, variant: str) -> dict[str, Any]:
     manifest: dict[str, Any] = json.loads((GOLDEN / method / variant / "manifest.json").read_text())
     return manifest
@@ -101,7 +74,6 @@ class Golden:
         self.manifest = read_manifest(method, variant)
         c: dict[str, Any] = self.manifest["config"]
         self.multitask, gamma = bool(c["multitask"]), self.manifest["discount"]
-        observation_space: spaces.Space = spaces.Box(-np.inf, np.inf, tuple(c["obs_shape"]["state"]))
         sizes = ("latent_dim", "enc_dim", "mlp_dim", "num_enc_layers", "num_q", "num_bins", "simnorm_dim")
         ranges = ("vmin", "vmax", "log_std_min", "log_std_max")
         policy_kwargs = {name: c[name] for name in (*sizes, *ranges, "dropout")}
@@ -109,18 +81,16 @@ class Golden:
         if self.multitask:
             policy = MultitaskWorldModelPolicy
             policy_kwargs |= dict(task_dim=c["task_dim"], action_dims=c["action_dims"], gammas=gamma)
-            observation_space = spaces.Dict(obs=observation_space, task=spaces.Discrete(len(c["tasks"])))
             gamma = 0.5  # not used
         iterations = c.get("iterations")
         if c["action_dim"] >= LARGE_ACTION_DIM:
             # The official code adds two in place, whether the manifest was written before or after: ask the plans
             plans = sorted(self.folder.glob("plan*.npz"))
             iterations = len(read(plans[0])["iter_actions"]) - EXTRA_ITERATIONS if plans else iterations
-        planning = ("num_samples", "num_elites", "num_pi_trajs", "min_std", "max_std", "temperature")
-        planner = {name: c[name] for name in planning if name in c}
+        planner = {name: c[name] for name in PLANNING if name in c}
         self.model = algorithm(
             policy,
-            SpacesOnlyEnv(observation_space, spaces.Box(-1, 1, (c["action_dim"],))),
+            self.env(),
             learning_rate=c["lr"],
             buffer_size=10,
             batch_size=c["batch_size"],
@@ -142,6 +112,13 @@ class Golden:
         self.policy, self.world = self.model.policy, self.model.policy.world_model
         self.world.load_state_dict(official_to_ours(self.read("weights_init")))
 
+    def env(self) -> SpacesOnlyEnv:
+        c = self.manifest["config"]
+        space: spaces.Space = spaces.Box(-np.inf, np.inf, tuple(c["obs_shape"]["state"]))
+        if self.multitask:
+            space = spaces.Dict(obs=space, task=spaces.Discrete(len(c["tasks"])))
+        return SpacesOnlyEnv(space, spaces.Box(-1, 1, (c["action_dim"],)))
+
     def has(self, name: str) -> bool:
         return (self.folder / f"{name}.npz").exists()
 
@@ -162,13 +139,38 @@ class Golden:
         return z[..., : self.world.latent_dim]
 
 
+class Imported(Golden):
+    """
+    The agent of a variant of TD-MPC2 from an official checkpoint, told only what no checkpoint tells.
+
+    :param variant: folder of the variant
+    :param path: checkpoint
+    :param with_env: whether the environment is given, too
+    """
+
+    def __init__(self, variant: str, path: Path, with_env: bool = True) -> None:
+        self.folder, self.manifest = GOLDEN / "tdmpc2" / variant, read_manifest("tdmpc2", variant)
+        c: dict[str, Any] = self.manifest["config"]
+        self.multitask = bool(c["multitask"])
+        self.model = import_official(
+            path,
+            self.env() if with_env else None,
+            c.get("episode_lengths"),
+            policy_kwargs={name: c[name] for name in ("simnorm_dim", "vmin", "vmax")},
+            device="cpu",
+            **{name: c[name] for name in (*PLANNING, "horizon", "iterations")},
+        )
+        self.policy, self.world = self.model.policy, self.model.policy.world_model
+
+
 def draws(record: Arrays) -> list[th.Tensor]:
     return [record[name] for name in sorted(record) if name.startswith("draw")]
 
 
 def files_of(method: str, pattern: str) -> list[tuple[str, str]]:
-    """:return: pairs of variant and file"""
-    return sorted((path.parent.name, path.stem) for path in (GOLDEN / method).glob(f"*/{pattern}.npz"))
+    """:return: pairs of variant and file, of the variants whose weights are there"""
+    paths = (GOLDEN / method).glob(f"*/{pattern}.npz")
+    return sorted((path.parent.name, path.stem) for path in paths if (path.parent / "weights_init.npz").exists())
 
 
 def variants_with(method: str, file: str) -> list[str]:

@@ -14,6 +14,7 @@ from sb3_mpc import MBDPO
 from sb3_mpc.common.gaussian import gaussian_log_prob
 from sb3_mpc.common.losses import UpdateNoise
 from sb3_mpc.common.planning import PlanNoise
+from sb3_mpc.zoo.official import official_to_ours
 from tests.golden_data import (
     GOLDEN,
     Arrays,
@@ -22,7 +23,6 @@ from tests.golden_data import (
     draws,
     files_of,
     model_terms,
-    official_to_ours,
     read_manifest,
     variants_with,
 )

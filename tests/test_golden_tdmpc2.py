@@ -5,6 +5,8 @@ Each test runs on every file of its kind that is there, and compares every array
 array is named in a warning. See ``tests/golden_data.py`` for where the sets are.
 """
 
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,17 +23,18 @@ from sb3_mpc.common.losses import UpdateNoise, model_losses, unroll
 from sb3_mpc.common.planning import PlanNoise
 from sb3_mpc.common.running_scale import RunningScale
 from sb3_mpc.common.symlog import TwoHot, symexp, symlog
+from sb3_mpc.zoo.official import STACKED, official_to_ours
 from tests.golden_data import (
     GOLDEN,
     Arrays,
     Golden,
+    Imported,
     close,
     compare,
     compare_plan,
     draws,
     files_of,
     model_terms,
-    official_to_ours,
     read,
     variants_with,
 )
@@ -77,7 +80,10 @@ def test_golden_tdmpc2_sets_are_there() -> None:
 
 @pytest.mark.parametrize("variant", variants_with("tdmpc2", "forward"))
 def test_golden_tdmpc2_forward(variant: str) -> None:
-    golden = load(variant)
+    check_forward(load(variant))
+
+
+def check_forward(golden: Golden) -> None:
     model, world, batch, record = golden.model, golden.world, golden.windows(), golden.read("forward")
     decode, a = world.two_hot.decode, batch.actions
     z = world.encode(batch.observations)
@@ -160,7 +166,10 @@ def test_golden_tdmpc2_model_gradients(variant: str) -> None:
 
 @pytest.mark.parametrize(("variant", "plan"), files_of("tdmpc2", "plan*"))
 def test_golden_tdmpc2_plan(variant: str, plan: str) -> None:
-    golden = load(variant)
+    check_plan(load(variant), plan)
+
+
+def check_plan(golden: Golden, plan: str) -> None:
     record, planner, args = golden.read(plan), golden.policy.planner, golden.manifest[plan]["args"]
     h, j, rest = planner.horizon, planner.iterations, draws(record)
     assert len(record["iter_actions"]) == j
@@ -181,6 +190,38 @@ def test_golden_tdmpc2_plan(variant: str, plan: str) -> None:
     chosen = record["iter_elite_idxs"][-1][record["gumbel_choice"]]
     outcome = compare_plan(golden, record, plan, noise)
     close(outcome.elite_action, record["iter_actions"][-1][0, chosen], "chosen elite")
+
+
+def check_imported(variant: str, path: Path, with_env: bool = True) -> None:
+    imported = Imported(variant, path, with_env)
+    check_forward(imported)
+    for plan in imported.folder.glob("plan*.npz"):
+        check_plan(imported, plan.stem)
+
+
+@pytest.mark.parametrize("old_layout", [False, True], ids=["present layout", "old layout"])
+@pytest.mark.parametrize("variant", variants_with("tdmpc2", "forward"))
+def test_golden_tdmpc2_imported_weights(variant: str, old_layout: bool, tmp_path: Path) -> None:
+    weights: dict[str, Any] = load(variant).read("weights_init")
+    masks = weights.get("_action_masks")
+    if old_layout:  # as before December 2024: tensors of ensembles numbered, fewer buffers
+        weights = {in_old_layout(name): value for name, value in weights.items() if not name.startswith("log_std")}
+    else:
+        copies = {name.replace("_Qs.params", "_detach_Qs_params"): value for name, value in weights.items()}
+        weights |= {name: value for name, value in copies.items() if "_detach_" in name}
+        weights |= {"_Qs.params.__batch_size": th.Size([5]), "_Qs.params.__device": th.device("cuda")}
+    th.save({"model": weights}, tmp_path / "agent.pt")
+    check_imported(variant, tmp_path / "agent.pt", with_env=not old_layout or masks is None)
+
+
+def in_old_layout(name: str) -> str:
+    match = re.fullmatch(r"_(target_)?Qs[._]params\.(\d+)\.(.*)", name)
+    return f"_{match[1] or ''}Qs.params.{4 * int(match[2]) + STACKED.index(match[3])}" if match else name
+
+
+@pytest.mark.parametrize("path", sorted((GOLDEN / "tdmpc2").glob("*.pt")), ids=lambda path: path.stem)
+def test_golden_tdmpc2_official_checkpoint(path: Path) -> None:
+    check_imported("clip", path)  # its weights are those of this set
 
 
 MATHS = GOLDEN / "tdmpc2" / "math.npz"

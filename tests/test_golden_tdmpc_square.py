@@ -16,6 +16,7 @@ from sb3_mpc.common.losses import UpdateNoise
 from sb3_mpc.common.planning import PlanNoise
 from sb3_mpc.common.sequence_buffer import SequenceBatch
 from sb3_mpc.tdmpc_square.tdmpc_square import official_log_prob
+from sb3_mpc.zoo.official import official_to_ours
 from tests.golden_data import (
     GOLDEN,
     Golden,
@@ -25,7 +26,6 @@ from tests.golden_data import (
     draws,
     files_of,
     model_terms,
-    official_to_ours,
     policy_gradients,
     read_manifest,
     variants_with,

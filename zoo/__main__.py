@@ -1,22 +1,122 @@
-"""Command line of the zoo."""
+"""
+Train, watch, evaluate, film, measure and compare planning agents.
+
+A first agent on a CPU, and what it does:
+
+    python -m sb3_mpc.zoo train --algo tdmpc2 --env Pendulum-v1 --preset cpu
+    python -m sb3_mpc.zoo evaluate logs/tdmpc2/Pendulum-v1_1
+
+`python -m sb3_mpc.zoo COMMAND --help` explains a command.
+"""
 
 import argparse
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-from sb3_mpc.zoo import bench
+
+class Command(NamedTuple):
+    """
+    A command, whose modules are imported when they are needed, so that help comes at once.
+
+    :param help: what it does, in a line
+    :param options: function of this package that adds its options to a parser
+    :param run: function of this package that takes the parsed options
+    :param passes_on: whether options that it does not know belong to the program it runs
+    """
+
+    help: str
+    options: str
+    run: str
+    passes_on: bool = False
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m sb3_mpc.zoo", description="Tools around the trained agents.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    parser_bench = commands.add_parser(
-        "bench", help="measure the speed on this machine", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+COMMANDS = {
+    "train": Command(
+        "train by a preset, go on with a run, or search hyper-parameters", "options:add_train", "train:main", True
+    ),
+    "enjoy": Command("watch a trained agent in a window", "options:add_enjoy", "train:enjoy", True),
+    "evaluate": Command("mean return of a trained agent", "options:add_evaluate", "evaluate:main"),
+    "record": Command("film a trained agent", "options:add_record", "evaluate:record"),
+    "plot": Command("draw learning curves beside published ones, and aggregates", "plot:add_arguments", "plot:main"),
+    "list": Command("trained agents of the package", "agents:add_list_arguments", "agents:list_agents"),
+    "load-from-hub": Command("download a trained agent", "agents:add_download_arguments", "agents:download"),
+    "push-to-hub": Command("share a trained agent", "agents:add_upload_arguments", "agents:upload"),
+    "import-official": Command(
+        "turn a checkpoint of the official TD-MPC2 into an agent file", "official:add_arguments", "official:main"
+    ),
+    "convert": Command(
+        "turn a zip file into an agent file, or back", "agents:add_convert_arguments", "agents:convert_file"
+    ),
+    "bench": Command("measure the speed on this machine", "bench:add_arguments", "bench:main"),
+}
+
+
+# Errors whose message is enough; others come with their traceback
+EXPECTED = (ValueError, AssertionError, ImportError, OSError, MemoryError, RuntimeError)
+
+
+def function(name: str) -> Callable[..., None]:
+    """
+    :param name: ``module:function`` within this package
+    :return: the function
+    """
+    module, _, attribute = name.partition(":")
+    found: Callable[..., None] = getattr(importlib.import_module(f"sb3_mpc.zoo.{module}"), attribute)
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """
+    :param arguments: command line, that of the process if None
+    :return: exit status
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(
+        prog="python -m sb3_mpc.zoo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    bench.add_arguments(parser_bench)
-    parser_bench.set_defaults(run=bench.main)
-    args = parser.parse_args()
-    args.run(args)
+    parsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        one = parsers.add_parser(
+            name,
+            help=command.help,
+            description=command.help[0].upper() + command.help[1:] + ".",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        if arguments[:1] == [name]:
+            try:
+                function(command.options)(one)
+            except ModuleNotFoundError as error:
+                return failed(error)
+    args, rest = parser.parse_known_args(arguments)
+    command = COMMANDS[args.command]
+    if command.passes_on:
+        args.rest = rest
+    elif rest:
+        parsers.choices[args.command].error(f"unknown: {' '.join(rest)}")
+    try:
+        function(command.run)(args)
+    except Exception as error:
+        expected = isinstance(error, EXPECTED) or type(error).__module__.startswith("gymnasium.")
+        if "SB3_MPC_TRACEBACK" in os.environ or not expected:
+            raise
+        return failed(error)
+    return 0
+
+
+def failed(error: Exception) -> int:
+    """
+    :param error: what a command has raised
+    :return: exit status, after a sentence that says what is wrong
+    """
+    if isinstance(error, ModuleNotFoundError) and "pip install" not in str(error):
+        error = ModuleNotFoundError(f'This command needs {error.name}: pip install "sb3-mpc[zoo,extra]"')
+    print(f"Error: {error or type(error).__name__} (SB3_MPC_TRACEBACK=1 shows where)", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -10,10 +10,8 @@ import json
 import multiprocessing
 import platform
 import resource
-import subprocess
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,12 +23,12 @@ from gymnasium import spaces
 
 import sb3_mpc.envs  # noqa: F401
 from sb3_mpc import TDMPC2
+from sb3_mpc.common.provenance import git_commit, package_versions
 
 MODES = ("eager", "compiled")
 EPISODE_STEPS = 500
 # Transitions in the replay buffer while it is measured
 FILLED = 1_000
-PACKAGES = ("torch", "stable-baselines3", "gymnasium", "numpy")
 
 
 class IdleEnv(gym.Env):
@@ -148,11 +146,6 @@ def machine(device: str) -> dict[str, Any]:
     :param device: device that is measured
     :return: what the figures belong to
     """
-    try:
-        command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-        commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        commit = "unknown"
     cpu = th.cpu.get_capabilities() if hasattr(th.cpu, "get_capabilities") else {}
     return dict(
         cpu=cpu.get("cpu_name", platform.processor()),
@@ -161,8 +154,8 @@ def machine(device: str) -> dict[str, Any]:
         gpu=th.cuda.get_device_name() if th.cuda.is_available() else None,
         device=device,
         python=platform.python_version(),
-        commit=commit,
-        **{package: version(package) for package in PACKAGES},
+        commit=git_commit() or "unknown",
+        **package_versions(),
     )
 
 

@@ -1,13 +1,12 @@
 """
-Learning curves of TDMPC2 beside the published ones: train, evaluate the checkpoints, plot.
+The learning curves of the README: train, evaluate the checkpoints, and draw them with ``python -m sb3_mpc.zoo plot``.
 
     python -m sb3_mpc.zoo.learning train cartpole-swingup --seed 1
     python -m sb3_mpc.zoo.learning evaluate cartpole-swingup --seed 1
-    python -m sb3_mpc.zoo.learning plot cartpole-swingup cup-catch
+    python -m sb3_mpc.zoo plot zoo/curves/tdmpc2-size1-*-1.csv --episodes --output zoo/curves/tdmpc2.png
 
 One row of the CSV is the mean return of 10 deterministic episodes; ``frames`` are simulator frames, decisions times the
 action repeat of 2. The settings are those that two CPU cores can bear: model size 1 and a smaller planner.
-``curves/published.csv`` holds the returns that https://github.com/nicklashansen/tdmpc2 publishes in ``results/``.
 """
 
 import argparse
@@ -29,6 +28,7 @@ from sb3_mpc import TDMPC2
 
 ACTION_REPEAT = 2
 CURVES = Path(__file__).parent / "curves"
+METHOD = "TDMPC2 (1M)"
 SETTINGS = dict(num_samples=256, num_elites=32, iterations=4, policy_kwargs=dict(model_size=1))
 
 
@@ -79,7 +79,7 @@ def evaluate(task: str, seed: int, folder: Path, output: Path, episodes: int) ->
     done = set()
     if output.exists():
         with output.open() as file:
-            done = {int(row["decisions"]) for row in csv.DictReader(file)}
+            done = {int(row["frames"]) // ACTION_REPEAT for row in csv.DictReader(file)}
     with (folder / "train.monitor.csv").open() as file:  # two lines of header
         episodes_seen = list(csv.reader(file))[2:]
     with output.with_suffix(".train.csv").open("w", newline="") as file:
@@ -96,60 +96,18 @@ def evaluate(task: str, seed: int, folder: Path, output: Path, episodes: int) ->
         with output.open("a", newline="") as file:
             writer = csv.writer(file)
             if new:
-                writer.writerow(["task", "seed", "decisions", "frames", "mean_return", "std_return", "episodes"])
+                writer.writerow(["method", "task", "frames", "return", "seed", "std_return", "episodes"])
             mean, std = float(np.mean(returns)), float(np.std(returns))
-            writer.writerow([task, seed, steps, steps * ACTION_REPEAT, round(mean, 2), round(std, 2), episodes])
+            row = [METHOD, f"dmc/{task}-v0", steps * ACTION_REPEAT, round(mean, 2), seed, round(std, 2), episodes]
+            writer.writerow(row)
         seconds = time.time() - started
         print(f"{task} seed {seed}: {steps * ACTION_REPEAT} frames, return {mean:.1f} +- {std:.1f} ({seconds:.0f} s)")
-
-
-def plot(tasks: list[str], output: Path) -> None:
-    """
-    Draw our evaluations and training episodes over the published curves.
-
-    :param tasks: DMControl tasks
-    :param output: picture to write
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    with (CURVES / "published.csv").open() as file:
-        published = list(csv.DictReader(file))
-    figure, axes = plt.subplots(1, len(tasks), figsize=(5.2 * len(tasks), 3.8), squeeze=False)
-    for axis, task in zip(axes[0], tasks, strict=True):
-        for method, color, label in (
-            ("tdmpc2", "tab:blue", "TD-MPC2, published (5M)"),
-            ("sac", "gray", "SAC, published"),
-        ):
-            rows = [row for row in published if row["method"] == method and row["task"] == task]
-            frames = sorted({int(row["frames"]) for row in rows})
-            means = [np.mean([float(row["return"]) for row in rows if int(row["frames"]) == f]) for f in frames]
-            axis.plot(frames, means, "o--", color=color, label=f"{label}, every 100k frames")
-        training: str | None = "TDMPC2, training episodes (1M)"
-        for path in sorted(CURVES.glob(f"tdmpc2-size1-{task}-*.train.csv")):
-            with path.open() as file:
-                episodes = list(csv.DictReader(file))
-            seen = ACTION_REPEAT * np.cumsum([int(row["length"]) for row in episodes])
-            returns = [float(row["return"]) for row in episodes]
-            axis.plot(seen, returns, ".", color="tab:orange", alpha=0.5, label=training)
-            training = None  # one entry of the legend for all runs
-        for path in sorted(CURVES.glob(f"tdmpc2-size1-{task}-[0-9].csv")):
-            with path.open() as file:
-                points = sorted((int(row["frames"]), float(row["mean_return"])) for row in csv.DictReader(file))
-            axis.plot(*zip(*points, strict=True), "s-", color="tab:red", label="TDMPC2, 10 evaluation episodes (1M)")
-        axis.set(title=task, xlabel="simulator frames", ylabel="return", xlim=(0, 105_000), ylim=(-20, 1020))
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=7, loc="lower right")
-    figure.tight_layout()
-    figure.savefig(output, dpi=120)
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["train", "evaluate", "plot"])
+    parser.add_argument("command", choices=["train", "evaluate"])
     parser.add_argument("task", nargs="+", help="DMControl task such as cartpole-swingup")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, default=25_000, help="agent decisions")
@@ -158,12 +116,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the checkpoints")
-    parser.add_argument("--output", type=Path, default=None, help="CSV file or picture to write")
+    parser.add_argument("--output", type=Path, default=None, help="CSV file to write")
     args = parser.parse_args()
     th.set_num_threads(args.threads)
-    if args.command == "plot":
-        plot(args.task, args.output or CURVES / "tdmpc2.png")
-        return
     for task in args.task:
         folder = args.runs / f"{task}-{args.seed}"
         if args.command == "train":

@@ -26,6 +26,7 @@ from sb3_mpc.common.collection import CollectingAlgorithm
 from sb3_mpc.common.discount import discount_from_episode_length, episode_length
 from sb3_mpc.common.her import HINDSIGHT_BUFFERS
 from sb3_mpc.common.losses import UpdateNoise, at, draw_update_noise, model_losses, unroll
+from sb3_mpc.common.multitask import MultitaskWorldModelPolicy
 from sb3_mpc.common.policies import CnnPolicy, MultiInputPolicy, WorldModelPolicy
 from sb3_mpc.common.sequence_buffer import SequenceBatch
 from sb3_mpc.common.views import PriorPolicy, ValueFunctions
@@ -49,6 +50,7 @@ class WorldModelAlgorithm(CollectingAlgorithm):
         "MlpPolicy": WorldModelPolicy,
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
+        "MultitaskPolicy": MultitaskWorldModelPolicy,
     }
     policy_defaults: ClassVar[dict[str, Any]] = {}  # what the method changes in the defaults of the policy
     trains_policy_in_burst: ClassVar[bool] = True  # whether the policy learns in the updates of the seeding phase

@@ -23,6 +23,15 @@ SelfPersistentAlgorithm = TypeVar("SelfPersistentAlgorithm", bound="PersistentAl
 DAMAGE = (zipfile.BadZipFile, EOFError, pickle.UnpicklingError, UnicodeDecodeError, KeyError, IndexError, zlib.error)
 
 
+def complete_name(path: str | pathlib.Path, suffix: str) -> pathlib.Path:
+    """
+    :param path: path as the user gives it
+    :param suffix: appended to a path that has none, as SB3 does
+    :return: the path of the file
+    """
+    return pathlib.Path(path) if pathlib.Path(path).suffix else pathlib.Path(f"{path}.{suffix}")
+
+
 @contextmanager
 def atomic_target(
     path: str | pathlib.Path | io.BufferedIOBase, suffix: str
@@ -39,10 +48,7 @@ def atomic_target(
     if not isinstance(path, (str, pathlib.Path)):
         yield path
         return
-    final = pathlib.Path(path)
-    if final.suffix == "":
-        final = pathlib.Path(f"{final}.{suffix}")
-    final = pathlib.Path(os.path.realpath(final))  # a link stays a link
+    final = pathlib.Path(os.path.realpath(complete_name(path, suffix)))  # a link stays a link
     final.parent.mkdir(parents=True, exist_ok=True)
     temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp.{suffix}")
     try:
@@ -88,6 +94,8 @@ class PersistentAlgorithm(OffPolicyAlgorithm):
     """
 
     buffer_class: ClassVar[type[SequenceReplayBuffer]] = SequenceReplayBuffer  # or one derived from it
+    # Plain values that an agent file keeps besides the arguments and the policy's tensors
+    kept_in_agent_files: ClassVar[tuple[str, ...]] = ("num_timesteps", "_n_updates", "_episode_num")
     policy: WorldModelPolicy
     horizon: int
     replay_buffer: SequenceReplayBuffer

@@ -8,23 +8,26 @@ from stable_baselines3.common.vec_env import VecEnv
 DISCOUNT_DENOMINATOR, DISCOUNT_MIN, DISCOUNT_MAX = 5, 0.95, 0.995
 
 
+def env_attribute(env: VecEnv | None, name: str) -> Any:
+    """
+    :param env: vectorised environment
+    :param name: attribute
+    :return: its value in the first environment, None if there is none
+    """
+    try:
+        # The worker of a SubprocVecEnv dies when it is asked for what is not there
+        return env.get_attr(name, 0)[0] if env is not None and env.has_attr(name) else None
+    except (AttributeError, NotImplementedError):
+        return None
+
+
 def episode_length(env: VecEnv | None) -> int | None:
     """
     :param env: vectorised environment
     :return: number of decisions after which an episode is truncated, None if the environment does not tell
     """
-    if env is None:
-        return None
-
-    def attribute(name: str) -> Any:
-        try:
-            # The worker of a SubprocVecEnv dies when it is asked for what is not there
-            return env.get_attr(name, 0)[0] if env.has_attr(name) else None
-        except (AttributeError, NotImplementedError):
-            return None
-
-    spec = attribute("spec")
-    length = getattr(spec, "max_episode_steps", None) or attribute("_max_episode_steps")
+    spec = env_attribute(env, "spec")
+    length = getattr(spec, "max_episode_steps", None) or env_attribute(env, "_max_episode_steps")
     return None if length is None else int(length)
 
 

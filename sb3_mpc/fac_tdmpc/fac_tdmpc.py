@@ -83,6 +83,12 @@ class FacTDMPC(TDMPC2):
         "CnnPolicy": FactoredCnnPolicy,
         "MultiInputPolicy": FactoredMultiInputPolicy,
     }
+    kept_in_agent_files: ClassVar[tuple[str, ...]] = (
+        *TDMPC2.kept_in_agent_files,
+        "_distilled",
+        "_expert_given",
+        "_distill_seed",
+    )
     policy: FactoredPolicy
 
     def __init__(

@@ -21,7 +21,8 @@ class TDMPC2(WorldModelAlgorithm):
     The defaults are the official single set of hyper-parameters with the 5M model. Where paper and official code
     (https://github.com/nicklashansen/tdmpc2) differ, the code is followed.
 
-    :param policy: ``MlpPolicy``, ``CnnPolicy``, ``MultiInputPolicy`` or a class derived from ``WorldModelPolicy``
+    :param policy: ``MlpPolicy``, ``CnnPolicy``, ``MultiInputPolicy``, ``MultitaskPolicy`` (of
+        ``MultitaskWorldModelPolicy``) or a class derived from ``WorldModelPolicy``
     :param env: environment to learn from, or its id; its actions must be a bounded box
     :param learning_rate: learning rate or schedule, a function of the remaining progress from 1 to 0
     :param buffer_size: number of transitions that are kept

@@ -1,0 +1,176 @@
+"""Commands ``evaluate`` and ``record``: what a trained agent does."""
+
+import argparse
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import yaml
+from rl_zoo3 import create_test_env, get_saved_hyperparams
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, unwrap_vec_normalize
+
+import sb3_mpc
+from sb3_mpc import zoo
+from sb3_mpc.common.agent_files import load_agent, read_card
+from sb3_mpc.common.algorithm import WorldModelAlgorithm
+from sb3_mpc.envs.video import record_video
+from sb3_mpc.zoo import rl_zoo
+from sb3_mpc.zoo.train import check_algorithm
+
+
+class Agent(NamedTuple):
+    """
+    A trained agent and what its environment was.
+
+    :param load: loads the agent; where it wraps the environment that it is given, ``get_env()`` is the one to act in
+    :param env_id: id of its environment
+    :param env_kwargs: arguments of its environment
+    :param hyperparams: how rl_zoo3 wraps the environment
+    :param statistics: folder with ``vecnormalize.pkl``, if observations were normalised
+    """
+
+    load: Callable[[VecEnv], Any]
+    env_id: str
+    env_kwargs: Mapping[str, Any] = {}
+    hyperparams: Mapping[str, Any] = {}
+    statistics: str | None = None
+
+    def start(self, n_envs: int) -> tuple[Any, VecEnv]:
+        """
+        :param n_envs: number of environments
+        :return: the agent and environments to act in
+        """
+        env = create_test_env(
+            self.env_id,
+            n_envs,
+            self.statistics,
+            should_render=False,
+            hyperparams={**self.hyperparams},
+            env_kwargs={**self.env_kwargs},
+            vec_env_cls=DummyVecEnv,
+        )
+        model = self.load(env)
+        return model, model.get_env() or env
+
+
+def find(args: argparse.Namespace) -> Agent:
+    """
+    :param args: command line
+    :return: the agent that it names
+    """
+    if args.episodes < 1:
+        raise ValueError(f"--episodes {args.episodes} must be at least 1.")
+    path = None if args.agent is None else Path(args.agent)
+    if path is None:
+        return _of_zoo(args)
+    if path.is_dir():
+        return _of_run(path, args.best, args.device)
+    if not path.exists():
+        raise FileNotFoundError(f"There is no run and no file {path}.")
+    if path.suffix == ".safetensors":
+        return _of_file(path, args)
+    if args.algo is None or args.env is None:
+        raise ValueError(f"{path} does not say what it is: give --algo and --env.")
+    algorithm, env_id = _class(args.algo), rl_zoo.find_environment(args.env)
+    return Agent(lambda env: algorithm.load(path, device=args.device), env_id)
+
+
+def _of_file(path: Path, args: argparse.Namespace) -> Agent:
+    known = read_card(path)["environment"] or {}
+    if args.env is None and not known:
+        raise ValueError(f"{path} does not say which environment it was trained in: give it by --env.")
+    kwargs = {} if args.env else {**known["kwargs"], "max_episode_steps": known["max_episode_steps"]}
+    env_id = rl_zoo.find_environment(args.env or known["id"])
+    return Agent(lambda env: load_agent(path, env, args.device), env_id, kwargs)
+
+
+def _class(algo: str) -> type[WorldModelAlgorithm]:
+    check_algorithm(algo)
+    return sb3_mpc.ALGORITHMS[algo]
+
+
+def _of_zoo(args: argparse.Namespace) -> Agent:
+    if args.algo is None or args.env is None:
+        raise ValueError("Which agent? Give the folder of a run, a file, or --algo and --env.")
+    check_algorithm(args.algo)
+    env_id = rl_zoo.find_environment(args.env)
+    return Agent(lambda env: zoo.load(args.algo, env_id, env=env, device=args.device), env_id)
+
+
+def _of_run(run: Path, best: bool, device: str) -> Agent:
+    settings = next(run.glob("*/args.yml"), None)
+    if settings is None:
+        raise FileNotFoundError(f"{run} is no folder of a run that `train` has begun: there is no args.yml in it.")
+    with open(settings) as file:
+        arguments = yaml.load(file, Loader=yaml.UnsafeLoader)  # as rl_zoo3 has written it
+    checkpoints = sorted((run / "checkpoints").glob("step_*/model.zip"), key=lambda path: path.stat().st_mtime)
+    candidates = [run / "best_model.zip"] if best else [run / f"{settings.parent.name}.zip", *checkpoints[-1:]]
+    found = next((path for path in candidates if path.exists()), None)
+    if found is None:
+        raise FileNotFoundError(f"{run} holds no agent yet: there is no {candidates[0].name}.")
+    hyperparams, statistics = get_saved_hyperparams(str(settings.parent), test_mode=True)
+    env_kwargs = {**hyperparams.pop("env_kwargs", {}), **(arguments["env_kwargs"] or {})}
+    print(f"Loading {found}")
+    algorithm, env_id = _class(arguments["algo"]), rl_zoo.find_environment(arguments["env"])
+    return Agent(
+        lambda env: algorithm.load(found, device=device),
+        env_id,
+        env_kwargs,
+        hyperparams,
+        statistics if hyperparams["normalize"] else None,
+    )
+
+
+def measure(policy: Any, env: Any, episodes: int) -> dict[str, float]:
+    """
+    :param policy: agent or policy
+    :param env: vectorised environment
+    :param episodes: number of episodes
+    :return: ``mean`` and ``std`` of the return, and ``success``, the share of successes, where the environment tells it
+    """
+    successes: list[bool] = []
+
+    def note(found: dict[str, Any], _: dict[str, Any]) -> None:
+        if found["done"] and "is_success" in found["info"]:
+            successes.append(bool(found["info"]["is_success"]))
+
+    returns, _ = evaluate_policy(policy, env, episodes, deterministic=True, return_episode_rewards=True, callback=note)
+    result = dict(mean=float(np.mean(returns)), std=float(np.std(returns)))
+    return result | (dict(success=float(np.mean(successes))) if successes else {})
+
+
+def main(args: argparse.Namespace) -> None:
+    """
+    :param args: command line of ``evaluate``
+    """
+    agent = find(args)
+    model, env = agent.start(args.n_envs or min(args.episodes, 10))
+    print(f"{type(model).__name__} on {agent.env_id}, {args.episodes} episodes, seed {args.seed}")
+    for name, policy in [("planner", model), ("network policy", model.actor)][: 1 + args.actor]:
+        env.seed(args.seed)
+        result = measure(policy, env, args.episodes)
+        success = f", success {100 * result['success']:.0f} %" if "success" in result else ""
+        print(f"{name:<15} return {result['mean']:.1f} +- {result['std']:.1f}{success}", flush=True)
+    env.close()
+
+
+def record(args: argparse.Namespace) -> None:
+    """
+    :param args: command line of ``record``
+    """
+    agent = find(args)
+    model, env = agent.start(1)
+    normalize = unwrap_vec_normalize(env)
+    with tempfile.TemporaryDirectory() as folder:
+        statistics = None if normalize is None else Path(folder) / "vecnormalize.pkl"
+        if normalize is not None:
+            normalize.save(str(statistics))
+        env.close()
+        policy = model.actor if args.actor else model
+        for path in record_video(
+            policy, agent.env_id, args.folder, args.episodes, args.seed, normalization=statistics, **agent.env_kwargs
+        ):
+            print(path)

@@ -1,0 +1,62 @@
+"""Presets: the hyper-parameters of each method for each environment, ``presets/<algo>.yml``."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+PRESETS = Path(__file__).parent / "presets"
+#: Keys of the methods, known without importing them
+ALGOS = sorted(path.stem for path in PRESETS.glob("*.yml"))
+
+
+def preset_file(algo: str) -> Path:
+    """
+    :param algo: key of a method, such as ``"tdmpc2"``
+    :return: its presets
+    """
+    return PRESETS / f"{algo}.yml"
+
+
+def preset_key(entries: Mapping[str, Any], env_id: str) -> str:
+    """
+    :param entries: content of a file of presets
+    :param env_id: id of an environment
+    :return: the entry that counts: the id, its suite (for pixels ``<suite>-pixels``), "gymnasium" or "default"
+    """
+    env_id = env_id.rpartition(":")[2]
+    suite = env_id.partition("/")[0] if "/" in env_id else "gymnasium" if _of_gymnasium(env_id) else ""
+    names = [env_id, *([f"{suite}-pixels"] if "-pixels-" in env_id else []), suite]
+    return next((name for name in names if name in entries), "default")
+
+
+def _of_gymnasium(env_id: str) -> bool:
+    import gymnasium as gym
+
+    return env_id in gym.registry and str(gym.registry[env_id].entry_point).startswith("gymnasium.envs")
+
+
+def reduced(entries: Mapping[str, Any], name: str | None) -> dict[str, Any]:
+    """
+    :param entries: content of a file of presets
+    :param name: what ``--preset`` says, None for nothing
+    :return: settings that are laid over those of the environment
+    :raises ValueError: if there is no such entry
+    """
+    if name is None:
+        return {}
+    if name not in entries:
+        raise ValueError(f'There is no preset "{name}": "cpu" is one, or give single settings by -params.')
+    return dict(entries[name])
+
+
+def load_preset(algo: str, env_id: str, preset: str | None = None) -> dict[str, Any]:
+    """
+    :param algo: key of a method
+    :param env_id: id of an environment
+    :param preset: name of a reduced preset, such as ``"cpu"``
+    :return: hyper-parameters in rl_zoo3's format
+    """
+    import yaml
+
+    entries = yaml.safe_load(preset_file(algo).read_text())
+    return {**entries[preset_key(entries, env_id)], **reduced(entries, preset)}

@@ -1,0 +1,95 @@
+"""Options of the commands, apart from what runs them, so that help comes at once."""
+
+import argparse
+from pathlib import Path
+
+from sb3_mpc.zoo.hyperparameters import ALGOS
+
+EXAMPLES = """
+examples:
+  python -m sb3_mpc.zoo train --algo tdmpc2 --env dmc/walker-walk-v0
+  python -m sb3_mpc.zoo train --algo bmpc --env dmc/cartpole-swingup-v0 --preset cpu -n 50000 -params num_samples:128
+  python -m sb3_mpc.zoo train --resume logs/tdmpc2/dmc-walker-walk-v0_1
+
+The folder of a run, logs/ALGO/ENV_NUMBER, holds its settings, the returns of its episodes (0.monitor.csv) and of its
+evaluations (evaluations.npz), the best agent (best_model.zip), the last one (ENV.zip) and, in checkpoints/, what
+`--resume` needs, the replay buffer included; delete that when a run is done for good. Ctrl-C saves before it stops.
+
+All options of `rl_zoo3.train` work, too, among them: --eval-freq, --eval-episodes, --vec-env subproc, --num-threads,
+--device, -tb FOLDER (TensorBoard), --env-kwargs, -conf FILE (presets of yours), --n-trials, --storage, --study-name.
+"""
+
+
+def add_train(parser: argparse.ArgumentParser) -> None:
+    """
+    :param parser: parser of ``train``
+    """
+    parser.epilog = EXAMPLES
+    parser.add_argument("--algo", help=f"the method: {', '.join(ALGOS)}")
+    parser.add_argument("--env", help="an id of `python -m sb3_mpc.envs`, or any of Gymnasium's, or module:id")
+    parser.add_argument("--preset", help='settings laid over the preset: "cpu" makes the agent small enough for a CPU')
+    parser.add_argument("-n", "--n-timesteps", type=int, help="decisions of the agent, instead of the preset's number")
+    parser.add_argument("--seed", type=int, help="random seed (default: drawn, and kept in the folder of the run)")
+    parser.add_argument("-params", "--hyperparams", nargs="+", metavar="NAME:VALUE", help="single settings to change")
+    parser.add_argument("-f", "--log-folder", default="logs", help="where the folders of runs are (default: logs)")
+    parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with the run of this folder")
+    parser.add_argument(
+        "--checkpoint-freq",
+        type=int,
+        metavar="N",
+        help="decisions between checkpoints for --resume (default: 25000; 0: none), which hold the replay buffer",
+    )
+    parser.add_argument("--optimize", action="store_true", help="search hyper-parameters with Optuna instead")
+    parser.add_argument("--track", action="store_true", help="log to Weights & Biases (pip install wandb)")
+    parser.add_argument("--no-progress", action="store_true", help="no progress bar (there is none without terminal)")
+
+
+def add_enjoy(parser: argparse.ArgumentParser) -> None:
+    """
+    :param parser: parser of ``enjoy``
+    """
+    parser.epilog = (
+        "All options of `rl_zoo3.enjoy` work, too: -n STEPS, --exp-id NUMBER (default: the latest run), --load-best,\n"
+        "--no-render, --stochastic, --seed, --device, --env-kwargs, ... A window needs a display and pygame;\n"
+        "`record` films an agent without either."
+    )
+    parser.add_argument("--algo", required=True, help="the method")
+    parser.add_argument("--env", required=True, help="the environment")
+    parser.add_argument("-f", "--folder", default="logs", help="where the folders of runs are (default: logs)")
+
+
+def _add_source(parser: argparse.ArgumentParser) -> None:
+    """
+    :param parser: parser of a command that needs an agent
+    """
+    parser.epilog = (
+        "RUN is a folder that `train` has written. FILE is a .safetensors file of this package, or a .zip that save()\n"
+        "has written, which needs --algo and --env. Those two alone mean an agent of the zoo."
+    )
+    parser.add_argument("agent", nargs="?", metavar="RUN or FILE", help="the agent (default: one of the zoo)")
+    parser.add_argument("--algo", help="its method, such as tdmpc2")
+    parser.add_argument("--env", help="its environment, such as dmc/walker-walk-v0")
+    parser.add_argument("--best", action="store_true", help="of a run, the agent of the best evaluation")
+    parser.add_argument("--episodes", type=int, help="number of episodes")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the episodes (default: 0)")
+    parser.add_argument("--device", default="auto")
+
+
+def add_evaluate(parser: argparse.ArgumentParser) -> None:
+    """
+    :param parser: parser of ``evaluate``
+    """
+    _add_source(parser)
+    parser.set_defaults(episodes=10)
+    parser.add_argument("--actor", action="store_true", help="evaluate the network policy without planning, too")
+    parser.add_argument("--n-envs", type=int, help="environments side by side (default: as many as episodes, up to 10)")
+
+
+def add_record(parser: argparse.ArgumentParser) -> None:
+    """
+    :param parser: parser of ``record``
+    """
+    _add_source(parser)
+    parser.set_defaults(episodes=1)
+    parser.add_argument("--actor", action="store_true", help="film the network policy, without planning")
+    parser.add_argument("--folder", type=Path, default=Path("videos"), help="where the videos go (default: videos)")

@@ -1,0 +1,220 @@
+"""
+The methods of this package within rl_zoo3, whose own programs then train, search and show them.
+
+rl_zoo3 has no plug-ins: it is given our classes and samplers by its dictionaries, and an experiment that knows our
+presets and can go on after it was killed.
+"""
+
+import difflib
+import functools
+import importlib
+import json
+import multiprocessing
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import rl_zoo3
+import rl_zoo3.enjoy
+import rl_zoo3.train
+import yaml
+from huggingface_sb3 import EnvironmentName
+from rl_zoo3.exp_manager import ExperimentManager
+from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
+
+import sb3_mpc
+import sb3_mpc.envs  # registers the ids
+from sb3_mpc.zoo.hyperparameters import preset_file, preset_key, reduced
+from sb3_mpc.zoo.resume import ResumableCheckpoint
+from sb3_mpc.zoo.samplers import SAMPLERS
+
+# What a run folder keeps for `train --resume`
+RUN_FILE = "train.json"
+
+
+def register() -> None:
+    """Make the methods known to rl_zoo3."""
+    for key, algorithm in sb3_mpc.ALGORITHMS.items():
+        rl_zoo3.ALGOS[key] = algorithm
+        HYPERPARAMS_SAMPLER[key] = SAMPLERS[key]
+        HYPERPARAMS_CONVERTER[key] = lambda sampled_params: sampled_params  # arguments already
+
+
+def find_environment(env_id: str) -> str:
+    """
+    :param env_id: what the user wrote, ``module:id`` included
+    :return: the id in Gymnasium's registry
+    :raises ValueError: if there is none, with the nearest that there is
+    """
+    module, _, name = env_id.rpartition(":")
+    if module:
+        importlib.import_module(module)
+    if name not in gym.registry:
+        nearest = difflib.get_close_matches(name, gym.registry, n=1, cutoff=0.5)
+        hint = f'did you mean "{nearest[0]}"?' if nearest else "is the module that registers it given as module:id?"
+        raise ValueError(
+            f'There is no environment "{env_id}": {hint} `python -m sb3_mpc.envs` lists those of this package.'
+        )
+    return name
+
+
+def leave_interrupts_to_the_trainer(env: gym.Env) -> gym.Env:
+    """
+    Within a worker process, let Ctrl-C be the affair of the main process, which saves before it stops.
+
+    :param env: an environment
+    :return: the same
+    """
+    if multiprocessing.parent_process() is not None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return env
+
+
+class Experiment(ExperimentManager):
+    """
+    rl_zoo3's experiment with our presets and checkpoints that a killed run goes on from.
+
+    :param preset: reduced preset to lay over that of the environment, such as ``"cpu"``
+    :param checkpoint_freq: steps between checkpoints, none if not positive
+    :param resume: folder of a run to go on with
+    :param arguments: what rl_zoo3 was called with, kept in the run folder
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        preset: str | None = None,
+        checkpoint_freq: int = -1,
+        resume: Path | None = None,
+        arguments: list[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.preset, self.checkpoint_freq, self.resume, self.arguments = preset, checkpoint_freq, resume, arguments
+        if self.args.conf_file is None:
+            self.config = str(preset_file(self.algo))
+        if resume is not None:
+            self.save_path, self.params_path = str(resume), str(resume / self.env_name)
+            self.continue_training = True
+
+    def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """:return: hyper-parameters of the preset, or of the run that goes on; and those to save"""
+        if self.resume is not None:
+            with open(Path(self.params_path) / "config.yml") as file:
+                saved = yaml.load(file, Loader=yaml.UnsafeLoader)  # as rl_zoo3 has written it
+            return dict(saved), saved
+        if not self.config.endswith((".yml", ".yaml")):
+            return super().read_hyperparameters()
+        entries = yaml.safe_load(Path(self.config).read_text())
+        # rl_zoo3 looks for the id alone
+        env_name, self.env_name = self.env_name, EnvironmentName(preset_key(entries, self.env_name.gym_id))
+        self.custom_hyperparams = {**reduced(entries, self.preset), **(self.custom_hyperparams or {})}
+        try:
+            return super().read_hyperparameters()
+        finally:
+            self.env_name = env_name
+
+    def _preprocess_normalization(self, hyperparams: dict[str, Any]) -> dict[str, Any]:
+        hyperparams = super()._preprocess_normalization(hyperparams)
+        if self.normalize_kwargs.get("gamma") == "auto":  # VecNormalize would multiply by it
+            del self.normalize_kwargs["gamma"]
+        return hyperparams
+
+    def create_log_folder(self) -> None:
+        """Create the folder of the run, with what `--resume` needs."""
+        super().create_log_folder()  # type: ignore[no-untyped-call]
+        if self.resume is None and not self.optimize_hyperparameters:
+            settings = dict(arguments=self.arguments, preset=self.preset, checkpoint_freq=self.checkpoint_freq)
+            (Path(self.save_path) / RUN_FILE).write_text(json.dumps(settings, indent=1) + "\n")
+
+    def create_callbacks(self) -> None:
+        """As rl_zoo3, and the checkpoints."""
+        super().create_callbacks()  # type: ignore[no-untyped-call]
+        self.checkpoint: ResumableCheckpoint | None = None
+        if self.checkpoint_freq > 0 and not self.optimize_hyperparameters:
+            folder = Path(self.save_path) / "checkpoints"
+            self.checkpoint = ResumableCheckpoint(folder, self.checkpoint_freq, list(self.callbacks), self.save_path)
+            self.callbacks.append(self.checkpoint)
+
+    def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
+        """As rl_zoo3; the logs of a run that goes on are continued."""
+        wrapper: Callable[[gym.Env], gym.Env] | None = self.env_wrapper
+        self.env_wrapper = lambda env: leave_interrupts_to_the_trainer(wrapper(env) if wrapper else env)
+        self.monitor_kwargs = {**self.monitor_kwargs, "override_existing": self.resume is None}
+        try:
+            return super().create_envs(n_envs, eval_env, no_log)
+        finally:
+            self.env_wrapper = wrapper
+
+    def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
+        if self.resume is None:
+            return super()._load_pretrained_agent(hyperparams, env)
+        assert self.checkpoint is not None, "the run was started with checkpoints"
+        algorithm = rl_zoo3.ALGOS[self.algo]
+        model = self.checkpoint.load(algorithm, env, self.device, verbose=self.verbose)  # type: ignore[type-var]
+        print(f"Going on at step {model.num_timesteps} of {self.n_timesteps}")
+        return model
+
+    def learn(self, model: BaseAlgorithm) -> None:
+        """
+        :param model: agent, new or from a checkpoint
+        """
+        intervals = {} if self.log_interval == -1 else {"log_interval": max(self.log_interval, 0) or None}
+        done = 0 if self.resume is None else model.num_timesteps
+        try:
+            model.learn(
+                self.n_timesteps - done,
+                self.callbacks,
+                reset_num_timesteps=self.resume is None,
+                **intervals,  # type: ignore[arg-type]
+            )
+        except KeyboardInterrupt:
+            if self.show_progress:
+                self.callbacks[0].on_training_end()
+            if self.checkpoint is not None and self.checkpoint.newest() is not None:
+                print(f"Go on with: python -m sb3_mpc.zoo train --resume {self.save_path}")
+        finally:
+            assert model.env is not None
+            model.env.close()
+
+
+def run_program(program: Callable[[], None], name: str, arguments: list[str]) -> None:
+    """
+    :param program: one of rl_zoo3's, which read the command line
+    :param name: what it calls itself in messages
+    :param arguments: the command line
+    """
+    before = sys.argv
+    sys.argv = [name, *arguments]
+    try:
+        program()
+    finally:
+        sys.argv = before
+
+
+def train(arguments: list[str], **options: Any) -> None:
+    """
+    :param arguments: command line of ``rl_zoo3.train``
+    :param options: what only :class:`Experiment` knows
+    """
+    register()
+    module: Any = rl_zoo3.train
+    original = module.ExperimentManager
+    module.ExperimentManager = functools.partial(Experiment, arguments=arguments, **options)
+    try:
+        run_program(module.train, "python -m sb3_mpc.zoo train", arguments)
+    finally:
+        module.ExperimentManager = original
+
+
+def enjoy(arguments: list[str]) -> None:
+    """
+    :param arguments: command line of ``rl_zoo3.enjoy``
+    """
+    register()
+    run_program(rl_zoo3.enjoy.enjoy, "python -m sb3_mpc.zoo enjoy", arguments)
