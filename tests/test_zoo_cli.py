@@ -15,16 +15,16 @@ import rl_zoo3
 import yaml
 
 import sb3_mpc
+from sb3_mpc.common.agent_files import save_agent
 from sb3_mpc.common.algorithm import WorldModelAlgorithm
 from sb3_mpc.envs import SUITES
 from sb3_mpc.zoo import aggregate, plot, returns, rl_zoo
 from sb3_mpc.zoo.__main__ import COMMANDS, main
-from sb3_mpc.zoo.hyperparameters import load_preset, preset_file, preset_key
+from sb3_mpc.zoo.hyperparameters import ALGOS, load_preset, preset_file, preset_key
 from tests.agents import assert_one_clear_sentence
 from tests.helpers import needs_gl
 from tests.zoo_runs import TINY, run, train_arguments
 
-ALGOS = list(rl_zoo.ALGORITHMS)
 IDS = [env_id for suite in SUITES.values() for env_id in suite.ids]
 # Keys of rl_zoo3 that are no arguments of an agent
 OF_RL_ZOO3 = {"n_timesteps"}
@@ -34,7 +34,7 @@ TASK, NAME = "dmc/pendulum-swingup-v0", "dmc-pendulum-swingup-v0"
 def build(algo: str, preset: dict[str, Any], env: Any = None) -> WorldModelAlgorithm:
     """:return: the agent of a preset, without the networks if there is no environment"""
     arguments = {name: value for name, value in preset.items() if name not in OF_RL_ZOO3}
-    return getattr(sb3_mpc, rl_zoo.ALGORITHMS[algo])(env=env, _init_setup_model=env is not None, **arguments)
+    return sb3_mpc.ALGORITHMS[algo](env=env, _init_setup_model=env is not None, **arguments)
 
 
 # -- Presets -----------------------------------------------------------------------------------------------------------
@@ -98,7 +98,7 @@ def test_run_folder(finished: Path) -> None:
 
 
 def test_evaluate_and_enjoy(
-    finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = finished / "tdmpc2" / f"{NAME}_1"
     run("evaluate", folder, "--episodes", 2, "--actor", "--device", "cpu")
@@ -108,6 +108,9 @@ def test_evaluate_and_enjoy(
     monkeypatch.setattr(gym.spec(TASK), "max_episode_steps", 20)
     file = [folder / f"{NAME}.zip", "--algo", "tdmpc2", "--env", TASK, "--device", "cpu"]
     run("evaluate", *file, "--episodes", 2)
+    assert capsys.readouterr().out.splitlines()[-1] == by_run[-2]
+    model = sb3_mpc.TDMPC2.load(folder / f"{NAME}.zip", gym.make(TASK, max_episode_steps=20))
+    run("evaluate", save_agent(model, tmp_path / "agent"), "--episodes", 2, "--device", "cpu")
     assert capsys.readouterr().out.splitlines()[-1] == by_run[-2]
     run("enjoy", "--algo", "tdmpc2", "--env", TASK, "-f", finished, "--no-render", "-n", 20)
     assert "Episode Reward" in capsys.readouterr().out
@@ -136,7 +139,7 @@ def test_two_trials_of_a_search(algo: str, tmp_path: Path, capsys: pytest.Captur
 
 def test_registration() -> None:
     rl_zoo.register()
-    assert all(rl_zoo3.ALGOS[key].__name__ == name for key, name in rl_zoo.ALGORITHMS.items())
+    assert rl_zoo3.ALGOS.items() >= sb3_mpc.ALGORITHMS.items() and sorted(sb3_mpc.ALGORITHMS) == ALGOS
     assert rl_zoo.find_environment("gymnasium.envs.classic_control:Pendulum-v1") == "Pendulum-v1"
 
 

@@ -157,7 +157,7 @@ def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.warns(UserWarning, match="step 40 could not be written .*No space left.*; the previous one is kept"):
+    with pytest.warns(UserWarning, match="step 40 could not be written .*No space left.*the previous one is kept"):
         model.learn(25, checkpoint, reset_num_timesteps=False)
     assert model.num_timesteps == 45 and [path.name for path in tmp_path.iterdir()] == ["step_20"]
     monkeypatch.undo()

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import rl_zoo3
 import yaml
 from rl_zoo3 import create_test_env, get_saved_hyperparams
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, unwrap_vec_normalize
 
+import sb3_mpc
 from sb3_mpc import zoo
+from sb3_mpc.common.agent_files import load_agent, read_card
+from sb3_mpc.common.algorithm import WorldModelAlgorithm
 from sb3_mpc.envs.video import record_video
 from sb3_mpc.zoo import rl_zoo
 from sb3_mpc.zoo.train import check_algorithm
@@ -77,8 +79,6 @@ def find(args: argparse.Namespace) -> Agent:
 
 
 def _of_file(path: Path, args: argparse.Namespace) -> Agent:
-    from sb3_mpc.common.agent_files import load_agent, read_card
-
     known = read_card(path)["environment"] or {}
     if args.env is None and not known:
         raise ValueError(f"{path} does not say which environment it was trained in: give it by --env.")
@@ -87,10 +87,9 @@ def _of_file(path: Path, args: argparse.Namespace) -> Agent:
     return Agent(lambda env: load_agent(path, env, args.device), env_id, kwargs)
 
 
-def _class(algo: str) -> Any:
+def _class(algo: str) -> type[WorldModelAlgorithm]:
     check_algorithm(algo)
-    rl_zoo.register()
-    return rl_zoo3.ALGOS[algo]
+    return sb3_mpc.ALGORITHMS[algo]
 
 
 def _of_zoo(args: argparse.Namespace) -> Agent:

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 PRESETS = Path(__file__).parent / "presets"
+#: Keys of the methods, known without importing them
+ALGOS = sorted(path.stem for path in PRESETS.glob("*.yml"))
 
 
 def preset_file(algo: str) -> Path:

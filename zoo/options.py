@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from sb3_mpc.zoo.hyperparameters import PRESETS
+from sb3_mpc.zoo.hyperparameters import ALGOS
 
 EXAMPLES = """
 examples:
@@ -25,8 +25,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     :param parser: parser of ``train``
     """
     parser.epilog = EXAMPLES
-    keys = ", ".join(sorted(path.stem for path in PRESETS.glob("*.yml")))
-    parser.add_argument("--algo", help=f"the method: {keys}")
+    parser.add_argument("--algo", help=f"the method: {', '.join(ALGOS)}")
     parser.add_argument("--env", help="an id of `python -m sb3_mpc.envs`, or any of Gymnasium's, or module:id")
     parser.add_argument("--preset", help='settings laid over the preset: "cpu" makes the agent small enough for a CPU')
     parser.add_argument("-n", "--n-timesteps", type=int, help="decisions of the agent, instead of the preset's number")

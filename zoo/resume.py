@@ -118,7 +118,7 @@ class ResumableCheckpoint(BaseCallback):
             if self.logs is not None and (self.logs / name).exists():
                 with open(self.logs / name, "rb+") as log:
                     log.truncate(size)
-        if model.tensorboard_log is not None and state["log_folder"] is not None:
+        if model.tensorboard_log is not None:
             formats = ["tensorboard", *(["stdout"] if model.verbose > 0 else [])]
             model.set_logger(configure(state["log_folder"], formats))
         for callback, saved in zip(self.callbacks, state["callbacks"], strict=False):
@@ -190,7 +190,7 @@ class ResumableCheckpoint(BaseCallback):
             monitor_files={path.name: path.stat().st_size for path in self.logs.glob("*.monitor.csv")}
             if self.logs
             else {},
-            log_folder=os.path.abspath(self.logger.get_dir()) if self.logger.get_dir() else None,
+            log_folder=os.path.abspath(self.logger.get_dir() or ""),
             callbacks=[
                 {name: vars(callback)[name] for name in CALLBACK_STATE if name in vars(callback)}
                 for callback in self.callbacks
@@ -220,7 +220,7 @@ class ResumableCheckpoint(BaseCallback):
                 raise
             kept = "the previous one is kept" if self.newest() else "there is none yet"
             warnings.warn(
-                f"The checkpoint at step {steps} could not be written ({error}); {kept}, and the training goes on.",
+                f"The checkpoint at step {steps} could not be written ({error}): training is not affected, {kept}.",
                 stacklevel=2,
             )
             return None

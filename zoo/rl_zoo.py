@@ -33,22 +33,14 @@ from sb3_mpc.zoo.hyperparameters import preset_file, preset_key, reduced
 from sb3_mpc.zoo.resume import ResumableCheckpoint
 from sb3_mpc.zoo.samplers import SAMPLERS
 
-#: Classes by the keys that files and the command line use
-ALGORITHMS: dict[str, str] = {
-    "tdmpc2": "TDMPC2",
-    "tdmpc_square": "TDMPCSquare",
-    "bmpc": "BMPC",
-    "mbdpo": "MBDPO",
-    "fac_tdmpc": "FacTDMPC",
-}
 # What a run folder keeps for `train --resume`
 RUN_FILE = "train.json"
 
 
 def register() -> None:
     """Make the methods known to rl_zoo3."""
-    for key, name in ALGORITHMS.items():
-        rl_zoo3.ALGOS[key] = getattr(sb3_mpc, name)
+    for key, algorithm in sb3_mpc.ALGORITHMS.items():
+        rl_zoo3.ALGOS[key] = algorithm
         HYPERPARAMS_SAMPLER[key] = SAMPLERS[key]
         HYPERPARAMS_CONVERTER[key] = lambda sampled_params: sampled_params  # arguments already
 

@@ -5,7 +5,7 @@ import json
 import random
 import sys
 
-from sb3_mpc.zoo.hyperparameters import PRESETS
+from sb3_mpc.zoo.hyperparameters import ALGOS
 
 
 def main(args: argparse.Namespace) -> None:
@@ -43,9 +43,8 @@ def check_algorithm(algo: str) -> None:
     :param algo: key of a method
     :raises ValueError: if there is none
     """
-    keys = sorted(path.stem for path in PRESETS.glob("*.yml"))
-    if algo not in keys:
-        raise ValueError(f'There is no method "{algo}": there are {", ".join(keys)}.')
+    if algo not in ALGOS:
+        raise ValueError(f'There is no method "{algo}": there are {", ".join(ALGOS)}.')
 
 
 def _resume(args: argparse.Namespace, options: list[str]) -> None:
