@@ -19,7 +19,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 import sb3_mpc
 from sb3_mpc import BMPC, TDMPC2, FacTDMPC
-from sb3_mpc.common import agent_files
+from sb3_mpc.common import agent_format
 from sb3_mpc.common.agent_files import load_agent, read_card, save_agent
 from sb3_mpc.common.provenance import git_commit
 from tests.agents import (
@@ -252,7 +252,7 @@ def rewritten(agent: Path, path: Path, **changes: Any) -> Path:
     """:return: the file with another card and a checksum that fits: what someone malicious would write"""
     card = {**{name: value for name, value in read_card(agent).items() if name != "sha256"}, **changes}
     tensors = load_file(agent)
-    card["sha256"] = agent_files._digest(card, {name: th.from_numpy(value) for name, value in tensors.items()})
+    card["sha256"] = agent_format._digest(card, {name: th.from_numpy(value) for name, value in tensors.items()})
     save_file(tensors, path, {"sb3_mpc": json.dumps(card)})
     return path
 

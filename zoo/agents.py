@@ -13,7 +13,8 @@ from stable_baselines3.common.type_aliases import GymEnv
 
 import sb3_mpc
 import sb3_mpc.envs
-from sb3_mpc.common.agent_files import load_agent, read_agent, save_agent
+from sb3_mpc.common.agent_files import load_agent, save_agent
+from sb3_mpc.common.agent_format import read_agent
 from sb3_mpc.common.algorithm import WorldModelAlgorithm
 from sb3_mpc.common.checkpoints import complete_name
 from sb3_mpc.zoo import cards

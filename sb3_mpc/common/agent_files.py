@@ -3,19 +3,10 @@ Trained agents as files that hold data only: one ``.safetensors`` file with the 
 card, that says what they are. Loading one executes nothing from it.
 
 A file is to act with and to train on from, not to resume a run: optimisers, replay buffer and random numbers are in
-SB3's zip (``model.save``) and in the checkpoints of ``python -m sb3_mpc.zoo train``.
-
-The card is one JSON text under ``sb3_mpc`` in the metadata of the safetensors format. Format version 1 has
-
-* ``format``, ``sha256`` (of the card without it, and of all tensors), ``versions`` of the packages, ``commit``;
-* ``algorithm`` (a key of ``sb3_mpc.ALGORITHMS``), ``policy`` (alias), ``arguments`` (of the constructor), ``state``;
-* ``observation_space``, ``action_space`` and ``environment`` (id, max_episode_steps and kwargs, or null);
-* ``vec_normalize``: settings of the ``VecNormalize`` whose statistics are among the tensors, or null;
-* ``dtype`` of the policy's tensors, "float16" where they were rounded;
-* ``preset``, ``seed``, ``steps`` and ``evaluation``, null where nothing is known, and whatever else was given.
+SB3's zip (``model.save``) and in the checkpoints of ``python -m sb3_mpc.zoo train``. The format is described in
+:mod:`sb3_mpc.common.agent_format`.
 """
 
-import hashlib
 import inspect
 import json
 from collections.abc import Iterator
@@ -26,16 +17,15 @@ from typing import Any
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_bytes
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 import sb3_mpc
+from sb3_mpc.common.agent_format import read_agent, write_agent
+from sb3_mpc.common.agent_format import read_card as read_card
 from sb3_mpc.common.algorithm import WorldModelAlgorithm
-from sb3_mpc.common.checkpoints import atomic_target, complete_name
 from sb3_mpc.common.checks import make_env
 from sb3_mpc.common.discount import env_attribute
 from sb3_mpc.common.encoders import DictExtractor, PixelExtractor
@@ -45,8 +35,6 @@ from sb3_mpc.common.provenance import git_commit, package_versions
 from sb3_mpc.common.space_json import space_from_json, space_to_json
 from sb3_mpc.common.world_model import WorldModel
 
-FORMAT = 1  # raise it when a reader of the older one would go wrong, and let _check upgrade the older cards
-KEY, SUFFIX = "sb3_mpc", "safetensors"
 # What belongs to the machine or to a run in training, not to the agent
 NOT_KEPT = {"policy", "env", "expert", "action_noise", "replay_buffer_class", "replay_buffer_kwargs", "device"}
 NOT_KEPT |= {"stats_window_size", "tensorboard_log", "verbose", "_init_setup_model"}
@@ -76,7 +64,6 @@ def save_agent(model: WorldModelAlgorithm, path: str | Path, dtype: str = "float
         **known,
         "steps": dict(decisions=model.num_timesteps),
         **card,
-        "format": FORMAT,
         "dtype": dtype,
         "versions": package_versions(),
         **_description(model),
@@ -86,35 +73,7 @@ def save_agent(model: WorldModelAlgorithm, path: str | Path, dtype: str = "float
     if normalization is not None:
         tensors |= {STATISTICS + name: value for name, value in normalization_tensors(normalization).items()}
     content = {name: json.loads(_to_json(value, f"The card's {name}")) for name, value in content.items()}
-    content["sha256"] = _digest(content, tensors)
-    data = to_bytes(tensors, {KEY: json.dumps(content)})
-    with atomic_target(path, SUFFIX) as target:
-        Path(target).write_bytes(data)  # type: ignore[arg-type]
-    return complete_name(path, SUFFIX)
-
-
-def read_card(path: str | Path) -> dict[str, Any]:
-    """
-    :param path: file written by :func:`save_agent`
-    :return: its card; the tensors are not read
-    :raises ValueError: if it is no agent file of a format that is known here
-    """
-    with _opened(path) as file:
-        return _check(path, file.metadata())
-
-
-def read_agent(path: str | Path) -> tuple[dict[str, Any], dict[str, th.Tensor]]:
-    """
-    :param path: file written by :func:`save_agent`
-    :return: its card and its tensors, which match the checksum
-    :raises ValueError: if it is damaged, or no agent file of a format that is known here
-    """
-    with _opened(path) as file:
-        card = _check(path, file.metadata())
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    if card.pop("sha256", None) != _digest(card, tensors):
-        raise ValueError(f"{path} is damaged: its content does not match its checksum, use another copy.")
-    return card, tensors
+    return write_agent(path, content, tensors)
 
 
 def load_agent(path: str | Path, env: GymEnv | None = None, device: th.device | str = "auto") -> WorldModelAlgorithm:
@@ -259,66 +218,7 @@ def _stored(value: th.Tensor, dtype: str) -> th.Tensor:
     return half if half.isfinite().all() else value  # half precision ends at 65,504
 
 
-def _digest(card: dict[str, Any], tensors: dict[str, th.Tensor]) -> str:
-    digest = hashlib.sha256(json.dumps(card, sort_keys=True).encode())
-    for name, value in sorted(tensors.items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.reshape(-1).view(th.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 # -- Reading -----------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _opened(path: str | Path) -> Iterator[Any]:
-    path = complete_name(path, SUFFIX)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: check the name of the agent file.")
-    with path.open("rb") as start:
-        if start.read(2) == b"PK":
-            raise ValueError(
-                f"{path} is a zip file, which may run code when it is loaded, and no agent file: if you trust where it "
-                "comes from, use the load() of its algorithm, such as TDMPC2.load."
-            )
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            yield file
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path} is not a complete agent file: it is truncated, damaged or another kind of file ({error})."
-        ) from error
-
-
-def _check(path: str | Path, metadata: dict[str, str] | None) -> dict[str, Any]:
-    """
-    :param path: file, for the messages
-    :param metadata: what its safetensors header says
-    :return: the card
-    """
-    if not metadata or KEY not in metadata:
-        raise ValueError(f"{path} is a safetensors file, but not an agent: it has no header of sb3_mpc.")
-    try:
-        card = json.loads(metadata[KEY])
-        number, algorithm = card["format"], card["algorithm"]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ValueError(f"{path} has a header that cannot be read: it is damaged, use another copy.") from error
-    if not isinstance(number, int) or number < 1:
-        raise ValueError(f"{path} has the unknown format version {number!r}: it is damaged, use another copy.")
-    if number > FORMAT:
-        raise ValueError(
-            f"{path} has format version {number}, and sb3_mpc {sb3_mpc.__version__} reads up to {FORMAT}: "
-            "pip install --upgrade sb3-mpc"
-        )
-    environment = card.get("environment") or {"id": ""}
-    if not isinstance(environment, dict) or ":" in str(environment.get("id", ":")):  # Gymnasium would import a module
-        raise ValueError(f"{path} names {environment!r} as its environment, which is not the id of one: do not use it.")
-    if not isinstance(algorithm, str) or algorithm not in sb3_mpc.ALGORITHMS:
-        raise ValueError(
-            f"{path} holds an agent of the algorithm {algorithm!r}, which this sb3_mpc does not have: it has "
-            f"{', '.join(sb3_mpc.ALGORITHMS)}."
-        )
-    return dict(card)
 
 
 @contextmanager
