@@ -168,13 +168,16 @@ def main() -> None:
     trainer.add_argument("--seed", type=int, default=1)
     trainer.add_argument("--steps", type=int, help="agent decisions; by default 3,000 or 5,000")
     trainer.add_argument("--every", type=int, default=500, help="decisions between evaluations")
+    trainer.add_argument("--save", type=Path, help="folder for the trained agent")
     for command in (trainer, commands.add_parser("plot", help="draw the pictures")):
         command.add_argument("--data", type=Path, default=CURVES / "comparison.csv", help="CSV file of the runs")
     args = parser.parse_args()
     if args.command == "plot":
         plot(args.data, args.data.parent)
     else:
-        train(args.method, args.task, args.seed, args.steps or BUDGET[args.task], args.every, args.data)
+        model = train(args.method, args.task, args.seed, args.steps or BUDGET[args.task], args.every, args.data)
+        if args.save:
+            model.save(args.save / f"{args.method}-{args.task}-{args.seed}")
 
 
 if __name__ == "__main__":
