@@ -9,9 +9,10 @@ from typing import Any
 import gymnasium as gym
 import pytest
 
+from sb3_mpc import TDMPC2
 from sb3_mpc.zoo import __main__ as command_line
-from sb3_mpc.zoo import learning
-from tests.agents import SMALL, SMALL_POLICY
+from sb3_mpc.zoo import comparison, learning, precision
+from tests.agents import SMALL, SMALL_POLICY, make_agent
 
 pytest.importorskip("dm_control")
 TASK = "cartpole-swingup"
@@ -40,6 +41,37 @@ def test_learning_run_goes_on_and_is_evaluated(monkeypatch: pytest.MonkeyPatch, 
         (f"dmc/{TASK}-v0", "80", "2"),
     ]
     assert [int(row["length"]) for row in read(output.with_suffix(".train.csv"))] == [10] * 4
+
+
+@pytest.mark.parametrize("method", comparison.METHODS)
+def test_comparison(method: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {**SMALL, "learning_starts": 10, "policy_kwargs": SMALL_POLICY}
+    monkeypatch.setattr(comparison, "SETTINGS", settings)
+    monkeypatch.setattr(comparison, "OWN_SETTINGS", {})
+    monkeypatch.setitem(comparison.TASKS, TASK, dict(action_repeat=8, max_episode_steps=5))
+    model = comparison.train(method, TASK, 1, 30, 15, tmp_path / "comparison.csv")
+    assert model.num_timesteps == 30
+    rows = read(tmp_path / "comparison.csv")
+    assert [(row["method"], row["decisions"], row["frames"]) for row in rows] == [
+        (method, "15", "120"),
+        (method, "30", "240"),
+    ]
+    assert all(0 <= float(row[name]) <= 40 for row in rows for name in ("planner", "network", "mc_return"))
+    comparison.plot(tmp_path / "comparison.csv", tmp_path)
+    for name in ("comparison.png", "overestimation.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_precision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model = make_agent(TDMPC2, gym.make(f"dmc/{TASK}-v0")).learn(12)
+    monkeypatch.setattr(precision, "load", lambda *args, **kwargs: model)
+    arguments = f"precision --states 2 --every 2 --seeds 3 --output {tmp_path / 'precision'}"
+    monkeypatch.setattr(sys, "argv", arguments.split())
+    precision.main()
+    rows = read(tmp_path / "precision.csv")
+    assert len(rows) == 6 and any(float(row["bfloat16"]) > 0 for row in rows)
+    assert any(float(row["other samples"]) > 0 for row in rows)
+    assert (tmp_path / "precision.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_benchmark(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,12 +20,14 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.utils import get_device
 
 import sb3_mpc.envs  # noqa: F401
 from sb3_mpc import TDMPC2
+from sb3_mpc.common import acceleration
 from sb3_mpc.common.provenance import git_commit, package_versions
 
-MODES = ("eager", "compiled")
+MODES = ("eager", "compiled", "compiled-bfloat16")
 EPISODE_STEPS = 500
 # Transitions in the replay buffer while it is measured
 FILLED = 1_000
@@ -107,8 +109,10 @@ def measure(mode: str, args: argparse.Namespace) -> dict[str, Any]:
     """
     if args.threads:
         th.set_num_threads(args.threads)
+    # This process measures one mode only: whether plans are in bfloat16 is the mode's affair, not the processor's
+    acceleration.has_bfloat16_units = lambda device: mode.endswith("bfloat16")
     settings: dict[str, Any] = dict(
-        compile=mode == "compiled",
+        compile=mode != "eager",
         device=args.device,
         policy_kwargs=dict(model_size=args.model_size),
         pretrain_gradient_steps=0,
@@ -189,7 +193,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--obs", type=int, default=24, help="size of the observations")
     parser.add_argument("--act", type=int, default=6, help="size of the actions")
     parser.add_argument("--n-envs", type=int, nargs="+", default=[1, 16, 64], help="environments planned together")
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
+    parser.add_argument(
+        "--modes", nargs="+", choices=MODES, help="by default all, bfloat16 only where the processor has units for it"
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=0, help="threads of PyTorch, its own choice if 0")
     parser.add_argument("--repeats", type=int, default=20, help="measurements of each kind")
@@ -202,8 +208,9 @@ def main(args: argparse.Namespace) -> None:
     """
     context = multiprocessing.get_context("spawn")
     results = []
-    for mode in args.modes:
-        print(f"Measuring {mode}" + (": compiling takes a minute or two" if mode == "compiled" else ""), flush=True)
+    units = acceleration.has_bfloat16_units(get_device(args.device))
+    for mode in args.modes or MODES[: 2 + units]:
+        print(f"Measuring {mode}" + (": compiling takes a minute or two" if mode != "eager" else ""), flush=True)
         with context.Pool(1) as pool:
             results.append(pool.apply(measure, (mode, args)))
     settings = {name: value for name, value in vars(args).items() if name not in ("output", "command", "run")}

@@ -17,6 +17,7 @@ from sb3_mpc.zoo.returns import read_csv
 FOLDER = Path(__file__).parent
 CHECKPOINTS = FOLDER / "checkpoints"
 PICTURES = (".png", ".gif", ".mp4")
+PROTOCOL = ("action_repeat", "terminates", "max_episode_steps")
 
 README = """# Trained agents
 
@@ -60,6 +61,25 @@ def environment_of(card: dict[str, Any]) -> str:
     :return: id of its environment
     """
     return (card["environment"] or {"id": "an environment that its file does not name"})["id"]
+
+
+def protocol_of(environment: dict[str, Any]) -> dict[str, Any]:
+    """
+    :param environment: what a card says of its environment
+    :return: what ``gym.make`` needs besides the id. Only what says how an episode runs: a file from elsewhere must not
+        choose other arguments, such as paths
+    """
+    given = {**(environment.get("kwargs") or {}), "max_episode_steps": environment.get("max_episode_steps")}
+    return {name: given[name] for name in PROTOCOL if isinstance(given.get(name), (int, bool))}
+
+
+def other_protocol(card: dict[str, Any]) -> str:
+    """
+    :param card: card of an agent
+    :return: in what its environment runs otherwise than its id alone, nothing if in nothing
+    """
+    arguments = protocol_of(card["environment"] or {})
+    return "".join(f", {name}={value}" for name, value in arguments.items() if name != "max_episode_steps")
 
 
 def returns_of(card: dict[str, Any]) -> tuple[str, str]:
@@ -129,7 +149,7 @@ def card_text(card: dict[str, Any], pictures: Iterable[str] = ()) -> str:
     length = (card["environment"] or {}).get("max_episode_steps")
     facts = {
         "Method": f"`{class_name(card)}` of sb3-mpc, `{card['policy']}`",
-        "Environment": f"`{env_id}`" + (f", episodes of {length} decisions" if length else ""),
+        "Environment": f"`{env_id}`" + (f", episodes of {length} decisions" if length else "") + other_protocol(card),
         "Training": f"{steps.get('decisions', 0):,} decisions, {frames_of(card)} simulator frames, seed {card['seed']}",
         "Return of the planner": planner + episodes,
         "Return of the network policy": network + episodes,
@@ -139,13 +159,15 @@ def card_text(card: dict[str, Any], pictures: Iterable[str] = ()) -> str:
         "Versions": ", ".join(f"{name} {number}" for name, number in card["versions"].items()),
         "Commit": card["commit"] or "-",
     }
-    env = ", env=env" if card["vec_normalize"] else ""
+    env = ", env=env" if card["vec_normalize"] or other_protocol(card) else ""
+    arguments = "".join(f", {name}={value}" for name, value in protocol_of(card["environment"] or {}).items())
+    make = f'import gymnasium as gym\nimport sb3_mpc.envs\n\nenv = gym.make("{env_id}"{arguments})\n' if env else ""
     parts = [
         f"# {class_name(card)} on {env_id}\n",
         "| | |\n|---|---|\n" + "".join(f"| {name} | {fact} |\n" for name, fact in facts.items()),
         *(f"![{name}]({name})\n" for name in pictures),
         "## Use\n",
-        f'```python\nfrom sb3_mpc import zoo\n\nmodel = zoo.load("{card["algorithm"]}", "{env_id}"{env})\n```\n',
+        f'```python\nfrom sb3_mpc import zoo\n{make}\nmodel = zoo.load("{card["algorithm"]}", "{env_id}"{env})\n```\n',
         "The same call with `repo_id` loads it from a hub repository or a folder.\n",
     ]
     command = training_command(card)
@@ -167,7 +189,7 @@ def table(cards: dict[str, dict[str, Any]]) -> str:
     for name, card in cards.items():
         link = f"[{name}](checkpoints/{name}.md)"
         values = (*returns_of(card), frames_of(card), published_return(card))
-        rows.append((link, class_name(card), environment_of(card), *values))
+        rows.append((link, class_name(card), environment_of(card) + other_protocol(card), *values))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 

@@ -13,11 +13,12 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, unwrap_vec_normalize
 
 import sb3_mpc
-from sb3_mpc import zoo
 from sb3_mpc.common.agent_files import load_agent, read_card
 from sb3_mpc.common.algorithm import WorldModelAlgorithm
 from sb3_mpc.envs.video import record_video
 from sb3_mpc.zoo import rl_zoo
+from sb3_mpc.zoo.agents import find as find_agent
+from sb3_mpc.zoo.cards import protocol_of
 from sb3_mpc.zoo.train import check_algorithm
 
 
@@ -82,8 +83,8 @@ def _of_file(path: Path, args: argparse.Namespace) -> Agent:
     known = read_card(path)["environment"] or {}
     if args.env is None and not known:
         raise ValueError(f"{path} does not say which environment it was trained in: give it by --env.")
-    kwargs = {} if args.env else {**known["kwargs"], "max_episode_steps": known["max_episode_steps"]}
     env_id = rl_zoo.find_environment(args.env or known["id"])
+    kwargs = {name: value for name, value in protocol_of(known).items() if env_id == known.get("id")}
     return Agent(lambda env: load_agent(path, env, args.device), env_id, kwargs)
 
 
@@ -96,8 +97,7 @@ def _of_zoo(args: argparse.Namespace) -> Agent:
     if args.algo is None or args.env is None:
         raise ValueError("Which agent? Give the folder of a run, a file, or --algo and --env.")
     check_algorithm(args.algo)
-    env_id = rl_zoo.find_environment(args.env)
-    return Agent(lambda env: zoo.load(args.algo, env_id, env=env, device=args.device), env_id)
+    return _of_file(find_agent(args.algo, rl_zoo.find_environment(args.env)), args)
 
 
 def _of_run(run: Path, best: bool, device: str) -> Agent:

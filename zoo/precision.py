@@ -1,0 +1,102 @@
+"""
+What bfloat16 does to plans: ``python -m sb3_mpc.zoo.precision``.
+
+At states that a trained agent visits, the deterministic plan in bfloat16 is compared with the one in float32 from the
+same random numbers, and plans in float32 with those from other random numbers: the planner's own spread. That is
+measured for deterministic plans (mean of the elites) and for those of training (one elite, drawn), both without
+exploration noise.
+"""
+
+import argparse
+import csv
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from matplotlib.figure import Figure
+
+import sb3_mpc.envs  # noqa: F401
+from sb3_mpc.common.acceleration import Acceleration
+from sb3_mpc.common.algorithm import WorldModelAlgorithm
+from sb3_mpc.zoo import load
+
+
+def distances(model: WorldModelAlgorithm, env: gym.Env, states: int, every: int, seeds: int) -> dict[str, list[float]]:
+    """
+    :param model: trained agent
+    :param env: environment to visit
+    :param states: number of states
+    :param every: decisions between two of them
+    :param seeds: number of plans with random numbers of their own at each state
+    :return: largest differences of an action's entries, ``states * seeds`` of each kind
+    """
+    policy, planner = model.policy, model.policy.acting()[1]
+    policy.set_training_mode(False)
+    result: dict[str, list[float]] = {"bfloat16": [], "other samples": [], "other samples, training": []}
+    observation, _ = env.reset(seed=0)
+    state = None
+    for step in range(states * every):
+        if step % every == 0:
+            tensor, _ = policy.obs_to_tensor(observation)
+            mean = th.zeros(1, planner.horizon, planner.action_dim) if state is None else th.as_tensor(state[0])
+            plans: dict[str, list[th.Tensor]] = {"float32": [], "bfloat16": [], "training": []}
+            for seed in range(seeds):
+                noise = planner.draw(1, th.Generator().manual_seed(seed), explore=True)
+                for name, reduces in (("float32", False), ("bfloat16", True)):
+                    policy.acceleration = Acceleration(compiles=False, reduces=reduces)
+                    plans[name].append(policy.plan(tensor, mean, None, noise._replace(selection=None)).mean[:, 0])
+                policy.acceleration = Acceleration(compiles=False, reduces=False)
+                plans["training"].append(policy.plan(tensor, mean, None, noise).elite_action)
+            result["bfloat16"] += largest(plans["bfloat16"], plans["float32"])
+            for kind, name in (("other samples", "float32"), ("other samples, training", "training")):
+                result[kind] += largest(plans[name], plans[name][1:] + plans[name][:1])
+        action, state = model.predict(observation, state, deterministic=True)
+        observation, _, terminated, truncated, _ = env.step(action)
+        if terminated or truncated:
+            (observation, _), state = env.reset(), None
+    return result
+
+
+def largest(actions: list[th.Tensor], others: list[th.Tensor]) -> list[float]:
+    """
+    :param actions: actions ``[1, A]``
+    :param others: as many actions to compare them with
+    :return: largest difference of their entries, for each pair
+    """
+    return [(a - b).abs().max().item() for a, b in zip(actions, others, strict=True)]
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--algo", default="tdmpc2")
+    parser.add_argument("--env", default="dmc/cartpole-swingup-v0")
+    parser.add_argument("--states", type=int, default=20)
+    parser.add_argument("--every", type=int, default=12, help="decisions between two states")
+    parser.add_argument("--seeds", type=int, default=8, help="plans at each state")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "benchmarks" / "precision")
+    args = parser.parse_args()
+    env = gym.make(args.env)
+    result = distances(load(args.algo, args.env, env, device="cpu"), env, args.states, args.every, args.seeds)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    with args.output.with_suffix(".csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(result)
+        writer.writerows(zip(*([round(x, 5) for x in values] for values in result.values()), strict=True))
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for name, values in result.items():
+        label = f"{name}: mean {np.mean(values):.3f}, median {np.median(values):.3f}"
+        axes.plot(np.sort(values), np.linspace(0, 1, len(values)), label=label)
+        print(label)
+    axes.set(
+        xlabel="largest difference of an action's entries (range 2)", ylabel="fraction of plans below", title=args.env
+    )
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(args.output.with_suffix(".png"), dpi=120)
+
+
+if __name__ == "__main__":
+    main()
