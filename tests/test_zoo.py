@@ -11,7 +11,7 @@ import pytest
 
 from sb3_mpc import TDMPC2
 from sb3_mpc.zoo import __main__ as command_line
-from sb3_mpc.zoo import comparison, learning, precision
+from sb3_mpc.zoo import comparison, factored, learning, precision
 from tests.agents import SMALL, SMALL_POLICY, make_agent
 
 pytest.importorskip("dm_control")
@@ -60,6 +60,25 @@ def test_comparison(method: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     comparison.plot(tmp_path / "comparison.csv", tmp_path)
     for name in ("comparison.png", "overestimation.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_factored_studies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(factored, "SETTINGS", {**SMALL, "learning_starts": 10, "policy_kwargs": SMALL_POLICY})
+    monkeypatch.setattr(factored, "SAMPLES", (16, 8))
+    monkeypatch.setattr(factored, "PERTURBATIONS", ("random", 0.5))
+    monkeypatch.setattr(factored, "ACTIONS", {"reacher-three": 3})
+    monkeypatch.setitem(factored.TASKS, factored.TASK, dict(action_repeat=4, max_episode_steps=4))
+    common = f"--steps 20 --episodes 1 --runs 1 --agent {tmp_path / 'agent.zip'} --folder {tmp_path}"
+    for study in (*factored.STUDIES, "plot"):
+        monkeypatch.setattr(sys, "argv", ["factored", study, *common.split()])
+        factored.main()
+    (trained,) = read(tmp_path / "factored-train.csv")
+    assert trained["decisions"] == "20" and -1 <= float(trained["rank_correlation"]) <= 1
+    budget = read(tmp_path / "factored-budget.csv")
+    assert [(row["iterations"], row["samples"]) for row in budget] == [("3", "16"), ("3", "8"), ("1", "16"), ("1", "8")]
+    assert len(read(tmp_path / "factored-robustness.csv")) == 6 * 2
+    assert all(float(row["student_ms"]) > 0 for row in read(tmp_path / "factored-times.csv"))
+    assert (tmp_path / "factored.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_precision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
