@@ -11,6 +11,8 @@ import torch as th
 import torch.nn.functional as F
 from torch import nn
 
+from sb3_mpc.common.cuda_graphs import GraphedFunction
+
 # Compiling takes one to three minutes and saves about a quarter of a step on a CPU (zoo/benchmarks): so many steps pay
 # for it several times
 STEPS_WORTH_COMPILING = 20_000
@@ -80,9 +82,29 @@ def has_compiler() -> bool:
 def compile_function(function: Callable[..., Any]) -> Callable[..., Any]:
     """
     :param function: function of tensors
-    :return: the function compiled by TorchDynamo for fixed shapes; the first call takes up to a minute
+    :return: the function compiled by TorchDynamo for fixed shapes, whose first call takes up to a minute; on GPUs it is
+        replayed as one CUDA graph
     """
-    return th.compile(function, dynamic=False)
+    compiled = th.compile(function, dynamic=False)
+    return GraphedFunction(compiled) if th.cuda.is_available() else compiled
+
+
+def set_learning_rate(group: dict[str, Any], rate: float, compiled: bool) -> None:
+    """
+    :param group: parameter group of an optimiser
+    :param rate: learning rate
+    :param compiled: whether its step is compiled or recorded: a number would be frozen there, a tensor is changed in
+        place
+    """
+    device = group["params"][0].device
+    if not compiled:
+        group["lr"] = rate
+    elif isinstance(group["lr"], th.Tensor) and group["lr"].device == device:
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = th.tensor(rate, device=device)
+    if compiled and device.type == "cuda" and "capturable" in group:
+        group["capturable"] = True
 
 
 class _CpuMish(th.autograd.Function):

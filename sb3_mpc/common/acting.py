@@ -62,7 +62,7 @@ class PlanningPolicy(BasePolicy):
         if self.generator.device.type != self.device.type:
             self.generator = th.Generator(self.device)
             self.seed(self._seed)
-        self._bank = None
+        self._bank, self._compiled_plan = None, None
         return self
 
     def acting(self) -> tuple[WorldModel, MPPIPlanner]:

@@ -11,7 +11,7 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
-from sb3_mpc.common.acceleration import choose_acceleration, compile_function
+from sb3_mpc.common.acceleration import choose_acceleration, compile_function, set_learning_rate
 from sb3_mpc.common.arguments import show_inherited_arguments
 from sb3_mpc.common.checks import (
     check_action_space,
@@ -359,12 +359,11 @@ class WorldModelAlgorithm(CollectingAlgorithm):
         return draw_update_noise(self.policy.world_model, self.horizon, batch_size, shift, self.policy.generator)
 
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
-        super()._update_learning_rate(optimizers)
+        rate = self.lr_schedule(self._current_progress_remaining)
+        self.logger.record("train/learning_rate", rate)
         for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
             for group in optimizer.param_groups:
-                group["lr"] *= group.get("lr_scale", 1.0)
-                if self.policy.acceleration.compiles:  # a number would be frozen into the compiled update
-                    group["lr"] = th.tensor(group["lr"])
+                set_learning_rate(group, rate * group.get("lr_scale", 1.0), self.policy.acceleration.compiles)
 
     # -- What a method defines -----------------------------------------------------------------------------------------
 

@@ -1,0 +1,117 @@
+"""
+Functions of tensors that are recorded as one CUDA graph and replayed: Python launches one thing, and not hundreds.
+
+Written from PyTorch's documentation of CUDA graphs (https://docs.pytorch.org/docs/stable/notes/cuda.html) and tested
+with a stand-in for the device; not yet run on a GPU.
+"""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch as th
+from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
+
+# Calls before the recording: kernels are chosen and memory is claimed meanwhile
+WARM_UP_CALLS = 3
+
+
+class CudaRuntime:
+    """What recording needs of the device."""
+
+    def applies(self, tensor: th.Tensor) -> bool:
+        """
+        :param tensor: an input
+        :return: whether it lives on a GPU
+        """
+        return tensor.is_cuda
+
+    def warm_up(self, function: Callable[[], Any]) -> Any:
+        """
+        :param function: what will be recorded
+        :return: its result, computed on another stream as the recording will be
+        """
+        stream = th.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(th.cuda.current_stream())
+        with th.cuda.stream(stream):
+            result = function()
+        th.cuda.current_stream().wait_stream(stream)
+        return result
+
+    def record(self, function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+        """
+        :param function: what is recorded; its work is not done meanwhile
+        :return: function that does the work, and where that puts the results
+        """
+        graph = th.cuda.CUDAGraph()
+        with th.cuda.graph(graph):
+            outputs = function()
+        return graph.replay, outputs
+
+
+class _Recording:
+    """State of one kind of call."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.inputs: list[th.Tensor] = []
+        self.outputs: Any = None
+        self.replay: Callable[[], None] | None = None
+
+
+class GraphedFunction:
+    """
+    A function that replays itself. Calls with other shapes, types or values that are no tensors are recorded anew; the
+    first calls of each kind are ordinary ones, and so is every call if the function cannot be recorded. What the
+    function changes besides, such as parameters, it has to change in place.
+
+    :param function: function of (nested) tensors, which draws no random numbers and never waits for the GPU
+    :param runtime: the device
+    """
+
+    def __init__(self, function: Callable[..., Any], runtime: CudaRuntime | None = None) -> None:
+        self.function, self.runtime = function, runtime or CudaRuntime()
+        self._recordings: dict[Any, _Recording] = {}
+        self._records = True
+
+    def __call__(self, *args: Any) -> Any:
+        """
+        :param args: arguments of the function
+        :return: its result; the caller's own, not overwritten by the next call
+        """
+        leaves, structure = tree_flatten(args)
+        tensors = [leaf for leaf in leaves if isinstance(leaf, th.Tensor)]
+        if not self._records or not tensors or not self.runtime.applies(tensors[0]):
+            return self.function(*args)
+        kind = tuple((leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, th.Tensor) else leaf for leaf in leaves)
+        recording = self._recordings.setdefault((str(structure), kind), _Recording())
+        if recording.replay is None:
+            recording.calls += 1
+            if recording.calls <= WARM_UP_CALLS or not self._record(recording, leaves, structure):
+                return self.runtime.warm_up(lambda: self.function(*args))
+        assert recording.replay is not None
+        for own, given in zip(recording.inputs, tensors, strict=True):
+            own.copy_(given, non_blocking=True)
+        recording.replay()
+        return tree_map_only(th.Tensor, th.Tensor.clone, recording.outputs)
+
+    def _record(self, recording: _Recording, leaves: list[Any], structure: Any) -> bool:
+        """
+        :param recording: state of this kind of call
+        :param leaves: arguments, flat
+        :param structure: how they are nested
+        :return: whether it worked
+        """
+        own = [leaf.clone() if isinstance(leaf, th.Tensor) else leaf for leaf in leaves]
+        arguments = tree_unflatten(own, structure)
+        try:
+            recording.replay, recording.outputs = self.runtime.record(lambda: self.function(*arguments))
+        except RuntimeError as error:
+            self._records = False
+            reason = str(error).partition("\n")[0]
+            warnings.warn(
+                f"No CUDA graph could be recorded ({reason}): going on without, which is slower.", stacklevel=2
+            )
+            return False
+        recording.inputs = [leaf for leaf in own if isinstance(leaf, th.Tensor)]
+        return True
