@@ -39,6 +39,8 @@ def make_agent(
         key: value for key, value in SMALL_POLICY.items() if key != "num_q" or "n_critics" not in (policy_kwargs or {})
     }
     settings = dict(SMALL, device="cpu", learning_starts=8, policy_kwargs={**small_policy, **(policy_kwargs or {})})
+    if issubclass(algorithm, FacTDMPC):
+        settings["distill_steps"] = 20  # and not as many as there were steps
     return algorithm(policy, env, **{**settings, **kwargs})
 
 
