@@ -135,6 +135,8 @@ def plot(source: Path, folder: Path) -> None:
         curves, errors = (panel[index] for panel in panels)
         for number, (method, algorithm) in enumerate(METHODS.items()):
             own = [row for row in rows if row["task"] == task and row["method"] == method]
+            if not own:
+                continue
             steps = sorted({int(row["decisions"]) for row in own})
 
             def mean(name: str, own: list[dict[str, str]] = own, steps: list[int] = steps) -> list[float]:
@@ -145,8 +147,9 @@ def plot(source: Path, folder: Path) -> None:
             curves.plot(steps, mean("planner"), "o-", color=f"C{number}", label=label)
             curves.plot(steps, mean("network"), "x:", color=f"C{number}")
             errors.plot(steps, mean("value"), "o-", color=f"C{number}", label=f"{algorithm.__name__}: value")
-            errors.plot(steps, mean("mc_return"), "x:", color=f"C{number}", label="discounted return")
+            errors.plot(steps, mean("mc_return"), "x:", color=f"C{number}")
         curves.plot([], [], "kx:", label="network alone")
+        errors.plot([], [], "kx:", label="discounted return")
         repeat = TASKS[task]["action_repeat"]
         for axes in (curves, errors):
             axes.set(xlabel="agent decisions", title=f"{task}, action repeat {repeat}, small models")
