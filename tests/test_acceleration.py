@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sb3_mpc import BMPC, TDMPC2
 from sb3_mpc.bmpc import bmpc
-from sb3_mpc.common import acceleration, acting
+from sb3_mpc.common import acceleration, acting, collection
 from sb3_mpc.common import algorithm as algorithm_module
 from sb3_mpc.common.acceleration import STEPS_WORTH_COMPILING, Acceleration, choose_acceleration
 from tests.agents import ALGORITHMS, PointEnv, make_agent
@@ -54,6 +54,21 @@ def test_auto_compiles_long_runs_of_large_networks(monkeypatch: pytest.MonkeyPat
     assert not choose_acceleration("auto", TINY, CPU, 10**9).compiles
     monkeypatch.setattr(acceleration, "has_compiler", lambda: False)
     assert not choose_acceleration("auto", LARGE, CPU, 10**9).compiles
+
+
+def test_run_that_goes_on_is_executed_as_it_began(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled and eager updates differ by rounding: a resumed run would not equal the uninterrupted one."""
+    seen: list[int] = []
+
+    def choose(compile: Any, model: Any, device: Any, steps: int = 0) -> Acceleration:
+        seen.append(steps)
+        return Acceleration(compiles=False, reduces=False)
+
+    monkeypatch.setattr(collection, "choose_acceleration", choose)
+    model = make_agent(TDMPC2, PointEnv(), learning_starts=100).learn(30)
+    make_agent(TDMPC2, PointEnv(), learning_starts=100).learn(50)
+    model.learn(20, reset_num_timesteps=False)
+    assert seen == [30, 50, 50]
 
 
 def test_unknown_switch_is_refused() -> None:

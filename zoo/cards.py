@@ -152,7 +152,7 @@ def card_text(card: dict[str, Any], pictures: Iterable[str] = ()) -> str:
         "Environment": f"`{env_id}`" + (f", episodes of {length} decisions" if length else "") + other_protocol(card),
         "Training": f"{steps.get('decisions', 0):,} decisions, {frames_of(card)} simulator frames, seed {card['seed']}",
         "Return of the planner": planner + episodes,
-        "Return of the network policy": network + episodes,
+        "Return of the network policy": network if network == "-" else network + episodes,
         "Published return at these frames": published_return(card),
         "Observations": "normalised by `VecNormalize`" if card["vec_normalize"] else "as they are",
         "Precision of the weights": card["dtype"],

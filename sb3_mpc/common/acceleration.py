@@ -40,7 +40,7 @@ def choose_acceleration(compile: bool | str, model: nn.Module, device: th.device
         pays; both plan in bfloat16 where the processor has units for it
     :param model: the networks
     :param device: device of the model
-    :param steps: number of training steps ahead
+    :param steps: number of training steps of the run
     :return: what to do; "auto" leaves small networks alone, and GPUs until they have been measured
     :raises ValueError: if the switch is something else
     """

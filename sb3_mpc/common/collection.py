@@ -50,12 +50,12 @@ class CollectingAlgorithm(PersistentAlgorithm):
             self.replay_buffer.dones = dones
         if self._last_obs is not None:
             check_finite_observation(self._last_obs, "returned by reset()", batched=True)
-        self._accelerate((result[0] - self.num_timesteps) // self.n_envs)
+        self._accelerate(result[0] // self.n_envs)
         return result
 
     def _accelerate(self, steps: int) -> None:
         """
-        :param steps: number of training steps ahead
+        :param steps: training steps of the whole run, those done included: a run that goes on computes as it began
         """
         chosen = choose_acceleration(self.compile, self.policy.world_model, self.device, steps)
         if self.policy.acceleration.compiles:  # the price is paid
