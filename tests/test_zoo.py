@@ -16,6 +16,7 @@ from tests.agents import SMALL, SMALL_POLICY, make_agent
 
 pytest.importorskip("dm_control")
 TASK = "cartpole-swingup"
+UNUSED = ("policy", "n_timesteps", "n_envs")  # in a preset, by an agent without environment
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -43,37 +44,44 @@ def test_learning_run_goes_on_and_is_evaluated(monkeypatch: pytest.MonkeyPatch, 
     assert [int(row["length"]) for row in read(output.with_suffix(".train.csv"))] == [10] * 4
 
 
+@pytest.fixture
+def briefly(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """:return: settings for a run of 30 decisions in two environments, whose episodes end after ten"""
+    for task in (TASK, "walker-walk"):
+        monkeypatch.setattr(gym.spec(f"dmc/{task}-v0"), "max_episode_steps", 10)
+    settings: dict[str, Any] = {**SMALL, "learning_starts": 10, "policy_kwargs": SMALL_POLICY, "gradient_steps": 1}
+    return {**settings, "n_envs": 2, "n_timesteps": 30, "pretrain_gradient_steps": 2}
+
+
 @pytest.mark.parametrize("method", comparison.METHODS)
-def test_comparison(method: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    settings: dict[str, Any] = {**SMALL, "learning_starts": 10, "policy_kwargs": SMALL_POLICY}
-    monkeypatch.setattr(comparison, "SETTINGS", settings)
-    monkeypatch.setattr(comparison, "OWN_SETTINGS", {})
-    monkeypatch.setitem(comparison.TASKS, TASK, dict(action_repeat=8, max_episode_steps=5))
-    model = comparison.train(method, TASK, 1, 30, 15, tmp_path / "comparison.csv")
-    assert model.num_timesteps == 30
+def test_comparison(method: str, briefly: dict[str, Any], tmp_path: Path) -> None:
+    model = comparison.train(method, TASK, 1, 15, tmp_path / "comparison.csv", **briefly)
+    assert model.num_timesteps == 30 and model.n_envs == 2
     rows = read(tmp_path / "comparison.csv")
     assert [(row["method"], row["decisions"], row["frames"]) for row in rows] == [
-        (method, "15", "120"),
-        (method, "30", "240"),
+        (method, "16", "32"),
+        (method, "30", "60"),
     ]
-    assert all(0 <= float(row[name]) <= 40 for row in rows for name in ("planner", "network", "mc_return"))
+    assert all(0 <= float(row[name]) <= 10 for row in rows for name in ("planner", "network", "mc_return"))
     comparison.plot(tmp_path / "comparison.csv", tmp_path)
     for name in ("comparison.png", "overestimation.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_factored_studies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(factored, "SETTINGS", {**SMALL, "learning_starts": 10, "policy_kwargs": SMALL_POLICY})
+def test_factored_studies(briefly: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(factored, "load_preset", lambda *args: {**SMALL, "distill_steps": 20, **dict.fromkeys(UNUSED)})
     monkeypatch.setattr(factored, "SAMPLES", (16, 8))
     monkeypatch.setattr(factored, "PERTURBATIONS", ("random", 0.5))
     monkeypatch.setattr(factored, "ACTIONS", {"reacher-three": 3})
-    monkeypatch.setitem(factored.TASKS, factored.TASK, dict(action_repeat=4, max_episode_steps=4))
-    common = f"--steps 20 --episodes 1 --runs 1 --agent {tmp_path / 'agent.zip'} --folder {tmp_path}"
+    expert = comparison.train("tdmpc2", "walker-walk", 1, 30, tmp_path / "comparison.csv", **briefly)
+    comparison.save(expert, tmp_path, "walker-walk")
+    common = f"--expert {tmp_path} --episodes 1 --runs 1 --agent {tmp_path / 'agent.zip'} --folder {tmp_path}"
     for study in (*factored.STUDIES, "plot"):
         monkeypatch.setattr(sys, "argv", ["factored", study, *common.split()])
         factored.main()
     (trained,) = read(tmp_path / "factored-train.csv")
-    assert trained["decisions"] == "20" and -1 <= float(trained["rank_correlation"]) <= 1
+    assert (trained["decisions"], trained["distill_steps"]) == ("30", "20")
+    assert -1 <= float(trained["rank_correlation"]) <= 1
     budget = read(tmp_path / "factored-budget.csv")
     assert [(row["iterations"], row["samples"]) for row in budget] == [("3", "16"), ("3", "8"), ("1", "16"), ("1", "8")]
     assert len(read(tmp_path / "factored-robustness.csv")) == 6 * 2

@@ -15,7 +15,7 @@ import rl_zoo3
 import yaml
 
 import sb3_mpc
-from sb3_mpc.common.agent_files import save_agent
+from sb3_mpc.common.agent_files import read_card, save_agent
 from sb3_mpc.common.algorithm import WorldModelAlgorithm
 from sb3_mpc.envs import SUITES
 from sb3_mpc.zoo import aggregate, plot, returns, rl_zoo
@@ -27,7 +27,7 @@ from tests.zoo_runs import TINY, run, train_arguments
 
 IDS = [env_id for suite in SUITES.values() for env_id in suite.ids]
 # Keys of rl_zoo3 that are no arguments of an agent
-OF_RL_ZOO3 = {"n_timesteps"}
+OF_RL_ZOO3 = {"n_timesteps", "n_envs"}
 TASK, NAME = "dmc/pendulum-swingup-v0", "dmc-pendulum-swingup-v0"
 
 
@@ -65,6 +65,15 @@ def test_reduced_preset(algo: str) -> None:
     assert (
         load_preset(algo, "dmc/dog-run-v0", "cpu")["n_timesteps"] == load_preset(algo, "dmc/dog-run-v0")["n_timesteps"]
     )
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+def test_small_preset(algo: str) -> None:
+    """The trained agents are of this size."""
+    preset = load_preset(algo, "Pendulum-v1", "small")
+    model = build(algo, preset, "Pendulum-v1")
+    assert (preset["n_envs"], preset["n_timesteps"], model.gradient_steps) == (10, 15_000, 5)
+    assert sum(p.numel() for p in model.policy.world_model.parameters()) < 500_000
 
 
 def test_presets_are_those_of_the_papers() -> None:
@@ -122,6 +131,28 @@ def test_record(finished: Path, tmp_path: Path) -> None:
     folder = finished / "tdmpc2" / f"{NAME}_1"
     run("record", folder, "--folder", tmp_path, "--device", "cpu")
     assert (tmp_path / f"{NAME}-episode-0.mp4").stat().st_size > 0
+
+
+@pytest.mark.parametrize("film", [False, pytest.param(True, marks=needs_gl)])
+def test_publish(film: bool, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = finished / "tdmpc2" / f"{NAME}_1"
+    curve, options = tmp_path / "curve.csv", [] if film else ["--no-film"]
+    curve.write_text(f"method,task,frames,return,seed\ntdmpc2,{TASK},40,10.0,1\ntdmpc2,{TASK},80,20.0,1\n")
+    for _ in range(2):  # the second time the files are replaced
+        run("publish", folder, "--episodes", 1, "--device", "cpu", "--folder", tmp_path, "--curve", curve, *options)
+    file = tmp_path / f"tdmpc2-{NAME}.safetensors"
+    card, output = read_card(file), capsys.readouterr().out
+    assert card["steps"] == dict(decisions=40, frames=80) and card["preset"] == "cpu" and card["dtype"] == "float16"
+    for name, key in (("planner", "mean_return"), ("network policy", "network_mean_return")):
+        assert f"{name} return {card['evaluation'][key]:.1f}" in " ".join(output.split())
+    text = file.with_suffix(".md").read_text()
+    assert f"--algo tdmpc2 --env {TASK} --seed 1 --preset cpu" in text and "--n-timesteps 40 --hyperparams" in text
+    assert "--log-folder" not in text
+    pictures = [".png", ".gif"] if film else [".png"]
+    assert all((tmp_path / f"tdmpc2-{NAME}{suffix}").stat().st_size > 0 for suffix in pictures)
+    assert all((f"tdmpc2-{NAME}{suffix})" in text) == (suffix in pictures) for suffix in (".png", ".gif"))
+    run("evaluate", file, "--episodes", 1, "--device", "cpu")
+    assert f"return {card['evaluation']['mean_return']:.1f}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("algo", ALGOS)

@@ -40,6 +40,11 @@ COMMANDS = {
     "enjoy": Command("watch a trained agent in a window", "options:add_enjoy", "train:enjoy", True),
     "evaluate": Command("mean return of a trained agent", "options:add_evaluate", "evaluate:main"),
     "record": Command("film a trained agent", "options:add_record", "evaluate:record"),
+    "publish": Command(
+        "make a trained agent one file, with its evaluation, curve, film and card",
+        "options:add_publish",
+        "publish:main",
+    ),
     "plot": Command("draw learning curves beside published ones, and aggregates", "plot:add_arguments", "plot:main"),
     "list": Command("trained agents of the package", "agents:add_list_arguments", "agents:list_agents"),
     "load-from-hub": Command("download a trained agent", "agents:add_download_arguments", "agents:download"),

@@ -193,6 +193,14 @@ def table(cards: dict[str, dict[str, Any]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
+def pictures_of(path: Path) -> list[str]:
+    """
+    :param path: agent file
+    :return: names of the pictures and videos beside it
+    """
+    return sorted(one.name for one in path.parent.glob(f"{path.stem}.*") if one.suffix in PICTURES)
+
+
 def read_cards(folder: Path = CHECKPOINTS) -> dict[str, dict[str, Any]]:
     """
     :param folder: folder of agent files
@@ -205,9 +213,7 @@ def texts() -> dict[Path, str]:
     """:return: content of every file that follows from the agent files"""
     cards = read_cards()
     pages = {
-        CHECKPOINTS / f"{name}.md": card_text(
-            card, sorted(path.name for path in CHECKPOINTS.glob(f"{name}.*") if path.suffix in PICTURES)
-        )
+        CHECKPOINTS / f"{name}.md": card_text(card, pictures_of(CHECKPOINTS / f"{name}.safetensors"))
         for name, card in cards.items()
     }
     return {FOLDER / "README.md": README.format(table=table(cards)), **pages}

@@ -6,8 +6,9 @@ The methods beside each other on small models and a small budget: curves, networ
 
 One row of ``curves/comparison.csv`` is a point of a run: mean return of 10 deterministic episodes by planning and by
 the policy network alone, and value and discounted return of the first states of 20 episodes of the network
-(:class:`sb3_mpc.common.callbacks.OverestimationCallback`). The models are far smaller than the papers', the tasks have
-longer action repeats, and the budget is minutes: differences between methods here say little about the papers' scale.
+(:class:`sb3_mpc.common.callbacks.OverestimationCallback`). Models, planners
+and budget are those of the preset "small", far below the papers': differences between methods here say little about
+that scale.
 """
 
 import argparse
@@ -15,7 +16,6 @@ import csv
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
@@ -25,6 +25,8 @@ import sb3_mpc.envs  # noqa: F401
 from sb3_mpc import BMPC, MBDPO, TDMPC2, TDMPCSquare
 from sb3_mpc.common.algorithm import WorldModelAlgorithm
 from sb3_mpc.common.callbacks import OverestimationCallback
+from sb3_mpc.zoo.hyperparameters import load_preset
+from sb3_mpc.zoo.returns import action_repeat
 
 CURVES = Path(__file__).parent / "curves"
 METHODS: dict[str, type[WorldModelAlgorithm]] = {
@@ -33,26 +35,9 @@ METHODS: dict[str, type[WorldModelAlgorithm]] = {
     "bmpc": BMPC,
     "mbdpo": MBDPO,
 }
-# Fewer decisions, each of which says more, than with the papers' action repeat of 2
-TASKS: dict[str, dict[str, Any]] = {
-    "cartpole-swingup": dict(action_repeat=8, max_episode_steps=125),
-    "walker-walk": dict(action_repeat=4, max_episode_steps=250),
-}
-BUDGET = {"cartpole-swingup": 3_000, "walker-walk": 5_000}
+TASKS = ("cartpole-swingup", "walker-walk")
+PRESET = "small"
 EPISODES, OVERESTIMATION_EPISODES = 10, 20
-SETTINGS: dict[str, Any] = dict(
-    learning_rate=1e-3,
-    batch_size=128,
-    learning_starts=1_000,
-    pretrain_gradient_steps=500,
-    iterations=3,
-    num_samples=128,
-    num_elites=16,
-    num_pi_trajs=16,
-    policy_kwargs=dict(latent_dim=64, enc_dim=128, net_arch=[128, 128], num_q=2),
-)
-# The diffusion needs more, smaller steps than MPPI: 20 in the paper
-OWN_SETTINGS: dict[str, dict[str, Any]] = {"mbdpo": dict(iterations=8)}
 COLUMNS = ("method", "task", "seed", "decisions", "frames", "planner", "planner_std", "network", "value", "mc_return")
 
 
@@ -68,22 +53,22 @@ class Measure(BaseCallback):
     def __init__(self, run: dict[str, Any], every: int, output: Path) -> None:
         super().__init__()
         self.run, self.every, self.output = run, every, output
-        env_id, protocol = f"dmc/{run['task']}-v0", TASKS[run["task"]]
-        self.env = make_vec_env(env_id, EPISODES, seed=1_000 + run["seed"], env_kwargs=protocol)
+        env_id = f"dmc/{run['task']}-v0"
+        self.action_repeat = action_repeat(env_id, {})
+        self.env = make_vec_env(env_id, EPISODES, seed=1_000 + run["seed"])
         self.overestimation = OverestimationCallback(
-            make_vec_env(env_id, EPISODES, seed=2_000 + run["seed"], env_kwargs=protocol),
-            n_eval_episodes=OVERESTIMATION_EPISODES,
+            make_vec_env(env_id, EPISODES, seed=2_000 + run["seed"]), n_eval_episodes=OVERESTIMATION_EPISODES
         )
 
     def _init_callback(self) -> None:
         self.overestimation.init_callback(self.model)
 
     def _on_step(self) -> bool:
-        if self.num_timesteps % self.every == 0 and self.num_timesteps > self.model.learning_starts:  # type: ignore[attr-defined]
+        if self.num_timesteps % self.every < self.model.n_envs and self.num_timesteps > self.model.learning_starts:  # type: ignore[attr-defined]
             returns, _ = evaluate_policy(self.model, self.env, EPISODES, return_episode_rewards=True)
             network, _ = evaluate_policy(self.model.actor, self.env, EPISODES)  # type: ignore[attr-defined]
             value, mc_return = self.overestimation.measure()
-            frames = self.num_timesteps * TASKS[self.run["task"]]["action_repeat"]
+            frames = self.num_timesteps * self.action_repeat
             row = dict(self.run, decisions=self.num_timesteps, frames=frames)
             row |= dict(planner=np.mean(returns), planner_std=np.std(returns), network=network)
             append({**row, "value": value, "mc_return": mc_return}, self.output)
@@ -104,19 +89,33 @@ def append(row: dict[str, Any], path: Path) -> None:
         writer.writerow({name: round(v, 2) if isinstance(v, float) else v for name, v in row.items()})
 
 
-def train(method: str, task: str, seed: int, steps: int, every: int, output: Path) -> WorldModelAlgorithm:
+def train(method: str, task: str, seed: int, every: int, output: Path, **changed: Any) -> WorldModelAlgorithm:
     """
     :param method: one of ``METHODS``
-    :param task: one of ``TASKS``
+    :param task: task of DMControl
     :param seed: seed of agent and environments
-    :param steps: agent decisions
     :param every: decisions between evaluations
     :param output: CSV file to append to
+    :param changed: settings instead of the preset's
     :return: the trained agent
     """
-    env = gym.make(f"dmc/{task}-v0", **TASKS[task])
-    model = METHODS[method]("MlpPolicy", env, seed=seed, device="cpu", **{**SETTINGS, **OWN_SETTINGS.get(method, {})})
+    settings = load_preset(method, f"dmc/{task}-v0", PRESET) | changed
+    policy, steps = settings.pop("policy"), settings.pop("n_timesteps")
+    env = make_vec_env(f"dmc/{task}-v0", settings.pop("n_envs"), seed=seed)
+    model = METHODS[method](policy, env, seed=seed, device="cpu", **settings)
     return model.learn(steps, Measure(dict(method=method, task=task, seed=seed), every, output))
+
+
+def save(model: WorldModelAlgorithm, folder: Path, task: str) -> None:
+    """
+    :param model: trained agent
+    :param folder: where agent and replay buffer go
+    :param task: task of DMControl
+    """
+    method = next(key for key, algorithm in METHODS.items() if type(model) is algorithm)
+    name = f"{method}-{task}-{model.seed}"
+    model.save(folder / name)
+    model.save_replay_buffer(folder / f"{name}-buffer")
 
 
 def plot(source: Path, folder: Path) -> None:
@@ -150,9 +149,8 @@ def plot(source: Path, folder: Path) -> None:
             errors.plot(steps, mean("mc_return"), "x:", color=f"C{number}")
         curves.plot([], [], "kx:", label="network alone")
         errors.plot([], [], "kx:", label="discounted return")
-        repeat = TASKS[task]["action_repeat"]
         for axes in (curves, errors):
-            axes.set(xlabel="agent decisions", title=f"{task}, action repeat {repeat}, small models")
+            axes.set(xlabel="agent decisions", title=f"{task}, small models")
             axes.grid(alpha=0.3)
             axes.legend(fontsize=8)
         curves.set_ylabel(f"return, mean of {EPISODES} episodes")
@@ -167,20 +165,20 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     trainer = commands.add_parser("train", help="train one method on one task")
     trainer.add_argument("method", choices=METHODS)
-    trainer.add_argument("task", choices=TASKS)
+    trainer.add_argument("task", help=f"task of DMControl, such as {' or '.join(TASKS)}")
     trainer.add_argument("--seed", type=int, default=1)
-    trainer.add_argument("--steps", type=int, help="agent decisions; by default 3,000 or 5,000")
-    trainer.add_argument("--every", type=int, default=500, help="decisions between evaluations")
-    trainer.add_argument("--save", type=Path, help="folder for the trained agent")
+    trainer.add_argument("--every", type=int, default=3_000, help="decisions between evaluations")
+    trainer.add_argument("--compile", action="store_true", help="compile plan and update")
+    trainer.add_argument("--save", type=Path, help="folder for the trained agent and its replay buffer")
     for command in (trainer, commands.add_parser("plot", help="draw the pictures")):
         command.add_argument("--data", type=Path, default=CURVES / "comparison.csv", help="CSV file of the runs")
     args = parser.parse_args()
     if args.command == "plot":
         plot(args.data, args.data.parent)
     else:
-        model = train(args.method, args.task, args.seed, args.steps or BUDGET[args.task], args.every, args.data)
+        model = train(args.method, args.task, args.seed, args.every, args.data, compile=args.compile)
         if args.save:
-            model.save(args.save / f"{args.method}-{args.task}-{args.seed}")
+            save(model, args.save, args.task)
 
 
 if __name__ == "__main__":

@@ -72,14 +72,19 @@ def find(args: argparse.Namespace) -> Agent:
     if not path.exists():
         raise FileNotFoundError(f"There is no run and no file {path}.")
     if path.suffix == ".safetensors":
-        return _of_file(path, args)
+        return of_file(path, args)
     if args.algo is None or args.env is None:
         raise ValueError(f"{path} does not say what it is: give --algo and --env.")
     algorithm, env_id = _class(args.algo), rl_zoo.find_environment(args.env)
-    return Agent(lambda env: algorithm.load(path, device=args.device), env_id)
+    return Agent(lambda env: algorithm.load(path, env, device=args.device), env_id)
 
 
-def _of_file(path: Path, args: argparse.Namespace) -> Agent:
+def of_file(path: Path, args: argparse.Namespace) -> Agent:
+    """
+    :param path: agent file
+    :param args: command line
+    :return: its agent, in the environment that it was trained in unless the command line says otherwise
+    """
     known = read_card(path)["environment"] or {}
     if args.env is None and not known:
         raise ValueError(f"{path} does not say which environment it was trained in: give it by --env.")
@@ -97,7 +102,7 @@ def _of_zoo(args: argparse.Namespace) -> Agent:
     if args.algo is None or args.env is None:
         raise ValueError("Which agent? Give the folder of a run, a file, or --algo and --env.")
     check_algorithm(args.algo)
-    return _of_file(find_agent(args.algo, rl_zoo.find_environment(args.env)), args)
+    return of_file(find_agent(args.algo, rl_zoo.find_environment(args.env)), args)
 
 
 def _of_run(run: Path, best: bool, device: str) -> Agent:
@@ -116,7 +121,7 @@ def _of_run(run: Path, best: bool, device: str) -> Agent:
     print(f"Loading {found}")
     algorithm, env_id = _class(arguments["algo"]), rl_zoo.find_environment(arguments["env"])
     return Agent(
-        lambda env: algorithm.load(found, device=device),
+        lambda env: algorithm.load(found, env, device=device),
         env_id,
         env_kwargs,
         hyperparams,
@@ -142,6 +147,19 @@ def measure(policy: Any, env: Any, episodes: int) -> dict[str, float]:
     return result | (dict(success=float(np.mean(successes))) if successes else {})
 
 
+def statistics_of(env: VecEnv, folder: Path) -> Path | None:
+    """
+    :param env: environment of an agent
+    :param folder: where the statistics of ``VecNormalize`` go
+    :return: their file, None if there are none
+    """
+    normalize = unwrap_vec_normalize(env)
+    if normalize is None:
+        return None
+    normalize.save(str(folder / "vecnormalize.pkl"))
+    return folder / "vecnormalize.pkl"
+
+
 def main(args: argparse.Namespace) -> None:
     """
     :param args: command line of ``evaluate``
@@ -163,11 +181,8 @@ def record(args: argparse.Namespace) -> None:
     """
     agent = find(args)
     model, env = agent.start(1)
-    normalize = unwrap_vec_normalize(env)
     with tempfile.TemporaryDirectory() as folder:
-        statistics = None if normalize is None else Path(folder) / "vecnormalize.pkl"
-        if normalize is not None:
-            normalize.save(str(statistics))
+        statistics = statistics_of(env, Path(folder))
         env.close()
         policy = model.actor if args.actor else model
         for path in record_video(

@@ -1,14 +1,14 @@
 """
-Fac-TDMPC against its expert, in small: the three studies of its paper on one agent that this script trains.
+Fac-TDMPC against its expert, in small: the three studies of its paper on one agent that this script distils.
 
-    python -m sb3_mpc.zoo.factored train            # a TDMPC2 expert on walker-walk, and what is distilled from it
+    python -m sb3_mpc.zoo.comparison train tdmpc2 walker-walk --save logs   # the expert, and what it has experienced
+    python -m sb3_mpc.zoo.factored train            # what is distilled from them
     python -m sb3_mpc.zoo.factored budget           # fewer samples and iterations
     python -m sb3_mpc.zoo.factored robustness       # one action dimension executed at random, or scaled
     python -m sb3_mpc.zoo.factored times            # one prediction of 512 samples at the paper's sizes
     python -m sb3_mpc.zoo.factored plot
 
-Each writes ``curves/factored-<study>.csv``. Models, planner, task and budget of the first three are those of
-:mod:`sb3_mpc.zoo.comparison`, far smaller than the paper's.
+Each writes ``curves/factored-<study>.csv``. Models and planners of the first three are those of the preset "small".
 """
 
 import argparse
@@ -26,11 +26,11 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
 import sb3_mpc.envs  # noqa: F401
-from sb3_mpc import FacTDMPC
+from sb3_mpc import TDMPC2, FacTDMPC
 from sb3_mpc.fac_tdmpc.distillation import expert_scores, student_scores
-from sb3_mpc.zoo.comparison import BUDGET, CURVES, EPISODES, SETTINGS, TASKS
+from sb3_mpc.zoo.comparison import CURVES, EPISODES, PRESET
+from sb3_mpc.zoo.hyperparameters import load_preset
 
-TASK = "walker-walk"
 ACTIONS = {"reacher-three": 3, "hopper": 4, "fish": 5, "walker": 6, "quadruped": 12}  # of the paper's Table 1
 SAMPLES, ITERATIONS = (128, 64, 32, 16), (3, 1)
 PERTURBATIONS = ("random", 0.5, 0.25)
@@ -63,20 +63,20 @@ class Perturbed(gym.ActionWrapper):
         return action
 
 
-def evaluate(model: FacTDMPC, episodes: int, change: tuple[int, str | float] | None = None) -> Row:
+def evaluate(model: FacTDMPC, args: argparse.Namespace, change: tuple[int, str | float] | None = None) -> Row:
     """
     :param model: distilled agent
-    :param episodes: number of episodes
+    :param args: command line
     :param change: perturbed action dimension, and how
     :return: mean return of expert and student
     """
     wrapper = None if change is None else (lambda env: Perturbed(env, *change))
-    env = make_vec_env(f"dmc/{TASK}-v0", episodes, seed=1_000, env_kwargs=TASKS[TASK], wrapper_class=wrapper)
+    env = make_vec_env(f"dmc/{args.task}-v0", args.episodes, wrapper_class=wrapper)
     row: Row = {}
     for name, student in (("expert", False), ("student", True)):
         model.policy.use_student(student)
         env.seed(1_000)
-        mean, std = evaluate_policy(model, env, episodes)
+        mean, std = evaluate_policy(model, env, args.episodes)
         row |= {name: round(float(np.mean(mean)), 1), f"{name}_std": round(float(np.mean(std)), 1)}
     model.policy.use_student(True)
     return row
@@ -114,11 +114,17 @@ def train(args: argparse.Namespace) -> Iterator[Row]:
     :param args: command line
     :return: one row: expert and student after training
     """
-    env = gym.make(f"dmc/{TASK}-v0", **TASKS[TASK])
-    model = FacTDMPC("MlpPolicy", env, seed=args.seed, device="cpu", **SETTINGS).learn(args.steps)
+    settings = load_preset("fac_tdmpc", f"dmc/{args.task}-v0", PRESET)
+    for name in ("policy", "n_timesteps", "n_envs"):
+        del settings[name]
+    name = f"tdmpc2-{args.task}-{args.seed}"
+    expert = TDMPC2.load(args.expert / name, device="cpu")
+    steps = settings.pop("distill_steps")
+    model = FacTDMPC.distill(expert, args.expert / f"{name}-buffer", steps, **settings)
     model.save(args.agent)
-    row = dict(task=TASK, seed=args.seed, decisions=args.steps, **evaluate(model, args.episodes))
-    yield {**row, "rank_correlation": round(rank_correlation(model), 3)}
+    row = dict(task=args.task, seed=args.seed, decisions=expert.num_timesteps, distill_steps=steps)
+    row |= dict(rank_correlation=round(rank_correlation(model), 3))
+    yield row | evaluate(model, args)
 
 
 def budget(args: argparse.Namespace) -> Iterator[Row]:
@@ -134,7 +140,7 @@ def budget(args: argparse.Namespace) -> Iterator[Row]:
                 planner.num_samples, planner.iterations = samples, iterations
                 planner.num_elites = max(samples // 8, 2)
                 planner.num_pi_trajs = min(planner.num_pi_trajs, 1) * planner.num_elites  # the student has none
-            yield dict(samples=samples, iterations=iterations, **evaluate(model, args.episodes))
+            yield dict(samples=samples, iterations=iterations, **evaluate(model, args))
 
 
 def robustness(args: argparse.Namespace) -> Iterator[Row]:
@@ -145,7 +151,7 @@ def robustness(args: argparse.Namespace) -> Iterator[Row]:
     model = FacTDMPC.load(args.agent, device="cpu")
     for dimension in range(model.action_space.shape[0]):  # type: ignore[index]
         for change in PERTURBATIONS:
-            yield dict(dimension=dimension, change=change, **evaluate(model, args.episodes, (dimension, change)))
+            yield dict(dimension=dimension, change=change, **evaluate(model, args, (dimension, change)))
 
 
 def milliseconds(function: Callable[[], Any], runs: int) -> float:
@@ -220,7 +226,7 @@ def plot(folder: Path) -> None:
         for agent, color in (("expert", "tab:orange"), ("student", "tab:blue")):
             x, y = ([float(row[key]) for row in own] for key in ("samples", agent))
             left.plot(x, y, "o" + style, color=color, label=f"{agent}, {iterations} iterations")
-    left.set(xlabel="samples", xscale="log", ylabel="return", title=f"{TASK}: planner budget")
+    left.set(xlabel="samples", xscale="log", ylabel="return", title="walker-walk: planner budget")
     rows = read(folder / "factored-robustness.csv")
     for index, change in enumerate(map(str, PERTURBATIONS)):
         own = [row for row in rows if row["change"] == change]
@@ -252,7 +258,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", choices=[*STUDIES, "plot"])
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=BUDGET[TASK], help="agent decisions of the expert")
+    parser.add_argument("--task", default="walker-walk", help="task of DMControl")
+    parser.add_argument("--expert", type=Path, default=Path("logs"), help="folder of the expert and its replay buffer")
     parser.add_argument("--episodes", type=int, default=EPISODES)
     parser.add_argument("--runs", type=int, default=100, help="measurements of each time")
     parser.add_argument("--agent", type=Path, default=Path("logs/factored.zip"), help="where the trained agent is kept")

@@ -45,7 +45,7 @@ def reduced(entries: Mapping[str, Any], name: str | None) -> dict[str, Any]:
     if name is None:
         return {}
     if name not in entries:
-        raise ValueError(f'There is no preset "{name}": "cpu" is one, or give single settings by -params.')
+        raise ValueError(f'There is no preset "{name}": "cpu" and "small" are two, or give single settings by -params.')
     return dict(entries[name])
 
 

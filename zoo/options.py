@@ -27,7 +27,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
     parser.add_argument("--algo", help=f"the method: {', '.join(ALGOS)}")
     parser.add_argument("--env", help="an id of `python -m sb3_mpc.envs`, or any of Gymnasium's, or module:id")
-    parser.add_argument("--preset", help='settings laid over the preset: "cpu" makes the agent small enough for a CPU')
+    parser.add_argument("--preset", help='settings laid over the preset: "cpu", or "small" for easy tasks')
     parser.add_argument("-n", "--n-timesteps", type=int, help="decisions of the agent, instead of the preset's number")
     parser.add_argument("--seed", type=int, help="random seed (default: drawn, and kept in the folder of the run)")
     parser.add_argument("-params", "--hyperparams", nargs="+", metavar="NAME:VALUE", help="single settings to change")
@@ -93,3 +93,15 @@ def add_record(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(episodes=1)
     parser.add_argument("--actor", action="store_true", help="film the network policy, without planning")
     parser.add_argument("--folder", type=Path, default=Path("videos"), help="where the videos go (default: videos)")
+
+
+def add_publish(parser: argparse.ArgumentParser) -> None:
+    """
+    :param parser: parser of ``publish``
+    """
+    _add_source(parser)
+    parser.set_defaults(episodes=10)
+    parser.add_argument("--folder", type=Path, default=Path("agents"), help="where the files go (default: agents)")
+    parser.add_argument("--curve", type=Path, metavar="CSV", help="evaluations to draw (default: those of the run)")
+    parser.add_argument("--no-film", action="store_true", help="no film, which needs OpenGL")
+    parser.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="precision of the weights")

@@ -69,6 +69,15 @@ def curves(rows: Iterable[Row]) -> dict[str, dict[str, Curve]]:
     return {task: {method: curve(own) for method, own in methods.items()} for task, methods in groups.items()}
 
 
+def published(rows: Iterable[Row]) -> list[Row]:
+    """
+    :param rows: a table
+    :return: the published returns on its tasks
+    """
+    tasks = {row.task for row in rows}
+    return [row._replace(method=LABELS[row.method]) for row in read_csv(PUBLISHED) if row.task in tasks]
+
+
 def draw(found: dict[str, dict[str, Curve]], output: Path, label: str, episodes: Iterable[Row] = ()) -> None:
     """
     :param found: curves by task and method; published ones are dashed
@@ -168,10 +177,8 @@ def main(args: argparse.Namespace) -> None:
     from sb3_mpc.zoo import aggregate
 
     rows = read(args.sources, args.success)
-    tasks = {row.task for row in rows}
     if not (args.no_published or args.success):
-        published = [row for row in read_csv(PUBLISHED) if row.task in tasks]
-        rows += [row._replace(method=LABELS[row.method]) for row in published]
+        rows += published(rows)
     found = curves(rows)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     episodes = read_episodes(args.sources) if args.episodes else []

@@ -1,0 +1,109 @@
+"""Command ``publish``: a trained agent as others can use it, one file with its evaluation, curve, film and card."""
+
+import argparse
+import itertools
+import json
+import shlex
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import sb3_mpc
+from sb3_mpc.common.agent_files import read_card, save_agent
+from sb3_mpc.envs.video import record_video
+from sb3_mpc.zoo import rl_zoo
+from sb3_mpc.zoo.cards import agent_name, card_text, pictures_of
+from sb3_mpc.zoo.evaluate import Agent, find, measure, of_file, statistics_of
+from sb3_mpc.zoo.plot import curves, draw, published
+from sb3_mpc.zoo.returns import Row, action_repeat, read_csv, read_run
+
+# Small enough for a page
+FILM_SECONDS, FILM_WIDTH, FILM_RATE = 10, 160, 12
+
+
+def publish(agent: Agent, args: argparse.Namespace, rows: Iterable[Row] = (), **card: Any) -> Path:
+    """
+    Write ``<method>-<environment>.safetensors`` and what belongs to it. What is evaluated, planner and network policy,
+    is the agent that was read back from that file.
+
+    :param agent: the agent
+    :param args: command line of ``publish``
+    :param rows: evaluations of its training, the curve
+    :param card: what else the card should say
+    :return: the file
+    """
+    model, env = agent.start(1)
+    steps = dict(decisions=model.num_timesteps)
+    steps["frames"] = steps["decisions"] * action_repeat(agent.env_id, {**agent.env_kwargs})
+    args.folder.mkdir(parents=True, exist_ok=True)
+    algo = next(key for key, algorithm in sb3_mpc.ALGORITHMS.items() if type(model) is algorithm)
+    path = args.folder / f"{agent_name(algo, agent.env_id)}.safetensors"
+    save_agent(model, path, args.dtype, steps=steps, seed=model.seed, **card)
+    env.close()
+    written = of_file(path, args)
+    model, env = written.start(min(args.episodes, 10))
+    evaluation: dict[str, Any] = dict(episodes=args.episodes, seed=args.seed)
+    for name, prefix, policy in (("planner", "", model), ("network policy", "network_", model.actor)):
+        env.seed(args.seed)
+        found = measure(policy, env, args.episodes)
+        evaluation |= {f"{prefix}{key}_return": found[key] for key in ("mean", "std")}
+        print(f"{name:<15} return {found['mean']:.1f} +- {found['std']:.1f}", flush=True)
+    save_agent(model, path, args.dtype, steps=steps, seed=model.seed, evaluation=evaluation, **card)
+    rows = list(rows)
+    if rows:
+        draw(curves([*rows, *published(rows)]), path.with_suffix(".png"), "return")
+    if not args.no_film:
+        film(model, env, written, path.with_suffix(".gif"), args.seed)
+    env.close()
+    path.with_suffix(".md").write_text(card_text(read_card(path), pictures_of(path)), encoding="utf-8")
+    return path
+
+
+def film(model: Any, env: Any, agent: Agent, target: Path, seed: int) -> None:
+    """
+    :param model: the agent
+    :param env: environment that it was evaluated in
+    :param agent: what that environment is
+    :param target: ``.gif`` of the first seconds of an episode
+    :param seed: seed of the episode
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        statistics = statistics_of(env, Path(folder))
+        (video,) = record_video(model, agent.env_id, folder, seed=seed, normalization=statistics, **agent.env_kwargs)
+        import imageio.v3 as iio  # moviepy, which has made the video, needs both
+        from PIL import Image
+
+        rate = iio.immeta(video, plugin="FFMPEG")["fps"]
+        stride = max(1, round(rate / FILM_RATE))
+        frames = []
+        for frame in itertools.islice(iio.imiter(video, plugin="FFMPEG"), 0, round(FILM_SECONDS * rate), stride):
+            image = Image.fromarray(frame)
+            frames.append(image.resize((FILM_WIDTH, FILM_WIDTH * image.height // image.width)))
+        frames[0].save(target, save_all=True, append_images=frames[1:], duration=1_000 * stride / rate, loop=0)
+
+
+def run_card(run: Path) -> dict[str, Any]:
+    """
+    :param run: folder of a run of ``train``
+    :return: what the card says of its training
+    """
+    settings = json.loads((run / rl_zoo.RUN_FILE).read_text())
+    words = [word for word in settings["arguments"] if word != "--progress"]
+    if "--log-folder" in words:
+        at = words.index("--log-folder")
+        del words[at : at + 2]
+    preset = ["--preset", settings["preset"]] if settings["preset"] else []
+    return dict(
+        preset=settings["preset"], command=shlex.join(["python", "-m", "sb3_mpc.zoo", "train", *words, *preset])
+    )
+
+
+def main(args: argparse.Namespace) -> None:
+    """
+    :param args: command line of ``publish``
+    """
+    agent, run = find(args), Path(args.agent or "")
+    of_run = args.agent is not None and run.is_dir()
+    rows = read_csv(args.curve) if args.curve else read_run(next(run.glob("*/args.yml")), False) if of_run else []
+    print(f"Wrote {publish(agent, args, rows, **(run_card(run) if of_run else {}))}")
