@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sb3_mpc import BMPC, TDMPC2
 from sb3_mpc.bmpc import bmpc
 from sb3_mpc.common import acceleration, acting, collection
-from sb3_mpc.common import algorithm as algorithm_module
+from sb3_mpc.common import learning as learning_module
 from sb3_mpc.common.acceleration import STEPS_WORTH_COMPILING, Acceleration, choose_acceleration
 from tests.agents import ALGORITHMS, PointEnv, make_agent
 
@@ -111,7 +111,7 @@ def test_traced_functions_equal_eager_ones(algorithm: Any, monkeypatch: pytest.M
         return th.compile(function, dynamic=False, backend="aot_eager")
 
     monkeypatch.setattr(acting, "compile_function", trace)
-    monkeypatch.setattr(algorithm_module, "compile_function", trace)
+    monkeypatch.setattr(learning_module, "compile_function", trace)
     monkeypatch.setattr(bmpc, "compile_function", trace)
     th._dynamo.reset()
     actions, parameters = [], []

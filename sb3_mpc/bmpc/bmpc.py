@@ -15,7 +15,7 @@ from sb3_mpc.common.losses import UpdateNoise, at, temporal_weights
 from sb3_mpc.common.multitask import MultitaskWorldModelPolicy
 from sb3_mpc.common.plan_buffer import PlanReplayBuffer
 from sb3_mpc.common.planning import Plan, PlanNoise
-from sb3_mpc.common.sequence_buffer import SequenceBatch
+from sb3_mpc.common.sequences import SequenceBatch
 
 SelfBMPC = TypeVar("SelfBMPC", bound="BMPC")
 

@@ -1,6 +1,5 @@
-"""The training loop shared by all methods: SB3's off-policy loop around a world model and its planner."""
+"""The class that all methods derive from: arguments, networks, replay buffer."""
 
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch as th
@@ -11,24 +10,21 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
-from sb3_mpc.common.acceleration import choose_acceleration, compile_function, set_learning_rate
+from sb3_mpc.common.acceleration import choose_acceleration
 from sb3_mpc.common.arguments import show_inherited_arguments
 from sb3_mpc.common.checks import (
     check_action_space,
     check_batch_size,
-    check_finite_losses,
     check_keywords,
     check_no_unknown_arguments,
     check_policy_class,
     make_env,
 )
-from sb3_mpc.common.collection import CollectingAlgorithm
 from sb3_mpc.common.discount import discount_from_episode_length, episode_length
 from sb3_mpc.common.her import HINDSIGHT_BUFFERS
-from sb3_mpc.common.losses import UpdateNoise, at, draw_update_noise, model_losses, unroll
+from sb3_mpc.common.learning import LearningAlgorithm
 from sb3_mpc.common.multitask import MultitaskWorldModelPolicy
 from sb3_mpc.common.policies import CnnPolicy, MultiInputPolicy, WorldModelPolicy
-from sb3_mpc.common.sequence_buffer import SequenceBatch
 from sb3_mpc.common.views import PriorPolicy, ValueFunctions
 
 # Random steps before the first update: 5 episodes, at least 1000 (official code)
@@ -38,12 +34,12 @@ DEFAULT_GAMMA = 0.99  # for environments that do not tell their episode length
 BUFFER_ARGUMENTS = ("buffer_size", "observation_space", "action_space", "device", "n_envs", "optimize_memory_usage")
 
 
-class WorldModelAlgorithm(CollectingAlgorithm):
+class WorldModelAlgorithm(LearningAlgorithm):
     """
     Base of the methods: collects with the planner, and updates model, value and policy on windows of the replay buffer.
 
-    A method defines :meth:`value_target` and :meth:`policy_loss`, and overrides what else it does differently. The
-    arguments are described in :class:`sb3_mpc.TDMPC2`.
+    A method defines :meth:`value_target` and :meth:`policy_loss`, and overrides what else it does differently (see
+    :mod:`sb3_mpc.common.learning`). The arguments are described in :class:`sb3_mpc.TDMPC2`.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -53,7 +49,6 @@ class WorldModelAlgorithm(CollectingAlgorithm):
         "MultitaskPolicy": MultitaskWorldModelPolicy,
     }
     policy_defaults: ClassVar[dict[str, Any]] = {}  # what the method changes in the defaults of the policy
-    trains_policy_in_burst: ClassVar[bool] = True  # whether the policy learns in the updates of the seeding phase
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -169,7 +164,7 @@ class WorldModelAlgorithm(CollectingAlgorithm):
         self._resolve_auto()
         self._setup_buffer()
         self._make_policy()
-        self._compiled_update: Callable[..., Any] | None = None
+        self._compiled_update = None
         self.replay_buffer.seed(int(th.randint(2**31, ()).item()))
         self._seed_generators(self.seed)
         self._convert_train_freq()
@@ -266,141 +261,3 @@ class WorldModelAlgorithm(CollectingAlgorithm):
     def critic_target(self) -> ValueFunctions:
         """:return: the slowly moving value ensemble"""
         return self.policy.critic_target
-
-    # -- Learning ------------------------------------------------------------------------------------------------------
-
-    def train(self, gradient_steps: int, batch_size: int) -> None:
-        """
-        :param gradient_steps: number of updates; the first call adds those of the seeding phase
-        :param batch_size: number of windows in a batch
-        """
-        self.policy.set_training_mode(True)
-        self._update_learning_rate([self.policy.model_optimizer, self.policy.pi_optimizer])
-        if self.policy.acceleration.compiles and self._compiled_update is None:
-            self._compiled_update = compile_function(self.update)
-        if self._n_updates == 0 and int(self.pretrain_gradient_steps) > 0:
-            if self.verbose > 0:
-                print(f"Seeding done: {self.pretrain_gradient_steps} updates on the collected transitions follow")
-            self._updates(int(self.pretrain_gradient_steps), batch_size, burst=True)
-        self._updates(gradient_steps, batch_size)
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        self.policy.set_training_mode(False)
-
-    def _updates(self, count: int, batch_size: int, burst: bool = False) -> None:
-        """
-        :param count: number of updates
-        :param batch_size: number of windows in a batch
-        :param burst: whether these are the updates on the data of the seeding phase
-        """
-        update = self._compiled_update or self.update
-        sums: th.Tensor | None = None
-        for _ in range(count):
-            batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
-            batch = batch if burst else self.refresh(batch)
-            noise = self.draw_noise(batch_size)
-            logs = update(batch._replace(places=None), noise, self.trains_policy_in_burst or not burst)
-            values = th.stack([value.float() for value in logs.values()])
-            sums = values if sums is None else sums + values
-        self._n_updates += count
-        if sums is not None:  # the only time that losses travel to the host
-            means = dict(zip(logs, (sums / count).tolist(), strict=True))
-            check_finite_losses(means, self._n_updates)
-            for name, value in means.items():
-                self.logger.record(f"train/{name}", value)
-
-    def update(self, batch: SequenceBatch, noise: UpdateNoise, train_policy: bool = True) -> dict[str, th.Tensor]:
-        """
-        One gradient step on the model and the values, one on the policy, and one of the target networks.
-
-        :param batch: windows
-        :param noise: random numbers
-        :param train_policy: whether the policy learns, too
-        :return: what to log, scalars by name
-        """
-        policy, model = self.policy, self.policy.world_model
-        with th.no_grad():
-            next_z = model.encode(
-                at(batch.observations, slice(1, None)), None if noise.shift is None else noise.shift[1:]
-            )
-            targets = self.value_target(next_z, batch, noise)
-        zs = unroll(model, batch, noise.shift)
-        losses = model_losses(model, batch, zs, next_z, targets, self.rho, noise.value_dropout)
-        losses |= self.extra_losses(zs, batch, noise)
-        total = th.stack([getattr(self, f"{name}_coef") * loss for name, loss in losses.items()]).sum()
-        grad_norm = self._step(policy.model_optimizer, total)
-        logs: dict[str, th.Tensor] = {}
-        if train_policy:
-            pi_loss, logs = self.policy_loss(zs.detach(), batch, noise)
-            logs |= dict(pi_loss=pi_loss, pi_grad_norm=self._step(policy.pi_optimizer, pi_loss))
-        model.update_target(self.tau)
-        logs |= {f"{name}_loss": loss for name, loss in losses.items()}
-        logs |= dict(grad_norm=grad_norm)
-        return {name: value.detach() for name, value in logs.items()}
-
-    def _step(self, optimizer: th.optim.Optimizer, loss: th.Tensor) -> th.Tensor:
-        """
-        :param optimizer: optimiser of the parameters that the loss trains
-        :param loss: scalar
-        :return: norm of the gradient before clipping
-        """
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward(inputs=parameters)  # type: ignore[no-untyped-call]
-        norm = th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
-        optimizer.step()
-        return norm
-
-    def draw_noise(self, batch_size: int) -> UpdateNoise:
-        """
-        :param batch_size: number B of windows
-        :return: random numbers of one update
-        """
-        shift = self.policy.draw_shift(self.horizon + 1, batch_size)
-        return draw_update_noise(self.policy.world_model, self.horizon, batch_size, shift, self.policy.generator)
-
-    def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
-        rate = self.lr_schedule(self._current_progress_remaining)
-        self.logger.record("train/learning_rate", rate)
-        for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
-            for group in optimizer.param_groups:
-                set_learning_rate(group, rate * group.get("lr_scale", 1.0), self.policy.acceleration.compiles)
-
-    # -- What a method defines -----------------------------------------------------------------------------------------
-
-    def value_target(self, next_z: th.Tensor, batch: SequenceBatch, noise: UpdateNoise) -> th.Tensor:
-        """
-        :param next_z: encodings of the observations 1 to H ``[H, B, D]``
-        :param batch: windows
-        :param noise: random numbers
-        :return: targets of the values ``[H, B, 1]``
-        """
-        raise NotImplementedError
-
-    def policy_loss(
-        self, zs: th.Tensor, batch: SequenceBatch, noise: UpdateNoise
-    ) -> tuple[th.Tensor, dict[str, th.Tensor]]:
-        """
-        :param zs: predicted latent states ``[H + 1, B, D]``, without gradient
-        :param batch: windows
-        :param noise: random numbers
-        :return: loss of the policy prior, and what to log
-        """
-        raise NotImplementedError
-
-    def extra_losses(self, zs: th.Tensor, batch: SequenceBatch, noise: UpdateNoise) -> dict[str, th.Tensor]:
-        """
-        :param zs: predicted latent states ``[H + 1, B, D]``
-        :param batch: windows
-        :param noise: random numbers
-        :return: further losses of the model by name, weighted by the attributes ``<name>_coef``
-        """
-        return {}
-
-    def refresh(self, batch: SequenceBatch) -> SequenceBatch:
-        """
-        Called before every update but those of the seeding phase.
-
-        :param batch: windows as sampled
-        :return: windows to train on
-        """
-        return batch

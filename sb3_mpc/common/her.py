@@ -11,7 +11,8 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from stable_baselines3.her.goal_selection_strategy import KEY_TO_GOAL_STRATEGY, GoalSelectionStrategy
 
 from sb3_mpc.common.plan_buffer import PlanReplayBuffer
-from sb3_mpc.common.sequence_buffer import NEXT_ROW, SequenceBatch, SequenceReplayBuffer
+from sb3_mpc.common.sequence_buffer import NEXT_ROW, SequenceReplayBuffer
+from sb3_mpc.common.sequences import SequenceBatch
 
 GOAL_KEYS = ("achieved_goal", "desired_goal")
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from sb3_mpc.common.acceleration import dropout_mask
 from sb3_mpc.common.planning import draw_members
-from sb3_mpc.common.sequence_buffer import SequenceBatch
+from sb3_mpc.common.sequences import SequenceBatch
 from sb3_mpc.common.world_model import WorldModel
 
 

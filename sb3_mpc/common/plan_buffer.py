@@ -4,7 +4,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from sb3_mpc.common.sequence_buffer import SequenceBatch, SequenceReplayBuffer
+from sb3_mpc.common.sequence_buffer import SequenceReplayBuffer
+from sb3_mpc.common.sequences import SequenceBatch
 
 
 class PlanReplayBuffer(SequenceReplayBuffer):

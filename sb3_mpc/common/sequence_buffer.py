@@ -1,7 +1,6 @@
 """Replay of sub-sequences: windows of H transitions that stop, masked, where the episode stops."""
 
-import os
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import torch as th
@@ -9,55 +8,11 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import BaseBuffer, ReplayBuffer
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
+from sb3_mpc.common.memory import available_memory
+from sb3_mpc.common.sequences import SequenceBatch as SequenceBatch
+
 # Where the observation after a stored transition is found (values >= 0 are places in the list of final observations)
 NEXT_ROW, HEAD = -1, -2
-
-
-class SequenceBatch(NamedTuple):
-    """
-    B windows of H transitions, time first. Steps past the end of an episode have ``mask`` 0 and some finite content.
-
-    :param observations: ``[H + 1, B, *shape]``, or a dict of such tensors
-    :param actions: ``[H, B, A]`` in [-1, 1]
-    :param rewards: ``[H, B, 1]``
-    :param terminated: 1 where the transition ended the episode by termination, not by truncation ``[H, B, 1]``
-    :param mask: 1 for transitions of the window's episode ``[H, B, 1]``
-    :param plans: mean and standard deviation of the planned actions ``[2, H, B, A]``, NaN where none was planned; only
-        from buffers that store them
-    :param places: rows and environments of the transitions in such a buffer ``[2, H, B]``, -1 where the plans of a
-        window are not those of the stored transitions
-    """
-
-    observations: th.Tensor | dict[str, th.Tensor]
-    actions: th.Tensor
-    rewards: th.Tensor
-    terminated: th.Tensor
-    mask: th.Tensor
-    plans: th.Tensor | None = None
-    places: np.ndarray | None = None
-
-
-def available_memory() -> int | None:
-    """
-    :return: bytes that this process may still allocate by the machine's and its control group's count, None if unknown
-    """
-    candidates = []
-    try:
-        with open("/proc/meminfo") as file:
-            candidates += [int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable")]
-    except OSError:
-        if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-            candidates.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    for limit_file, usage_file in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        try:
-            with open(limit_file) as limit, open(usage_file) as usage:
-                candidates.append(max(int(limit.read()) - int(usage.read()), 0))
-        except (OSError, ValueError):  # no such control group, or no limit ("max")
-            continue
-    return min(candidates, default=None)
 
 
 class SequenceReplayBuffer(ReplayBuffer):

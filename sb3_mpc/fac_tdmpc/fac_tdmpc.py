@@ -16,7 +16,8 @@ from sb3_mpc.common.checkpoints import explain_damage
 from sb3_mpc.common.checks import check_finite_losses
 from sb3_mpc.common.losses import at, temporal_weights
 from sb3_mpc.common.multitask import MultitaskWorldModelPolicy
-from sb3_mpc.common.sequence_buffer import SequenceBatch, SequenceReplayBuffer
+from sb3_mpc.common.sequence_buffer import SequenceReplayBuffer
+from sb3_mpc.common.sequences import SequenceBatch
 from sb3_mpc.fac_tdmpc.distillation import expert_scores, imitation_loss, ranking_loss, student_scores
 from sb3_mpc.fac_tdmpc.policies import FactoredCnnPolicy, FactoredMultiInputPolicy, FactoredPolicy
 from sb3_mpc.tdmpc2.tdmpc2 import TDMPC2

@@ -8,7 +8,7 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from sb3_mpc.common.algorithm import WorldModelAlgorithm
 from sb3_mpc.common.gaussian import gaussian_log_prob, squash_correction
 from sb3_mpc.common.losses import UpdateNoise, temporal_weights
-from sb3_mpc.common.sequence_buffer import SequenceBatch
+from sb3_mpc.common.sequences import SequenceBatch
 
 SelfTDMPC2 = TypeVar("SelfTDMPC2", bound="TDMPC2")
 

@@ -8,7 +8,7 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from sb3_mpc.common.gaussian import LOG_SQRT_2PI, gaussian_log_prob, squash_correction
 from sb3_mpc.common.losses import UpdateNoise, temporal_weights
 from sb3_mpc.common.plan_buffer import PlanReplayBuffer
-from sb3_mpc.common.sequence_buffer import SequenceBatch
+from sb3_mpc.common.sequences import SequenceBatch
 from sb3_mpc.tdmpc2.tdmpc2 import TDMPC2
 
 SelfTDMPCSquare = TypeVar("SelfTDMPCSquare", bound="TDMPCSquare")

@@ -1,0 +1,26 @@
+"""How much memory there is."""
+
+import os
+
+
+def available_memory() -> int | None:
+    """
+    :return: bytes that this process may still allocate by the machine's and its control group's count, None if unknown
+    """
+    candidates = []
+    try:
+        with open("/proc/meminfo") as file:
+            candidates += [int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable")]
+    except OSError:
+        if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+            candidates.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for limit_file, usage_file in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        try:
+            with open(limit_file) as limit, open(usage_file) as usage:
+                candidates.append(max(int(limit.read()) - int(usage.read()), 0))
+        except (OSError, ValueError):  # no such control group, or no limit ("max")
+            continue
+    return min(candidates, default=None)
