@@ -7,8 +7,7 @@ import pytest
 import torch as th
 
 from sb3_mpc import BMPC
-from sb3_mpc.bmpc.bmpc import gaussian_kl
-from sb3_mpc.common.gaussian import gaussian_log_prob
+from sb3_mpc.common.gaussian import gaussian_kl, gaussian_log_prob
 from sb3_mpc.common.losses import UpdateNoise
 from sb3_mpc.common.planning import PlanNoise
 from sb3_mpc.common.sequence_buffer import SequenceBatch

@@ -9,10 +9,11 @@ import torch as th
 from gymnasium import spaces
 
 from sb3_mpc import BMPC, MBDPO, TDMPC2, TDMPCSquare
-from sb3_mpc.bmpc.bmpc import gaussian_kl
+from sb3_mpc.common.algorithm import WorldModelAlgorithm
+from sb3_mpc.common.gaussian import gaussian_kl
 from sb3_mpc.common.plan_buffer import PlanReplayBuffer
 from sb3_mpc.common.sequence_buffer import SequenceBatch
-from tests.agents import PointEnv, assert_same_state, make_agent, observations_of, vec
+from tests.agents import ALGORITHMS, PointEnv, assert_same_state, make_agent, observations_of, vec
 
 PLANNERS_OF_DATA = [TDMPCSquare, BMPC]
 
@@ -173,8 +174,9 @@ def test_value_target_stops_at_a_predicted_termination() -> None:
     assert not th.allclose(model.value_target(next_z, batch, noise), first)
 
 
-def test_network_policy_acts_without_a_plan() -> None:
-    model = make_agent(BMPC, two_envs()).learn(20)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_network_policy_acts_without_a_plan(algorithm: type[WorldModelAlgorithm]) -> None:
+    model = make_agent(algorithm, two_envs()).learn(20)
     observation = observations_of(model.get_env(), 3)
     action, state = model.predict(observation, deterministic=True, use_planner=False)
     np.testing.assert_array_equal(action, model.actor.predict(observation, deterministic=True)[0])

@@ -3,14 +3,13 @@
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
-import numpy as np
 import torch as th
 from stable_baselines3.common.type_aliases import MaybeCallback
 
 from sb3_mpc.bmpc.planning import ReanalyzePlanner, StateValueModel, StateValuePlanner
 from sb3_mpc.common.acceleration import compile_function
 from sb3_mpc.common.algorithm import WorldModelAlgorithm
-from sb3_mpc.common.gaussian import gaussian_log_prob
+from sb3_mpc.common.gaussian import gaussian_kl, gaussian_log_prob
 from sb3_mpc.common.losses import UpdateNoise, at, temporal_weights
 from sb3_mpc.common.multitask import MultitaskWorldModelPolicy
 from sb3_mpc.common.plan_buffer import PlanReplayBuffer
@@ -18,17 +17,6 @@ from sb3_mpc.common.planning import Plan, PlanNoise
 from sb3_mpc.common.sequences import SequenceBatch
 
 SelfBMPC = TypeVar("SelfBMPC", bound="BMPC")
-
-
-def gaussian_kl(mean: th.Tensor, std: th.Tensor, other_mean: th.Tensor, other_std: th.Tensor) -> th.Tensor:
-    """
-    :param mean: mean of p ``[..., A]``
-    :param std: standard deviation of p ``[..., A]``
-    :param other_mean: mean of q ``[..., A]``
-    :param other_std: standard deviation of q ``[..., A]``
-    :return: ``KL(p || q)`` in each dimension ``[..., A]``
-    """
-    return (other_std / std).log() + (std.square() + (mean - other_mean).square()) / (2 * other_std.square()) - 0.5
 
 
 class BMPC(WorldModelAlgorithm):
@@ -193,31 +181,6 @@ class BMPC(WorldModelAlgorithm):
         plans = batch.plans.clone()
         plans[:, :, :count] = new.view(2, self.horizon, count, -1)
         return batch._replace(plans=plans)
-
-    # -- Use -----------------------------------------------------------------------------------------------------------
-
-    def predict(
-        self,
-        observation: np.ndarray | dict[str, np.ndarray],
-        state: tuple[np.ndarray, ...] | None = None,
-        episode_start: np.ndarray | None = None,
-        deterministic: bool = False,
-        use_planner: bool = True,
-    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """
-        Act by planning or by the policy network alone, which is nearly as good and much faster. To evaluate the
-        network with SB3's tools, hand them ``model.actor``.
-
-        :param observation: one observation or a batch of them
-        :param state: what the previous call returned, None for a cold start
-        :param episode_start: which environments begin an episode ``[n_envs]``
-        :param deterministic: whether to act deterministically
-        :param use_planner: whether to plan
-        :return: actions in the action space and the state for the next call
-        """
-        if use_planner:
-            return super().predict(observation, state, episode_start, deterministic)
-        return self.actor.predict(observation, state, episode_start, deterministic)
 
     def learn(
         self: SelfBMPC,

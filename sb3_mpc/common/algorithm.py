@@ -2,6 +2,7 @@
 
 from typing import Any, ClassVar
 
+import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3 import HerReplayBuffer
@@ -246,6 +247,29 @@ class WorldModelAlgorithm(LearningAlgorithm):
             planner_kwargs=self._planner_arguments(),
         )
         return {**self.policy_defaults, **arguments, **self.policy_kwargs}
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+        use_planner: bool = True,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """
+        Act by planning, or by the policy network alone, which is much faster. To evaluate the network with SB3's tools,
+        hand them ``model.actor``.
+
+        :param observation: one observation or a batch of them
+        :param state: what the previous call returned, None for a cold start
+        :param episode_start: which environments begin an episode ``[n_envs]``
+        :param deterministic: whether to act deterministically
+        :param use_planner: whether to plan; without, the network acts
+        :return: actions in the action space and the state for the next call
+        """
+        if use_planner:
+            return super().predict(observation, state, episode_start, deterministic)
+        return self.actor.predict(observation, state, episode_start, deterministic)
 
     @property
     def actor(self) -> PriorPolicy:  # type: ignore[override]

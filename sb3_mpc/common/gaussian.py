@@ -28,6 +28,17 @@ def gaussian_log_prob(noise: th.Tensor, log_std: th.Tensor) -> th.Tensor:
     return (-0.5 * noise.square() - log_std - LOG_SQRT_2PI).sum(-1, keepdim=True)
 
 
+def gaussian_kl(mean: th.Tensor, std: th.Tensor, other_mean: th.Tensor, other_std: th.Tensor) -> th.Tensor:
+    """
+    :param mean: mean of p ``[..., A]``
+    :param std: standard deviation of p ``[..., A]``
+    :param other_mean: mean of q ``[..., A]``
+    :param other_std: standard deviation of q ``[..., A]``
+    :return: ``KL(p || q)`` in each dimension ``[..., A]``
+    """
+    return (other_std / std).log() + (std.square() + (mean - other_mean).square()) / (2 * other_std.square()) - 0.5
+
+
 def squash_correction(action: th.Tensor) -> th.Tensor:
     """
     Log-determinant of tanh, to be subtracted from the density before squashing.
