@@ -33,7 +33,7 @@ from sb3_mpc.zoo.hyperparameters import load_preset
 
 ACTIONS = {"reacher-three": 3, "hopper": 4, "fish": 5, "walker": 6, "quadruped": 12}  # of the paper's Table 1
 SAMPLES, ITERATIONS = (128, 64, 32, 16), (3, 1)
-PERTURBATIONS = ("random", 0.5, 0.25)
+PERTURBATIONS = ("random", 0.5)
 Row = dict[str, Any]
 
 
