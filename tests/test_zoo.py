@@ -16,6 +16,7 @@ from tests.agents import SMALL, SMALL_POLICY, make_agent
 
 pytest.importorskip("dm_control")
 TASK = "cartpole-swingup"
+ID = f"dmc/{TASK}-v0"
 UNUSED = ("policy", "n_timesteps", "n_envs")  # in a preset, by an agent without environment
 
 
@@ -55,14 +56,14 @@ def briefly(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 @pytest.mark.parametrize("method", comparison.METHODS)
 def test_comparison(method: str, briefly: dict[str, Any], tmp_path: Path) -> None:
-    model = comparison.train(method, TASK, 1, 15, tmp_path / "comparison.csv", **briefly)
+    model = comparison.train(method, ID, 1, 15, tmp_path / "comparison.csv", **briefly)
     assert model.num_timesteps == 30 and model.n_envs == 2
     rows = read(tmp_path / "comparison.csv")
     assert [(row["method"], row["decisions"], row["frames"]) for row in rows] == [
         (method, "16", "32"),
         (method, "30", "60"),
     ]
-    assert all(0 <= float(row[name]) <= 10 for row in rows for name in ("planner", "network", "mc_return"))
+    assert all(0 <= float(row[name]) <= 10 for row in rows for name in ("return", "network", "mc_return"))
     comparison.plot(tmp_path / "comparison.csv", tmp_path)
     for name in ("comparison.png", "overestimation.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
@@ -73,8 +74,8 @@ def test_factored_studies(briefly: dict[str, Any], monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(factored, "SAMPLES", (16, 8))
     monkeypatch.setattr(factored, "PERTURBATIONS", ("random", 0.5))
     monkeypatch.setattr(factored, "ACTIONS", {"reacher-three": 3})
-    expert = comparison.train("tdmpc2", "walker-walk", 1, 30, tmp_path / "comparison.csv", **briefly)
-    comparison.save(expert, tmp_path, "walker-walk")
+    expert = comparison.train("tdmpc2", "dmc/walker-walk-v0", 1, 30, tmp_path / "comparison.csv", **briefly)
+    comparison.save(expert, tmp_path, "dmc/walker-walk-v0")
     common = f"--expert {tmp_path} --episodes 1 --runs 1 --agent {tmp_path / 'agent.zip'} --folder {tmp_path}"
     for study in (*factored.STUDIES, "plot"):
         monkeypatch.setattr(sys, "argv", ["factored", study, *common.split()])

@@ -1,7 +1,7 @@
 """
 The methods beside each other on small models and a small budget: curves, network policy and overestimation.
 
-    python -m sb3_mpc.zoo.comparison train bmpc walker-walk --seed 1
+    python -m sb3_mpc.zoo.comparison train bmpc dmc/walker-walk-v0 --seed 1
     python -m sb3_mpc.zoo.comparison plot
 
 One row of ``curves/comparison.csv`` is a point of a run: mean return of 10 deterministic episodes by planning and by
@@ -25,6 +25,7 @@ import sb3_mpc.envs  # noqa: F401
 from sb3_mpc import BMPC, MBDPO, TDMPC2, TDMPCSquare
 from sb3_mpc.common.algorithm import WorldModelAlgorithm
 from sb3_mpc.common.callbacks import OverestimationCallback
+from sb3_mpc.zoo.cards import agent_name
 from sb3_mpc.zoo.hyperparameters import load_preset
 from sb3_mpc.zoo.returns import action_repeat
 
@@ -35,10 +36,10 @@ METHODS: dict[str, type[WorldModelAlgorithm]] = {
     "bmpc": BMPC,
     "mbdpo": MBDPO,
 }
-TASKS = ("cartpole-swingup", "walker-walk")
+TASKS = ("dmc/cartpole-swingup-v0", "dmc/walker-walk-v0")
 PRESET = "small"
 EPISODES, OVERESTIMATION_EPISODES = 10, 20
-COLUMNS = ("method", "task", "seed", "decisions", "frames", "planner", "planner_std", "network", "value", "mc_return")
+COLUMNS = ("method", "task", "seed", "decisions", "frames", "return", "std", "network", "value", "mc_return")
 
 
 class Measure(BaseCallback):
@@ -53,7 +54,7 @@ class Measure(BaseCallback):
     def __init__(self, run: dict[str, Any], every: int, output: Path) -> None:
         super().__init__()
         self.run, self.every, self.output = run, every, output
-        env_id = f"dmc/{run['task']}-v0"
+        env_id = run["task"]
         self.action_repeat = action_repeat(env_id, {})
         self.env = make_vec_env(env_id, EPISODES, seed=1_000 + run["seed"])
         self.overestimation = OverestimationCallback(
@@ -70,7 +71,7 @@ class Measure(BaseCallback):
             value, mc_return = self.overestimation.measure()
             frames = self.num_timesteps * self.action_repeat
             row = dict(self.run, decisions=self.num_timesteps, frames=frames)
-            row |= dict(planner=np.mean(returns), planner_std=np.std(returns), network=network)
+            row |= {"return": np.mean(returns), "std": np.std(returns), "network": network}
             append({**row, "value": value, "mc_return": mc_return}, self.output)
         return True
 
@@ -92,16 +93,16 @@ def append(row: dict[str, Any], path: Path) -> None:
 def train(method: str, task: str, seed: int, every: int, output: Path, **changed: Any) -> WorldModelAlgorithm:
     """
     :param method: one of ``METHODS``
-    :param task: task of DMControl
+    :param task: id of the environment
     :param seed: seed of agent and environments
     :param every: decisions between evaluations
     :param output: CSV file to append to
     :param changed: settings instead of the preset's
     :return: the trained agent
     """
-    settings = load_preset(method, f"dmc/{task}-v0", PRESET) | changed
+    settings = load_preset(method, task, PRESET) | changed
     policy, steps = settings.pop("policy"), settings.pop("n_timesteps")
-    env = make_vec_env(f"dmc/{task}-v0", settings.pop("n_envs"), seed=seed)
+    env = make_vec_env(task, settings.pop("n_envs"), seed=seed)
     model = METHODS[method](policy, env, seed=seed, device="cpu", **settings)
     return model.learn(steps, Measure(dict(method=method, task=task, seed=seed), every, output))
 
@@ -110,10 +111,10 @@ def save(model: WorldModelAlgorithm, folder: Path, task: str) -> None:
     """
     :param model: trained agent
     :param folder: where agent and replay buffer go
-    :param task: task of DMControl
+    :param task: id of the environment
     """
     method = next(key for key, algorithm in METHODS.items() if type(model) is algorithm)
-    name = f"{method}-{task}-{model.seed}"
+    name = f"{agent_name(method, task)}-{model.seed}"
     model.save(folder / name)
     model.save_replay_buffer(folder / f"{name}-buffer")
 
@@ -143,7 +144,7 @@ def plot(source: Path, folder: Path) -> None:
 
             seeds = len({row["seed"] for row in own})
             label = f"{algorithm.__name__}, {seeds} seed{'s' * (seeds > 1)}"
-            curves.plot(steps, mean("planner"), "o-", color=f"C{number}", label=label)
+            curves.plot(steps, mean("return"), "o-", color=f"C{number}", label=label)
             curves.plot(steps, mean("network"), "x:", color=f"C{number}")
             errors.plot(steps, mean("value"), "o-", color=f"C{number}", label=f"{algorithm.__name__}: value")
             errors.plot(steps, mean("mc_return"), "x:", color=f"C{number}")
@@ -165,7 +166,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     trainer = commands.add_parser("train", help="train one method on one task")
     trainer.add_argument("method", choices=METHODS)
-    trainer.add_argument("task", help=f"task of DMControl, such as {' or '.join(TASKS)}")
+    trainer.add_argument("task", help=f"environment, such as {' or '.join(TASKS)}")
     trainer.add_argument("--seed", type=int, default=1)
     trainer.add_argument("--every", type=int, default=3_000, help="decisions between evaluations")
     trainer.add_argument("--compile", action="store_true", help="compile plan and update")

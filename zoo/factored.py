@@ -1,7 +1,7 @@
 """
 Fac-TDMPC against its expert, in small: the three studies of its paper on one agent that this script distils.
 
-    python -m sb3_mpc.zoo.comparison train tdmpc2 walker-walk --save logs   # the expert, and what it has experienced
+    python -m sb3_mpc.zoo.comparison train tdmpc2 dmc/walker-walk-v0 --save logs  # the expert and its experience
     python -m sb3_mpc.zoo.factored train            # what is distilled from them
     python -m sb3_mpc.zoo.factored budget           # fewer samples and iterations
     python -m sb3_mpc.zoo.factored robustness       # one action dimension executed at random, or scaled
@@ -28,6 +28,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 import sb3_mpc.envs  # noqa: F401
 from sb3_mpc import TDMPC2, FacTDMPC
 from sb3_mpc.fac_tdmpc.distillation import expert_scores, student_scores
+from sb3_mpc.zoo.cards import agent_name
 from sb3_mpc.zoo.comparison import CURVES, EPISODES, PRESET
 from sb3_mpc.zoo.hyperparameters import load_preset
 
@@ -71,7 +72,7 @@ def evaluate(model: FacTDMPC, args: argparse.Namespace, change: tuple[int, str |
     :return: mean return of expert and student
     """
     wrapper = None if change is None else (lambda env: Perturbed(env, *change))
-    env = make_vec_env(f"dmc/{args.task}-v0", args.episodes, wrapper_class=wrapper)
+    env = make_vec_env(args.task, args.episodes, wrapper_class=wrapper)
     row: Row = {}
     for name, student in (("expert", False), ("student", True)):
         model.policy.use_student(student)
@@ -114,10 +115,10 @@ def train(args: argparse.Namespace) -> Iterator[Row]:
     :param args: command line
     :return: one row: expert and student after training
     """
-    settings = load_preset("fac_tdmpc", f"dmc/{args.task}-v0", PRESET)
+    settings = load_preset("fac_tdmpc", args.task, PRESET)
     for name in ("policy", "n_timesteps", "n_envs"):
         del settings[name]
-    name = f"tdmpc2-{args.task}-{args.seed}"
+    name = f"{agent_name('tdmpc2', args.task)}-{args.seed}"
     expert = TDMPC2.load(args.expert / name, device="cpu")
     steps = settings.pop("distill_steps")
     model = FacTDMPC.distill(expert, args.expert / f"{name}-buffer", steps, **settings)
@@ -258,7 +259,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", choices=[*STUDIES, "plot"])
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--task", default="walker-walk", help="task of DMControl")
+    parser.add_argument("--task", default="dmc/walker-walk-v0", help="environment")
     parser.add_argument("--expert", type=Path, default=Path("logs"), help="folder of the expert and its replay buffer")
     parser.add_argument("--episodes", type=int, default=EPISODES)
     parser.add_argument("--runs", type=int, default=100, help="measurements of each time")

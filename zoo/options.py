@@ -103,5 +103,11 @@ def add_publish(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(episodes=10)
     parser.add_argument("--folder", type=Path, default=Path("agents"), help="where the files go (default: agents)")
     parser.add_argument("--curve", type=Path, metavar="CSV", help="evaluations to draw (default: those of the run)")
+    parser.add_argument(
+        "--preset", help="reduced preset that it was trained by, for the card (default: that of the run)"
+    )
+    parser.add_argument(
+        "--trained-by", metavar="COMMAND", help="what trains such an agent, for the card (default: that of the run)"
+    )
     parser.add_argument("--no-film", action="store_true", help="no film, which needs OpenGL")
     parser.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="precision of the weights")

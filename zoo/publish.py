@@ -29,7 +29,7 @@ def publish(agent: Agent, args: argparse.Namespace, rows: Iterable[Row] = (), **
 
     :param agent: the agent
     :param args: command line of ``publish``
-    :param rows: evaluations of its training, the curve
+    :param rows: evaluations, of which those of its training are drawn
     :param card: what else the card should say
     :return: the file
     """
@@ -50,7 +50,7 @@ def publish(agent: Agent, args: argparse.Namespace, rows: Iterable[Row] = (), **
         evaluation |= {f"{prefix}{key}_return": found[key] for key in ("mean", "std")}
         print(f"{name:<15} return {found['mean']:.1f} +- {found['std']:.1f}", flush=True)
     save_agent(model, path, args.dtype, steps=steps, seed=model.seed, evaluation=evaluation, **card)
-    rows = list(rows)
+    rows = [row for row in rows if row.task == agent.env_id and row.method.partition(" ")[0] == algo]
     if rows:
         draw(curves([*rows, *published(rows)]), path.with_suffix(".png"), "return")
     if not args.no_film:
@@ -106,4 +106,7 @@ def main(args: argparse.Namespace) -> None:
     agent, run = find(args), Path(args.agent or "")
     of_run = args.agent is not None and run.is_dir()
     rows = read_csv(args.curve) if args.curve else read_run(next(run.glob("*/args.yml")), False) if of_run else []
-    print(f"Wrote {publish(agent, args, rows, **(run_card(run) if of_run else {}))}")
+    card = run_card(run) if of_run else {}
+    given = dict(preset=args.preset, command=args.trained_by)
+    card |= {name: value for name, value in given.items() if value is not None}
+    print(f"Wrote {publish(agent, args, rows, **card)}")
