@@ -260,6 +260,23 @@ def test_plot_of_a_run(finished: Path, tmp_path: Path, monkeypatch: pytest.Monke
     assert returns.action_repeat("humanoid-bench/h1-run-v0", {}) == 1 == returns.action_repeat("Pendulum-v1", {})
 
 
+def test_plot_of_successes(tmp_path: Path) -> None:
+    write_table(tmp_path / "mine.csv", [("mine", "metaworld/reach-v3", f, f / 2_000, 1) for f in (0, 200_000)])
+    run("plot", tmp_path / "mine.csv", "--success", "--output", tmp_path / "curves.png")
+    found = {
+        (row["method"], row["frames"]): float(row["mean"]) for row in csv.DictReader((tmp_path / "curves.csv").open())
+    }
+    assert found["mine", "200000"] == 100 and 0 < found["SAC, published", "200000"] <= 100
+    assert 0 < found["TD-MPC2, published", "200000"] <= 100
+
+
+def test_published_curves_are_of_registered_tasks() -> None:
+    for path in (plot.PUBLISHED, plot.PUBLISHED_SUCCESS):
+        rows = returns.read_csv(path)
+        assert {row.task for row in rows} <= set(IDS) and {row.method for row in rows} <= set(plot.LABELS)
+        assert len({(row.method, row.task, row.frames, row.seed) for row in rows}) == len(rows)
+
+
 def test_plot_with_published_curves_and_aggregates(tmp_path: Path) -> None:
     tasks = ("dmc/walker-walk-v0", "dmc/dog-run-v0")
     values = {tasks[0]: (900, 950, 980), tasks[1]: (100, 200, 330)}

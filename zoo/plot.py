@@ -12,6 +12,7 @@ import numpy as np
 from sb3_mpc.zoo.returns import Row, read, read_csv, read_episodes
 
 PUBLISHED = Path(__file__).parent / "curves" / "published.csv"
+PUBLISHED_SUCCESS = PUBLISHED.with_stem("published-success")
 LABELS = {"tdmpc2": "TD-MPC2, published", "bmpc": "BMPC, published mean", "sac": "SAC, published"}
 RESAMPLES = 2_000
 # The return that counts as 1 in aggregates
@@ -69,13 +70,14 @@ def curves(rows: Iterable[Row]) -> dict[str, dict[str, Curve]]:
     return {task: {method: curve(own) for method, own in methods.items()} for task, methods in groups.items()}
 
 
-def published(rows: Iterable[Row]) -> list[Row]:
+def published(rows: Iterable[Row], success: bool = False) -> list[Row]:
     """
     :param rows: a table
-    :return: the published returns on its tasks
+    :param success: successes in percent instead of returns
+    :return: what was published of its tasks
     """
-    tasks = {row.task for row in rows}
-    return [row._replace(method=LABELS[row.method]) for row in read_csv(PUBLISHED) if row.task in tasks]
+    tasks, source = {row.task for row in rows}, PUBLISHED_SUCCESS if success else PUBLISHED
+    return [row._replace(method=LABELS[row.method]) for row in read_csv(source) if row.task in tasks]
 
 
 def draw(found: dict[str, dict[str, Curve]], output: Path, label: str, episodes: Iterable[Row] = ()) -> None:
@@ -156,8 +158,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     :param parser: parser of ``plot``
     """
     parser.epilog = (
-        "Bands are 95 % bootstrap intervals of the mean over seeds. Published curves (dashed; DMControl to 1M frames)\n"
-        "are points 100,000 frames apart, joined by straight lines. Beside PICTURE.png there will be PICTURE.csv;\n"
+        "Bands are 95 % bootstrap intervals of the mean over seeds. Published curves (dashed) are points 100,000\n"
+        "frames apart, joined by straight lines: returns for DMControl and HumanoidBench, successes for Meta-World and\n"
+        "MyoSuite. Beside PICTURE.png there will be PICTURE.csv;\n"
         "--aggregate adds PICTURE-aggregate.png and .csv with interquartile means and performance profiles.\n\n"
         "example: python -m sb3_mpc.zoo plot logs --output curves.png --aggregate"
     )
@@ -177,8 +180,8 @@ def main(args: argparse.Namespace) -> None:
     from sb3_mpc.zoo import aggregate
 
     rows = read(args.sources, args.success)
-    if not (args.no_published or args.success):
-        rows += published(rows)
+    if not args.no_published:
+        rows += published(rows, args.success)
     found = curves(rows)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     episodes = read_episodes(args.sources) if args.episodes else []
