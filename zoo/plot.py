@@ -159,8 +159,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """
     parser.epilog = (
         "Bands are 95 % bootstrap intervals of the mean over seeds. Published curves (dashed) are points 100,000\n"
-        "frames apart, joined by straight lines: returns for DMControl and HumanoidBench, successes for Meta-World and\n"
-        "MyoSuite. Beside PICTURE.png there will be PICTURE.csv;\n"
+        "frames apart, joined by straight lines: returns for DMControl and HumanoidBench, successes for Meta-World\n"
+        "and MyoSuite. Beside PICTURE.png there will be PICTURE.csv;\n"
         "--aggregate adds PICTURE-aggregate.png and .csv with interquartile means and performance profiles.\n\n"
         "example: python -m sb3_mpc.zoo plot logs --output curves.png --aggregate"
     )
