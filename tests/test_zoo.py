@@ -102,6 +102,18 @@ def test_precision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert (tmp_path / "precision.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_returns_in_both_precisions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(gym.spec(ID), "max_episode_steps", 10)
+    model = make_agent(TDMPC2, gym.make(ID)).learn(12)
+    monkeypatch.setattr(precision, "load", lambda *args, **kwargs: model)
+    for _ in range(2):
+        monkeypatch.setattr(sys, "argv", f"precision --env {ID} --episodes 2 --output {tmp_path / 'precision'}".split())
+        precision.main()
+    rows = read(tmp_path / "precision-returns.csv")
+    assert rows[0] == rows[1] and rows[0]["task"] == ID
+    assert 0 <= float(rows[0]["bfloat16"]) <= 10 >= float(rows[0]["float32"]) >= 0
+
+
 def test_benchmark(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = "bench --model-size 1 --obs 3 --act 2 --n-envs 1 2 --modes eager --repeats 1 --device cpu --output"
     monkeypatch.setattr(sys, "argv", ["zoo", *arguments.split(), str(tmp_path / "bench.json")])

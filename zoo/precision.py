@@ -4,7 +4,8 @@ What bfloat16 does to plans: ``python -m sb3_mpc.zoo.precision``.
 At states that a trained agent visits, the deterministic plan in bfloat16 is compared with the one in float32 from the
 same random numbers, and plans in float32 with those from other random numbers: the planner's own spread. That is
 measured for deterministic plans (mean of the elites) and for those of training (one elite, drawn), both without
-exploration noise.
+exploration noise. ``--episodes`` evaluates the agent in both precisions instead, and appends to
+``benchmarks/precision-returns.csv``.
 """
 
 import argparse
@@ -15,11 +16,13 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 from matplotlib.figure import Figure
+from stable_baselines3.common.env_util import make_vec_env
 
 import sb3_mpc.envs  # noqa: F401
 from sb3_mpc.common.acceleration import Acceleration
 from sb3_mpc.common.algorithm import WorldModelAlgorithm
 from sb3_mpc.zoo import load
+from sb3_mpc.zoo.evaluate import measure
 
 
 def distances(model: WorldModelAlgorithm, env: gym.Env, states: int, every: int, seeds: int) -> dict[str, list[float]]:
@@ -58,6 +61,23 @@ def distances(model: WorldModelAlgorithm, env: gym.Env, states: int, every: int,
     return result
 
 
+def returns(model: WorldModelAlgorithm, env_id: str, episodes: int) -> dict[str, float]:
+    """
+    :param model: trained agent
+    :param env_id: environment
+    :param episodes: number of episodes, the same ones in both precisions
+    :return: mean and standard deviation of the return in float32 and in bfloat16
+    """
+    env = make_vec_env(env_id, min(episodes, 10))
+    result: dict[str, float] = {}
+    for name, reduces in (("float32", False), ("bfloat16", True)):
+        model.policy.acceleration = Acceleration(compiles=False, reduces=reduces)
+        env.seed(0)
+        found = measure(model, env, episodes)
+        result |= {name: round(found["mean"], 2), f"{name}_std": round(found["std"], 2)}
+    return result
+
+
 def largest(actions: list[th.Tensor], others: list[th.Tensor]) -> list[float]:
     """
     :param actions: actions ``[1, A]``
@@ -76,10 +96,22 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=12, help="decisions between two states")
     parser.add_argument("--seeds", type=int, default=8, help="plans at each state")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "benchmarks" / "precision")
+    parser.add_argument("--episodes", type=int, help="compare returns over so many episodes instead")
     args = parser.parse_args()
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    if args.episodes:
+        found = returns(load(args.algo, args.env, device="cpu"), args.env, args.episodes)
+        row, path = (
+            dict(algo=args.algo, task=args.env, episodes=args.episodes) | found,
+            Path(f"{args.output}-returns.csv"),
+        )
+        new = not path.exists()
+        with path.open("a", newline="") as file:
+            csv.writer(file).writerows([*([row] if new else []), row.values()])
+        print(row)
+        return
     env = gym.make(args.env)
     result = distances(load(args.algo, args.env, env, device="cpu"), env, args.states, args.every, args.seeds)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
     with args.output.with_suffix(".csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(result)
