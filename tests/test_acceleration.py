@@ -9,8 +9,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sb3_mpc import BMPC, TDMPC2
-from sb3_mpc.bmpc import bmpc
-from sb3_mpc.common import acceleration, acting, collection
+from sb3_mpc.common import acceleration, collection, planning
 from sb3_mpc.common import learning as learning_module
 from sb3_mpc.common.acceleration import STEPS_WORTH_COMPILING, Acceleration, choose_acceleration
 from tests.agents import ALGORITHMS, PointEnv, make_agent
@@ -110,9 +109,8 @@ def test_traced_functions_equal_eager_ones(algorithm: Any, monkeypatch: pytest.M
     def trace(function: Any) -> Any:
         return th.compile(function, dynamic=False, backend="aot_eager")
 
-    monkeypatch.setattr(acting, "compile_function", trace)
+    monkeypatch.setattr(planning, "compile_function", trace)
     monkeypatch.setattr(learning_module, "compile_function", trace)
-    monkeypatch.setattr(bmpc, "compile_function", trace)
     th._dynamo.reset()
     actions, parameters = [], []
     for compile in (False, True):
@@ -120,7 +118,7 @@ def test_traced_functions_equal_eager_ones(algorithm: Any, monkeypatch: pytest.M
         model.learn(24)
         actions.append(model.predict(model.observation_space.sample() * 0, deterministic=True)[0])
         parameters.append(th.cat([p.detach().flatten() for p in model.policy.parameters()]))
-    assert (model._compiled_update is not None) and (model.policy._compiled_plan is not None)
+    assert model._compiled_update is not None and model.policy.planner._compiled
     th.testing.assert_close(parameters[1], parameters[0], rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(actions[1], actions[0], atol=1e-2)
     traced = th._dynamo.utils.counters["frames"]["total"]

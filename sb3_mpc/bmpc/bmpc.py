@@ -7,7 +7,6 @@ import torch as th
 from stable_baselines3.common.type_aliases import MaybeCallback
 
 from sb3_mpc.bmpc.planning import ReanalyzePlanner, StateValueModel, StateValuePlanner
-from sb3_mpc.common.acceleration import compile_function
 from sb3_mpc.common.algorithm import WorldModelAlgorithm
 from sb3_mpc.common.gaussian import gaussian_kl, gaussian_log_prob
 from sb3_mpc.common.losses import UpdateNoise, at, temporal_weights
@@ -162,7 +161,7 @@ class BMPC(WorldModelAlgorithm):
         """
         assert batch.plans is not None and batch.places is not None
         if self.policy.acceleration.compiles and self._compiled_replan is None:
-            self._compiled_replan = compile_function(self.policy.plan)
+            self._compiled_replan = self.policy.compile_plan(self._reanalyzer)
         observations = batch.observations
         states: Any = (
             {key: part[:-1, :count].flatten(0, 1) for key, part in observations.items()}

@@ -13,8 +13,8 @@ from torch import nn
 
 from sb3_mpc.common.cuda_graphs import GraphedFunction
 
-# Compiling takes one to three minutes and saves up to a third of a step on a CPU (zoo/benchmarks): so many steps pay
-# for it several times
+# Compiling takes one to two minutes and saves up to half of a step on a CPU (zoo/benchmarks): so many steps pay for it
+# several times
 STEPS_WORTH_COMPILING = 20_000
 # Smaller networks are bound by overheads that neither compiling nor reduced precision removes
 PARAMETERS_WORTH_ACCELERATING = 500_000

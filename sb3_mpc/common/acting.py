@@ -106,6 +106,17 @@ class PlanningPolicy(BasePolicy):
             with th.autocast(self.device.type, th.bfloat16):
                 return planner.plan(z, prev_mean, noise)
 
+    def compile_plan(self, planner: MPPIPlanner) -> Callable[..., Plan]:
+        """
+        :param planner: planner that is going to be used
+        :return: :meth:`plan` made fast: on GPUs all of it, one graph; on a CPU what scores the sequences, once and not
+            for every iteration, which takes a fifth of the time to compile and makes plans hardly slower
+        """
+        if self.device.type == "cuda":
+            return compile_function(self.plan)
+        planner.compile_iteration()
+        return self.plan
+
     def decide(
         self,
         observation: np.ndarray | dict[str, np.ndarray],
@@ -147,7 +158,7 @@ class PlanningPolicy(BasePolicy):
             noise = planner.draw(n_envs, self.generator, explore=True)
             shift = self.draw_shift(n_envs) if self.augment_at_inference else None
         if self.acceleration.compiles and self._compiled_plan is None:
-            self._compiled_plan = compile_function(self.plan)
+            self._compiled_plan = self.compile_plan(planner)
         plan = self._compiled_plan or self.plan
         return plan(obs_tensor, th.as_tensor(mean, device=self.device), shift, noise), vectorized
 

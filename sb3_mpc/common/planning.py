@@ -4,11 +4,14 @@ Model-predictive path integral control with a policy prior (TD-MPC2, section 3.2
 A plan is a pure function of its inputs: all random numbers are drawn beforehand into a :class:`PlanNoise`.
 """
 
-from typing import ClassVar, NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
 
 import torch as th
 from torch import nn
 
+from sb3_mpc.common.acceleration import compile_function
 from sb3_mpc.common.world_model import WorldModel
 
 # Two more iterations for large action spaces (official code)
@@ -94,6 +97,7 @@ class MPPIPlanner(nn.Module):
     """
 
     needs_terminal_action: ClassVar[bool] = True  # whether the terminal value is that of an action
+    iterated: ClassVar[tuple[str, ...]] = ("evaluate",)  # heavy methods that each iteration calls
 
     def __init__(
         self,
@@ -124,6 +128,18 @@ class MPPIPlanner(nn.Module):
         self.iterations = iterations + EXTRA_ITERATIONS * (self.action_dim >= LARGE_ACTION_DIM)
         self.num_samples, self.num_elites, self.num_pi_trajs = num_samples, num_elites, num_pi_trajs
         self.min_std, self.max_std, self.temperature = min_std, max_std, temperature
+        self._compiled: dict[str, Callable[..., th.Tensor]] = {}
+
+    def compile_iteration(self) -> None:
+        """Compile what is nearly all of the work and the same in each iteration."""
+        self._compiled = self._compiled or {name: compile_function(getattr(self, name)) for name in self.iterated}
+
+    def fast(self, name: str) -> Callable[..., th.Tensor]:
+        """:return: the method of this name, compiled if that was asked for"""
+        return self._compiled.get(name) or getattr(self, name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_compiled": {}}  # bound to this object
 
     def draw(self, n_envs: int, generator: th.Generator, explore: bool) -> PlanNoise:
         """
@@ -133,10 +149,7 @@ class MPPIPlanner(nn.Module):
         :return: random numbers of one plan
         """
         device = generator.device
-
-        def normal(*shape: int) -> th.Tensor:
-            return th.randn(*shape, generator=generator, device=device)
-
+        normal = partial(th.randn, generator=generator, device=device)
         horizon, proposals, action_dim = self.horizon, self.num_pi_trajs, self.action_dim
         selection = (
             th.empty(n_envs, self.num_elites, device=device).exponential_(generator=generator) if explore else None
@@ -265,9 +278,10 @@ class MPPIPlanner(nn.Module):
         mean = mask(z, th.cat([prev_mean[:, 1:], th.zeros_like(prev_mean[:, :1])], dim=1).transpose(0, 1))
         std = mask(z, th.full_like(mean, self.max_std))
         proposals = self.propose(z, noise.proposals) if self.num_pi_trajs > 0 else None
+        evaluate = self.fast("evaluate")
         for j in range(self.iterations):
             actions = self.sample(mean, std, proposals, noise.samples[j])
-            values = self.evaluate(z, actions, noise.terminal[j], noise.members[j])
+            values = evaluate(z, actions, noise.terminal[j], noise.members[j])
             mean, std, weights, elites = self.refit(actions, values)
             std = mask(z, std)
         if noise.selection is None:
@@ -276,13 +290,11 @@ class MPPIPlanner(nn.Module):
             # Gumbel-max trick: argmax(log w - log Exp(1)) is a draw from w
             best = elites.gather(1, (weights.log() - noise.selection.log()).argmax(1, keepdim=True))
             action = self.gather(actions, best)[0, :, 0]
-        elite_action = action
-        if noise.exploration is not None:
-            action = action + std[0] * noise.exploration
+        executed = action if noise.exploration is None else action + std[0] * noise.exploration
         return Plan(
-            action=action.clamp(-1, 1),
+            action=executed.clamp(-1, 1),
             mean=mean.transpose(0, 1),
             std=std.transpose(0, 1),
-            elite_action=elite_action,
+            elite_action=action,
             elite_value=values.gather(1, best).squeeze(1),
         )

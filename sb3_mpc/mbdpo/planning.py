@@ -1,6 +1,7 @@
 """The diffusion planner of MBDPO, with its energy and its optional score network."""
 
 import math
+from functools import partial
 from typing import Any
 
 import torch as th
@@ -37,6 +38,7 @@ class DiffusionPlanner(MPPIPlanner):
     :param kwargs: arguments of the base
     """
 
+    iterated = ("evaluate", "propose")
     alpha: th.Tensor
     alpha_bar: th.Tensor
     energy_mean: th.Tensor
@@ -152,7 +154,7 @@ class DiffusionPlanner(MPPIPlanner):
         alpha_bar = self.alpha_bar[tau].reshape(-1, 1)
         std = self.world_model.mask_actions(z, ((1 - alpha_bar) / alpha_bar).sqrt().expand_as(x))
         actions = self.sample(x / alpha_bar.sqrt(), std, proposals, samples)
-        values = self.evaluate(z, actions, terminal, members)
+        values = self.fast("evaluate")(z, actions, terminal, members)
         mean = self.soft_mean(actions, values, elites)
         return (alpha_bar.sqrt() * mean - x) / (1 - alpha_bar), values
 
@@ -190,10 +192,7 @@ class DiffusionPlanner(MPPIPlanner):
 
     def draw(self, n_envs: int, generator: th.Generator, explore: bool) -> PlanNoise:
         """See :class:`MPPIPlanner`; no elite is drawn, and the proposals of each iteration are others."""
-
-        def normal(*shape: int) -> th.Tensor:
-            return th.randn(*shape, generator=generator, device=generator.device)
-
+        normal = partial(th.randn, generator=generator, device=generator.device)
         exploration = normal(n_envs, self.action_dim) if explore else None
         if self.score_only:
             none = th.empty(0, device=generator.device)
@@ -219,7 +218,7 @@ class DiffusionPlanner(MPPIPlanner):
                 score = self.predict_score(z, x, z.new_full(z.shape[:1], tau))
             else:
                 draws = (noise.samples[j], noise.terminal[j], noise.members[j])
-                proposals = self.propose(z, noise.proposals[j]) if self.num_pi_trajs > 0 else None
+                proposals = self.fast("propose")(z, noise.proposals[j]) if self.num_pi_trajs > 0 else None
                 score, values = self.model_score(z, x, tau, draws, self.num_elites, proposals)
             x = mask(z, self.denoise(x, score, tau))
         x = x.clamp(-1, 1)
