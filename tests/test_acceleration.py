@@ -46,11 +46,12 @@ def test_bfloat16_only_where_the_processor_has_units(units: list[str]) -> None:
     assert not choose_acceleration("auto", TINY, CPU).reduces and not choose_acceleration("auto", LARGE, GPU).reduces
 
 
-def test_auto_compiles_long_runs_of_large_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_compiles_long_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(acceleration, "has_compiler", lambda: True)
     assert choose_acceleration("auto", LARGE, CPU, STEPS_WORTH_COMPILING).compiles
     assert not choose_acceleration("auto", LARGE, CPU, STEPS_WORTH_COMPILING - 1).compiles
-    assert not choose_acceleration("auto", TINY, CPU, 10**9).compiles
+    assert choose_acceleration("auto", TINY, CPU, STEPS_WORTH_COMPILING) == Acceleration(compiles=True, reduces=False)
+    assert not choose_acceleration("auto", LARGE, GPU, 10**9).compiles
     monkeypatch.setattr(acceleration, "has_compiler", lambda: False)
     assert not choose_acceleration("auto", LARGE, CPU, 10**9).compiles
 

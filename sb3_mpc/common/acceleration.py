@@ -16,8 +16,8 @@ from sb3_mpc.common.cuda_graphs import GraphedFunction
 # Compiling takes one to two minutes and saves up to half of a step on a CPU (zoo/benchmarks): so many steps pay for it
 # several times
 STEPS_WORTH_COMPILING = 20_000
-# Smaller networks are bound by overheads that neither compiling nor reduced precision removes
-PARAMETERS_WORTH_ACCELERATING = 500_000
+# Smaller networks are bound by overheads that reduced precision does not remove
+PARAMETERS_WORTH_REDUCING = 500_000
 # Units that multiply matrices in bfloat16 faster than in float32
 BFLOAT16_UNITS = ("amx_bf16", "avx512_bf16")
 
@@ -41,13 +41,13 @@ def choose_acceleration(compile: bool | str, model: nn.Module, device: th.device
     :param model: the networks
     :param device: device of the model
     :param steps: number of training steps of the run
-    :return: what to do; "auto" leaves small networks alone, and GPUs until they have been measured
+    :return: what to do; "auto" leaves short runs alone, small networks in float32, and GPUs as they are until measured
     :raises ValueError: if the switch is something else
     """
     if compile not in (True, False, "auto"):
         raise ValueError(f'compile={compile!r} is not understood: use True, False or "auto".')
-    large = sum(parameter.numel() for parameter in model.parameters()) >= PARAMETERS_WORTH_ACCELERATING
-    pays = large and device.type == "cpu" and steps >= STEPS_WORTH_COMPILING and has_compiler()
+    large = sum(parameter.numel() for parameter in model.parameters()) >= PARAMETERS_WORTH_REDUCING
+    pays = device.type == "cpu" and steps >= STEPS_WORTH_COMPILING and has_compiler()
     return Acceleration(
         compiles=compile is True or (compile == "auto" and pays),
         reduces=compile is not False and large and has_bfloat16_units(device),
