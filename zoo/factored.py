@@ -121,7 +121,7 @@ def train(args: argparse.Namespace) -> Iterator[Row]:
     name = f"{agent_name('tdmpc2', args.task)}-{args.seed}"
     expert = TDMPC2.load(args.expert / name, device="cpu")
     steps = settings.pop("distill_steps")
-    model = FacTDMPC.distill(expert, args.expert / f"{name}-buffer", steps, **settings)
+    model = FacTDMPC.distill(expert, args.expert / f"{name}-buffer", steps, compile=args.compile, **settings)
     model.save(args.agent)
     row = dict(task=args.task, seed=args.seed, decisions=expert.num_timesteps, distill_steps=steps)
     row |= dict(rank_correlation=round(rank_correlation(model), 3))
@@ -261,6 +261,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--task", default="dmc/walker-walk-v0", help="environment")
     parser.add_argument("--expert", type=Path, default=Path("logs"), help="folder of the expert and its replay buffer")
+    parser.add_argument("--compile", action="store_true", help="compile the updates of the student")
     parser.add_argument("--episodes", type=int, default=EPISODES)
     parser.add_argument("--runs", type=int, default=100, help="measurements of each time")
     parser.add_argument("--agent", type=Path, default=Path("logs/factored.zip"), help="where the trained agent is kept")
