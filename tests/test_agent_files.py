@@ -67,6 +67,12 @@ def test_saved_agent_acts_and_learns_on(algorithm: Any, tmp_path: Path, terminat
     assert with_env.num_timesteps == 40 and with_env._n_updates > model._n_updates
 
 
+def test_who_loads_an_agent_need_not_compile(tmp_path: Path) -> None:
+    for compile, kept in ((True, "auto"), (False, False)):
+        save_agent(make_agent(TDMPC2, PointEnv(), compile=compile), tmp_path / "agent")
+        assert load_agent(tmp_path / "agent", device="cpu").compile == kept
+
+
 def test_saved_policy_of_each_kind_of_observation(tmp_path: Path) -> None:
     image = spaces.Box(0, 255, (3, 16, 16), np.uint8)
     numbers = spaces.Box(np.array([-np.inf, -1], np.float32), np.array([5, np.inf], np.float32))

@@ -159,6 +159,8 @@ def _description(model: WorldModelAlgorithm) -> dict[str, Any]:
     arguments: dict[str, Any] = {name: getattr(model, name) for name in _argument_names(cls)}
     arguments["learning_rate"] = float(model.lr_schedule(1.0))  # of a schedule, where it starts
     arguments["train_freq"] = [model.train_freq.frequency, model.train_freq.unit.value]  # type: ignore[union-attr]
+    if model.compile is True:  # who loads the agent may have no compiler, and has not asked for one
+        arguments["compile"] = "auto"
     classes = {known: name for name, known in _classes().items()}
     arguments["policy_kwargs"] = {
         name: {"class": classes[value]} if isinstance(value, type) and value in classes else value
