@@ -227,7 +227,7 @@ def plot(folder: Path) -> None:
         for agent, color in (("expert", "tab:orange"), ("student", "tab:blue")):
             x, y = ([float(row[key]) for row in own] for key in ("samples", agent))
             left.plot(x, y, "o" + style, color=color, label=f"{agent}, {iterations} iterations")
-    left.set(xlabel="samples", xscale="log", ylabel="return", title="walker-walk: planner budget")
+    left.set(xlabel="samples", xscale="log", ylabel="return", title="planner budget")
     rows = read(folder / "factored-robustness.csv")
     for index, change in enumerate(map(str, PERTURBATIONS)):
         own = [row for row in rows if row["change"] == change]

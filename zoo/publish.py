@@ -19,7 +19,8 @@ from sb3_mpc.zoo.plot import curves, draw, published
 from sb3_mpc.zoo.returns import Row, action_repeat, read_csv, read_run
 
 # Small enough for a page
-FILM_SECONDS, FILM_WIDTH, FILM_RATE = 10, 160, 12
+FILM_SECONDS, FILM_WIDTH, FILM_RATE = 8, 128, 10
+FILM_COLORS = 64
 
 
 def publish(agent: Agent, args: argparse.Namespace, rows: Iterable[Row] = (), **card: Any) -> Path:
@@ -79,7 +80,8 @@ def film(model: Any, env: Any, agent: Agent, target: Path, seed: int) -> None:
         frames = []
         for frame in itertools.islice(iio.imiter(video, plugin="FFMPEG"), 0, round(FILM_SECONDS * rate), stride):
             image = Image.fromarray(frame)
-            frames.append(image.resize((FILM_WIDTH, FILM_WIDTH * image.height // image.width)))
+            small = image.resize((FILM_WIDTH, FILM_WIDTH * image.height // image.width))
+            frames.append(small.quantize(FILM_COLORS))
         frames[0].save(target, save_all=True, append_images=frames[1:], duration=1_000 * stride / rate, loop=0)
 
 
