@@ -54,11 +54,19 @@ def publish(agent: Agent, args: argparse.Namespace, rows: Iterable[Row] = (), **
     rows = [row for row in rows if row.task == agent.env_id and row.method.partition(" ")[0] == algo]
     if rows:
         draw(curves([*rows, *published(rows)]), path.with_suffix(".png"), "return")
-    if not args.no_film:
+    write_card(path)
+    if not args.no_film:  # last: where there is no OpenGL, all else is there
         film(model, env, written, path.with_suffix(".gif"), args.seed)
+        write_card(path)
     env.close()
-    path.with_suffix(".md").write_text(card_text(read_card(path), pictures_of(path)), encoding="utf-8")
     return path
+
+
+def write_card(path: Path) -> None:
+    """
+    :param path: agent file, whose card is written beside it, with the pictures that are there
+    """
+    path.with_suffix(".md").write_text(card_text(read_card(path), pictures_of(path)), encoding="utf-8")
 
 
 def film(model: Any, env: Any, agent: Agent, target: Path, seed: int) -> None:
