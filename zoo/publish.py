@@ -77,16 +77,17 @@ def film(model: Any, env: Any, agent: Agent, target: Path, seed: int) -> None:
     :param target: ``.gif`` of the first seconds of an episode
     :param seed: seed of the episode
     """
+    rate = env.get_attr("metadata")[0].get("render_fps", 30)
+    brief = {**agent.env_kwargs, "max_episode_steps": round(FILM_SECONDS * rate)}
     with tempfile.TemporaryDirectory() as folder:
         statistics = statistics_of(env, Path(folder))
-        (video,) = record_video(model, agent.env_id, folder, seed=seed, normalization=statistics, **agent.env_kwargs)
+        (video,) = record_video(model, agent.env_id, folder, seed=seed, normalization=statistics, **brief)
         import imageio.v3 as iio  # moviepy, which has made the video, needs both
         from PIL import Image
 
-        rate = iio.immeta(video, plugin="FFMPEG")["fps"]
         stride = max(1, round(rate / FILM_RATE))
         frames = []
-        for frame in itertools.islice(iio.imiter(video, plugin="FFMPEG"), 0, round(FILM_SECONDS * rate), stride):
+        for frame in itertools.islice(iio.imiter(video, plugin="FFMPEG"), 0, None, stride):
             image = Image.fromarray(frame)
             small = image.resize((FILM_WIDTH, FILM_WIDTH * image.height // image.width))
             frames.append(small.quantize(FILM_COLORS))
