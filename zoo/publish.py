@@ -3,6 +3,7 @@
 import argparse
 import itertools
 import json
+import math
 import shlex
 import tempfile
 from collections.abc import Iterable
@@ -78,7 +79,8 @@ def film(model: Any, env: Any, agent: Agent, target: Path, seed: int) -> None:
     :param seed: seed of the episode
     """
     rate = env.get_attr("metadata")[0].get("render_fps", 30)
-    brief = {**agent.env_kwargs, "max_episode_steps": round(FILM_SECONDS * rate)}
+    length = min(round(FILM_SECONDS * rate), agent.env_kwargs.get("max_episode_steps", math.inf))
+    brief = {**agent.env_kwargs, "max_episode_steps": length}
     with tempfile.TemporaryDirectory() as folder:
         statistics = statistics_of(env, Path(folder))
         (video,) = record_video(model, agent.env_id, folder, seed=seed, normalization=statistics, **brief)
