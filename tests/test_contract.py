@@ -367,7 +367,7 @@ def test_action_spaces(algorithm: Any, space: spaces.Box, deterministic: bool) -
 
 
 def test_predict_takes_one_observation_or_a_batch(algorithm: Any) -> None:
-    model = make_agent(algorithm, PointEnv(), learning_rate=1e-2).learn(40)
+    model = make_agent(algorithm, PointEnv(), learning_rate=1e-2, seed=0).learn(40)
     observations = observations_of(model.get_env(), 5)
     together, _ = model.predict(observations, deterministic=True)
     assert together.shape == (5, 2)
