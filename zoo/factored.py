@@ -228,6 +228,8 @@ def plot(folder: Path) -> None:
             x, y = ([float(row[key]) for row in own] for key in ("samples", agent))
             left.plot(x, y, "o" + style, color=color, label=f"{agent}, {iterations} iterations")
     left.set(xlabel="samples", xscale="log", ylabel="return", title="planner budget")
+    left.set_xticks(SAMPLES, map(str, SAMPLES))
+    left.minorticks_off()
     rows = read(folder / "factored-robustness.csv")
     for index, change in enumerate(map(str, PERTURBATIONS)):
         own = [row for row in rows if row["change"] == change]
