@@ -6,9 +6,8 @@ The methods beside each other on small models and a small budget: curves, networ
 
 One row of ``curves/comparison.csv`` is a point of a run: mean return of 10 deterministic episodes by planning and by
 the policy network alone, and value and discounted return of the first states of 20 episodes of the network
-(:class:`sb3_mpc.common.callbacks.OverestimationCallback`). Models, planners
-and budget are those of the preset "small", far below the papers': differences between methods here say little about
-that scale.
+(:class:`sb3_mpc.common.callbacks.OverestimationCallback`). Models, planners and budget are those of
+the preset "small", far below the papers': differences between methods here say little about that scale.
 """
 
 import argparse

@@ -137,7 +137,7 @@ def budget(args: argparse.Namespace) -> Iterator[Row]:
     planners = (model.policy.planner, model.policy.student_planner)
     for iterations in ITERATIONS:
         for samples in SAMPLES:
-            for planner in planners:  # an eighth of the samples as elites and as proposals, as in SETTINGS
+            for planner in planners:  # an eighth of the samples as elites and as proposals, as in the preset
                 planner.num_samples, planner.iterations = samples, iterations
                 planner.num_elites = max(samples // 8, 2)
                 planner.num_pi_trajs = min(planner.num_pi_trajs, 1) * planner.num_elites  # the student has none
