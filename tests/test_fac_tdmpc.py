@@ -79,6 +79,14 @@ def test_blocks_never_share_a_simplex() -> None:
         th.testing.assert_close(z.view(2, -1, simplex).sum(-1), th.ones(2, dim * block // simplex))
 
 
+def test_size_of_the_student() -> None:
+    env = SpaceEnv(spaces.Box(-1.0, 1.0, (4,), np.float32), spaces.Box(-1.0, 1.0, (3,), np.float32))
+    sizes = dict(latent_dim=24, net_arch=[48], student_latent_dim=96, student_net_arch=[40, 36])
+    policy = make_agent(FacTDMPC, env, policy_kwargs=sizes).policy
+    assert policy.world_model.latent_dim == 24 and policy.student.latent_dim == 96
+    assert [layer.weight.shape[1:] for layer in policy.student.reward_head.layers] == [(40, 33), (36, 40), (1, 36)]
+
+
 def test_best_joint_plan_is_the_groups_best_plans(three: Any) -> None:
     """Proposition 1 by brute force: all joint plans of two steps on a grid of three values a dimension."""
     planner, model = three.policy.student_planner, three.policy.student

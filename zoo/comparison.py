@@ -167,6 +167,7 @@ def main() -> None:
     trainer.add_argument("method", choices=METHODS)
     trainer.add_argument("task", help=f"environment, such as {' or '.join(TASKS)}")
     trainer.add_argument("--seed", type=int, default=1)
+    trainer.add_argument("--steps", type=int, help="decisions instead of the preset's")
     trainer.add_argument("--every", type=int, default=3_000, help="decisions between evaluations")
     trainer.add_argument("--compile", action="store_true", help="compile plan and update")
     trainer.add_argument("--save", type=Path, help="folder for the trained agent and its replay buffer")
@@ -176,7 +177,8 @@ def main() -> None:
     if args.command == "plot":
         plot(args.data, args.data.parent)
     else:
-        model = train(args.method, args.task, args.seed, args.every, args.data, compile=args.compile)
+        changed = {"compile": args.compile} | ({"n_timesteps": args.steps} if args.steps else {})
+        model = train(args.method, args.task, args.seed, args.every, args.data, **changed)
         if args.save:
             save(model, args.save, args.task)
 

@@ -42,13 +42,16 @@ class FactoredPolicy(WorldModelPolicy):
     then the student does, and its ``state`` has one action more than the expert's.
 
     The sizes are those of the expert, of which each of the G groups gets a share: a block of ``latent_dim // G``
-    features, but not less than 8, and hidden layers of ``mlp_dim // G`` units, but not less than 32. (The paper gives
-    the sum of the blocks; the width follows from its computing times.)
+    features, but not less than 8, and hidden layers of ``mlp_dim // G`` units, but not less than 32, unless
+    ``student_latent_dim`` and ``student_net_arch`` say otherwise. (The paper gives the sum of the blocks; the width
+    follows from its computing times.)
 
     :param observation_space: space of the observations
     :param action_space: space of the actions
     :param lr_schedule: learning rate schedule of the expert
     :param action_groups: indices of the action dimensions of each group; each dimension for itself if None
+    :param student_latent_dim: number of features of all blocks together; that of the expert if None
+    :param student_net_arch: hidden layers of each group's networks; a share of the expert's if None
     :param student_learning_rate: learning rate of the student
     :param student_planner_kwargs: arguments of the student's planner
     :param distilled: whether the student acts
@@ -61,6 +64,8 @@ class FactoredPolicy(WorldModelPolicy):
         action_space: spaces.Box,
         lr_schedule: Schedule,
         action_groups: Sequence[Sequence[int]] | None = None,
+        student_latent_dim: int | None = None,
+        student_net_arch: Sequence[int] | None = None,
         student_learning_rate: float = 1e-4,
         student_planner_kwargs: dict[str, Any] | None = None,
         distilled: bool = False,
@@ -70,6 +75,8 @@ class FactoredPolicy(WorldModelPolicy):
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
         self._init_kwargs |= dict(
             action_groups=action_groups,
+            student_latent_dim=student_latent_dim,
+            student_net_arch=student_net_arch,
             student_learning_rate=student_learning_rate,
             student_planner_kwargs=student_planner_kwargs,
         )
@@ -81,10 +88,11 @@ class FactoredPolicy(WorldModelPolicy):
         init = self._init_kwargs
         sizes = {name: init[name] or size for name, size in MODEL_SIZES[init["model_size"]].items()}
         count = len(self._groups)
-        block = max(sizes["latent_dim"] // count, SIMPLEX)
+        block = max((init["student_latent_dim"] or sizes["latent_dim"]) // count, SIMPLEX)
         simplex = max(v for v in range(1, SIMPLEX + 1) if block % v == 0)  # no simplex belongs to two groups
         arch = init["net_arch"].get("qf") if isinstance(init["net_arch"], dict) else init["net_arch"]
-        hidden = [max(min(w, MIN_WIDTH), w // count) for w in (arch or [sizes["mlp_dim"]] * 2)]
+        shares = [max(min(w, MIN_WIDTH), w // count) for w in (arch or [sizes["mlp_dim"]] * 2)]
+        hidden = list(init["student_net_arch"] or shares)
         encoder = Encoder(
             self.observation_space,
             self.make_features_extractor(),
