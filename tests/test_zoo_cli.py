@@ -220,6 +220,16 @@ def test_missing_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     assert 'needs rl_zoo3: pip install "sb3-mpc[zoo,extra]"' in capsys.readouterr().err
 
 
+def test_reader_that_has_seen_enough() -> None:
+    """As in ``list | head``."""
+    command = [sys.executable, "-m", "sb3_mpc.zoo", "list"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
+
+
 def test_help_is_light(capsys: pytest.CaptureFixture[str]) -> None:
     program = (
         "import sys; from sb3_mpc.zoo.__main__ import main\n"

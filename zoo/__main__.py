@@ -104,6 +104,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parsers.choices[args.command].error(f"unknown: {' '.join(rest)}")
     try:
         function(command.run)(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has seen enough, as in "list | head"; what is left to flush goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
         expected = isinstance(error, EXPECTED) or type(error).__module__.startswith("gymnasium.")
         if "SB3_MPC_TRACEBACK" in os.environ or not expected:
