@@ -56,6 +56,17 @@ def test_auto_compiles_long_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not choose_acceleration("auto", LARGE, CPU, 10**9).compiles
 
 
+def test_compiler_that_does_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("C++ compile error: Python.h is missing")
+
+    acceleration.has_compiler.cache_clear()
+    monkeypatch.setattr(th, "compile", fail)
+    with pytest.warns(UserWarning, match='compile="auto" does without torch.compile, .* Python.h is missing'):
+        assert not choose_acceleration("auto", LARGE, CPU, 10**9).compiles
+    acceleration.has_compiler.cache_clear()
+
+
 def test_run_that_goes_on_is_executed_as_it_began(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiled and eager updates differ by rounding: a resumed run would not equal the uninterrupted one."""
     seen: list[int] = []

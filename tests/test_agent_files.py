@@ -291,6 +291,10 @@ def test_rewritten_card_alone_is_accepted(agent: Path, tmp_path: Path) -> None:
         (dict(vec_normalize={"venv": "os.system", "norm_obs": False}), ""),
         (dict(environment={"id": "os:system"}), "'os:system'.* is not the id of one"),
         (dict(environment="os.system"), "is not the id of one"),
+        (dict(environment={"id": "a/b-v0", "kwargs": "os.system"}), "has environment of another kind"),
+        (dict(steps=5), "has steps of another kind"),
+        (dict(steps={"decisions": "many"}), "has steps of another kind"),
+        (dict(state={"num_timesteps": "x", "_n_updates": 1, "_episode_num": 1}), "no state"),
         (dict(environment={"id": "../../x"}, commit="$(touch executed)", versions=None), None),
     ],
 )

@@ -14,7 +14,7 @@ from stable_baselines3 import SAC
 from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.vec_env import VecEnvWrapper
 
-from sb3_mpc import TDMPC2
+from sb3_mpc import BMPC, MBDPO, TDMPC2, FacTDMPC
 from tests.agents import (
     PointEnv,
     SpaceEnv,
@@ -75,6 +75,7 @@ class Spoiler(gym.Wrapper):
         (spaces.MultiBinary(3), "MultiBinary"),
         (spaces.Box(-np.inf, np.inf, (2,), np.float32), "inf|bound|finite"),
         (spaces.Box(0.0, np.inf, (2,), np.float32), "inf|bound|finite"),
+        (spaces.Box(-128, 127, (2,), np.int8), "floating-point"),
     ],
     ids=str,
 )
@@ -123,10 +124,46 @@ def test_no_environment(algorithm: Any) -> None:
     assert_one_clear_sentence(error.value, algorithm.__name__, "environment", FIX)
 
 
-def test_empty_batch(algorithm: Any) -> None:
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("batch_size", 0),
+        ("buffer_size", -5),
+        ("gamma", 1.5),
+        ("gamma", None),
+        ("tau", 2),
+        ("temperature", -1),
+        ("min_std", 3.0),
+        ("replay_buffer_kwargs", dict(horizon=9)),
+    ],
+)
+def test_number_out_of_range(algorithm: Any, name: str, value: Any) -> None:
+    with pytest.raises((ValueError, TypeError)) as error:
+        make_agent(algorithm, PointEnv(), **{name: value})
+    assert_one_clear_sentence(error.value, name, FIX)
+
+
+@pytest.mark.parametrize(("name", "value"), [("dropout", 1.0), ("num_q", 0), ("latent_dim", -16)])
+def test_size_out_of_range(name: str, value: float) -> None:
     with pytest.raises(ValueError) as error:
-        make_agent(algorithm, PointEnv(), batch_size=0)
-    assert_one_clear_sentence(error.value, "batch_size=0", FIX)
+        make_agent(TDMPC2, PointEnv(), policy_kwargs={name: value})
+    assert_one_clear_sentence(error.value, f"{name}={value}", FIX)
+
+
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [
+        (BMPC, "reanalyze_batch_size"),
+        (BMPC, "td_horizon"),
+        (MBDPO, "score_states"),
+        (FacTDMPC, "distill_batch_size"),
+        (FacTDMPC, "distill_temperature"),
+    ],
+)
+def test_number_of_a_method_out_of_range(method: Any, name: str) -> None:
+    with pytest.raises(ValueError) as error:
+        make_agent(method, PointEnv(), **{name: 0})
+    assert_one_clear_sentence(error.value, f"{name}=0", FIX)
 
 
 @pytest.mark.parametrize("buffer_class", [ReplayBuffer, NStepReplayBuffer])
@@ -197,9 +234,23 @@ def test_bad_number_given_to_predict(algorithm: Any) -> None:
     observations = observations_of(model.get_env(), 3)
     for value in (np.nan, np.inf):
         observations[1, 2] = value
-        with pytest.raises(ValueError) as error:
-            model.predict(observations, deterministic=True)
-        assert_one_clear_sentence(error.value, "observation", str(value))
+        for use_planner in (True, False):
+            with pytest.raises(ValueError) as error:
+                model.predict(observations, deterministic=True, use_planner=use_planner)
+            assert_one_clear_sentence(error.value, "observation", str(value))
+
+
+def test_bad_state_given_to_predict(algorithm: Any) -> None:
+    model = make_agent(algorithm, PointEnv())
+    observations = observations_of(model.get_env(), 3)
+    (mean,) = model.predict(observations)[1]
+    mean[0, 0, 0] = np.nan
+    with pytest.raises(ValueError) as error:
+        model.predict(observations, state=(mean,))
+    assert_one_clear_sentence(error.value, "state", "finite", FIX)
+    with pytest.raises(ValueError) as error:
+        model.predict(observations, episode_start=np.array([True, False]))
+    assert_one_clear_sentence(error.value, "episode_start has 2 entries for 3", FIX)
 
 
 # --- shapes -----------------------------------------------------------------------------------------------------------
@@ -397,6 +448,19 @@ def test_file_of_another_algorithm(algorithm: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError) as error:
         algorithm.load(tmp_path / "sac")
     assert_one_clear_sentence(error.value, algorithm.__name__, "SACPolicy", FIX)
+
+
+@pytest.mark.parametrize(("method", "other"), [(BMPC, TDMPC2), (TDMPC2, FacTDMPC), (MBDPO, TDMPC2)])
+def test_file_of_another_method(method: Any, other: Any, tmp_path: Path) -> None:
+    make_agent(method, PointEnv()).save(tmp_path / "model")
+    with pytest.raises(ValueError) as error:
+        other.load(tmp_path / "model")
+    assert_one_clear_sentence(error.value, f"saved by {method.__name__}", f"use {method.__name__}.load")
+
+    class Derived(method):  # type: ignore[misc]
+        """A method of the user's own."""
+
+    assert isinstance(Derived.load(tmp_path / "model"), Derived)
 
 
 def test_saving_through_a_link_keeps_the_link(algorithm: Any, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch as th
 import torch.nn.functional as F
 from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_mpc import BMPC, MBDPO, TDMPC2, FacTDMPC, TDMPCSquare
 from sb3_mpc.common.layers import SimNorm
@@ -21,6 +22,7 @@ from tests.agents import (
     assert_same_state,
     make_agent,
     observations_of,
+    vec,
 )
 
 THREE = SpaceEnv(spaces.Box(-1.0, 1.0, (4,), np.float32), spaces.Box(-1.0, 1.0, (3,), np.float32))
@@ -77,6 +79,14 @@ def test_blocks_never_share_a_simplex() -> None:
         z = make_agent(FacTDMPC, env, policy_kwargs=dict(latent_dim=512)).policy.student.encode(th.zeros(2, 4))
         assert z.shape == (2, dim * block)
         th.testing.assert_close(z.view(2, -1, simplex).sum(-1), th.ones(2, dim * block // simplex))
+
+
+def test_no_state_is_constant() -> None:
+    """A softmax over one feature would be: the share of 512 features of one of 7 or 38 actions has no small divisor."""
+    for dim in (7, 11, 22, 29, 38, 39, 43, 61):
+        env = SpaceEnv(spaces.Box(-1.0, 1.0, (4,), np.float32), spaces.Box(-1.0, 1.0, (dim,), np.float32))
+        z = make_agent(FacTDMPC, env, policy_kwargs=dict(latent_dim=512)).policy.student.encode(th.randn(5, 4))
+        assert (z.std(0) > 0).all(), dim
 
 
 def test_size_of_the_student() -> None:
@@ -216,3 +226,52 @@ def test_wrong_arguments(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError) as error:
         make_agent(FacTDMPC, PointEnv(), **wrong)
     assert_one_clear_sentence(error.value, next(iter(wrong)), "use")
+
+
+def test_wrong_expert(expert: Any) -> None:
+    with pytest.raises(ValueError) as error:
+        make_agent(FacTDMPC, PointEnv(), expert="expert.zip")
+    assert_one_clear_sentence(error.value, "expert='expert.zip'", "load")
+    with pytest.raises(ValueError) as error:
+        make_agent(FacTDMPC, PointEnv(), expert=expert, policy_kwargs=dict(latent_dim=32))
+    assert_one_clear_sentence(error.value, "policy_kwargs", "student_latent_dim")
+
+
+def test_positional_arguments_beside_an_expert(expert: Any) -> None:
+    model = FacTDMPC("MlpPolicy", PointEnv(), 3e-4, 500, 7, expert=expert)
+    assert (model.buffer_size, model.learning_starts, model.horizon) == (500, 7, expert.horizon)
+
+
+def test_no_distillation(expert: Any) -> None:
+    model = make_agent(FacTDMPC, PointEnv(), distill_steps=0).learn(12)
+    assert not model.policy.distilled, "an untrained student must not act"
+    assert not FacTDMPC.distill(expert, steps=0).policy.distilled
+    with pytest.raises(ValueError) as error:
+        FacTDMPC.distill(expert, steps=-1)
+    assert_one_clear_sentence(error.value, "steps=-1", "use")
+
+
+class Seen(FacTDMPC):
+    """Remembers the batches that it is distilled from."""
+
+    largest = 0.0
+
+    def distill_update(self, batch: Any, noise: Any) -> Any:
+        self.largest = max(self.largest, batch.observations.abs().max().item())
+        return super().distill_update(batch, noise)
+
+
+def test_student_sees_normalised_observations_as_the_expert_does() -> None:
+    large = spaces.Box(-1000.0, 1000.0, (4,), np.float32)
+    env = VecNormalize(vec(lambda: SpaceEnv(large, THREE.action_space)))
+    expert = make_agent(TDMPC2, env).learn(40)
+    assert np.abs(expert.replay_buffer.observations).max() > 100
+    model = Seen.distill(expert, steps=3, distill_batch_size=8)
+    assert 0 < model.largest <= 10
+    assert model.get_vec_normalize_env() is env
+
+
+def test_replay_buffer_of_another_device(expert: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(expert.replay_buffer, "device", th.device("meta"))
+    FacTDMPC.distill(expert, steps=2, distill_batch_size=8, device="cpu")
+    assert expert.replay_buffer.device.type == "meta"

@@ -1,5 +1,7 @@
 """Values are right where episodes end: by termination, by a time limit, after one step, anywhere in a window."""
 
+import copy
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -177,6 +179,21 @@ def test_termination_head_appears_with_the_first_termination(algorithm: Any) -> 
     after = model.policy.state_dict()
     assert any(not th.equal(tensor, after[name]) for name, tensor in head.items())  # it is trained
     assert {"train/termination_loss"} <= model.logger.name_to_value.keys()
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_parameters_from_before_the_first_termination(algorithm: Any, reverse: bool, tmp_path: Path) -> None:
+    model = make_agent(algorithm, PointEnv(5, terminate=True))
+    before = copy.deepcopy(model.get_parameters())
+    model.save(tmp_path / "model")
+    model.learn(30)
+    assert model.policy.episodic
+    model.set_parameters(dict(reversed(before.items())) if reverse else before)
+    assert not model.policy.episodic
+    assert_same_state(model.get_parameters(), before)
+    model.learn(30)
+    assert model.policy.episodic
+    assert algorithm.load(tmp_path / "model", env=PointEnv(5), episodic=True).learn(12).policy.episodic
 
 
 def test_episodic_auto_is_the_reference_without_terminations(algorithm: Any) -> None:

@@ -60,7 +60,7 @@ COMMANDS = {
 
 
 # Errors whose message is enough; others come with their traceback
-EXPECTED = (ValueError, AssertionError, ImportError, OSError, MemoryError, RuntimeError)
+EXPECTED = (ValueError, TypeError, AssertionError, ImportError, OSError, MemoryError, RuntimeError)
 
 
 def function(name: str) -> Callable[..., None]:

@@ -155,6 +155,8 @@ def convert(source: str | Path, target: str | Path, algo: str | None = None, env
     :return: the file
     """
     kinds = [Path(source).suffix, Path(target).suffix]
+    if not Path(source).is_file():
+        raise FileNotFoundError(f"There is no file {source}.")
     if kinds == [".safetensors", ".zip"]:
         card, _ = read_agent(source)
         if card["vec_normalize"]:
@@ -188,6 +190,8 @@ def list_agents(args: argparse.Namespace) -> None:
     """
     :param args: command line of ``list``
     """
+    if args.folder is not None and not args.folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {args.folder}.")
     rows = [("method", "environment", "frames", "return", "file")]
     for name, card in read_cards(args.folder or cards.CHECKPOINTS).items():
         planner, _ = cards.returns_of(card)

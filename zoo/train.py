@@ -5,6 +5,7 @@ import json
 import random
 import sys
 
+from sb3_mpc.common.checks import check_range
 from sb3_mpc.zoo.hyperparameters import ALGOS
 
 
@@ -14,6 +15,9 @@ def main(args: argparse.Namespace) -> None:
     """
     from sb3_mpc.zoo import rl_zoo
 
+    for name, least in (("n_timesteps", 1), ("seed", 0)):
+        if getattr(args, name) is not None:
+            check_range(f"--{name.replace('_', '-')}", getattr(args, name), least)
     options = [*args.rest]
     for name, value in (("--n-timesteps", args.n_timesteps), ("--hyperparams", args.hyperparams)):
         if value is not None:

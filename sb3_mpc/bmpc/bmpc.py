@@ -47,6 +47,10 @@ class BMPC(WorldModelAlgorithm):
     """
 
     buffer_class = PlanReplayBuffer
+    ranges: ClassVar[dict[str, tuple[float, ...]]] = {
+        **WorldModelAlgorithm.ranges,
+        **dict(td_horizon=(1,), reanalyze_interval=(0,), reanalyze_batch_size=(1,)),
+    }
     policy_defaults: ClassVar[dict[str, Any]] = dict(
         n_critics=2,
         log_std_min=-3.0,
@@ -73,8 +77,6 @@ class BMPC(WorldModelAlgorithm):
             raise ValueError(f'kl_direction={kl_direction!r} is unknown: use "reverse" or "forward".')
         if expert_mean not in ("elite", "mean"):
             raise ValueError(f'expert_mean={expert_mean!r} is unknown: use "elite" or "mean".')
-        if td_horizon < 1:
-            raise ValueError(f"{td_horizon=} must be at least 1.")
         self.td_horizon, self.kl_direction, self.expert_mean = td_horizon, kl_direction, expert_mean
         self.reanalyze_interval, self.reanalyze_batch_size = reanalyze_interval, reanalyze_batch_size
         self.expl_log_std_min, self.expl_log_std_max = expl_log_std_min, expl_log_std_max

@@ -3,8 +3,10 @@
 import math
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch as th
@@ -74,9 +76,18 @@ def full_precision(x: th.Tensor) -> AbstractContextManager:
     return th.autocast(kind, enabled=False) if th.is_autocast_enabled(kind) else nullcontext()
 
 
+@cache
 def has_compiler() -> bool:
-    """:return: whether the C++ compiler that torch.compile calls is there"""
-    return shutil.which(os.environ.get("CXX", "g++")) is not None
+    """:return: whether torch.compile works here, tried on one small function: it needs a C++ compiler with headers"""
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        return False
+    try:
+        th.compile(lambda x: x.sin() + 1, dynamic=False)(th.zeros(8))
+    except Exception as error:  # of the compiler, of the linker, of a folder that may not execute, ...
+        reason = " ".join(str(error).split())[:200]
+        warnings.warn(f'compile="auto" does without torch.compile, which does not work here: {reason}', stacklevel=2)
+        return False
+    return True
 
 
 def compile_function(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -134,7 +145,8 @@ def mish(x: th.Tensor) -> th.Tensor:
     """
     if x.device.type != "cpu":
         return F.mish(x)
-    if th.compiler.is_compiling():  # the compiler fuses and differentiates the formula itself
+    # Who compiles or traces gets the formula, fuses and differentiates it itself
+    if th.compiler.is_compiling() or th.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         e = x.clamp(max=20.0).exp()
         n = e * (e + 2)
         return x * (n / (n + 2))

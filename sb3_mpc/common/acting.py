@@ -142,14 +142,20 @@ class PlanningPolicy(BasePolicy):
         _, planner = self.acting()
         mean = np.zeros((n_envs, planner.horizon, planner.action_dim), dtype=np.float32)
         if state is not None:
-            if np.shape(state[0]) != mean.shape:
+            if np.shape(state[0]) != mean.shape or not np.isfinite(state[0]).all():
                 raise ValueError(
                     f"The state given to predict() has shape {np.shape(state[0])}, this policy and {n_envs} "
-                    f"observation(s) need {mean.shape}: pass the state that the previous predict() returned, or None."
+                    f"observation(s) need {mean.shape}, all finite: pass the state that the previous predict() "
+                    "returned, or None."
                 )
             mean[:] = state[0]
-            if episode_start is not None:
-                mean[np.asarray(episode_start, dtype=bool).reshape(-1)] = 0
+        if episode_start is not None:
+            starts = np.asarray(episode_start, dtype=bool).reshape(-1)
+            if len(starts) not in (1, n_envs):
+                raise ValueError(
+                    f"episode_start has {len(starts)} entries for {n_envs} observation(s): give one for each."
+                )
+            mean[np.broadcast_to(starts, n_envs)] = 0
         if deterministic:
             if self._bank is None:
                 self._bank = planner.draw(1, th.Generator().manual_seed(BANK_SEED), explore=False).to(self.device)

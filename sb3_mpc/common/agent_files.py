@@ -206,9 +206,11 @@ def _to_json(value: Any, name: str) -> str:
 
 
 def _environment(env: VecEnv | None, env_id: str | None) -> dict[str, Any] | None:
+    if env_id is not None:
+        return dict(id=env_id, max_episode_steps=None, kwargs={})
     spec = env_attribute(env, "spec")
-    if env_id is not None or spec is None:
-        return None if env_id is None else dict(id=env_id, max_episode_steps=None, kwargs={})
+    if spec is None:
+        return None
     # For the reader, no environment is made from it
     kwargs = json.loads(json.dumps({k: v for k, v in spec.kwargs.items() if k != "render_mode"}, default=repr))
     return dict(id=spec.id, max_episode_steps=spec.max_episode_steps, kwargs=kwargs)
@@ -256,6 +258,8 @@ def _build(
         raise ValueError(f"no policy {card['policy']!r}")
     observation_space, action_space = (space_from_json(card[f"{kind}_space"]) for kind in ("observation", "action"))
     state = {name: card["state"][name] for name in algorithm.kept_in_agent_files}
+    if not all(value is None or isinstance(value, int) for value in state.values()):
+        raise ValueError(f"no state {state}")
     return build_agent(
         algorithm, card["policy"], observation_space, action_space, n_envs, state, device=device, **arguments
     )

@@ -27,6 +27,7 @@ from sb3_mpc.common.checkpoints import atomic_target, complete_name
 
 FORMAT = 1  # raise it when a reader of the older one would go wrong, and let _check upgrade the older cards
 KEY, SUFFIX = "sb3_mpc", "safetensors"
+PARTS = ("arguments", "state", "steps", "evaluation", "versions", "vec_normalize")  # of a card that are dicts, or null
 
 
 def write_agent(path: str | Path, card: dict[str, Any], tensors: dict[str, th.Tensor]) -> Path:
@@ -121,6 +122,10 @@ def _check(path: str | Path, metadata: dict[str, str] | None) -> dict[str, Any]:
     env_id = environment.get("id") if isinstance(environment, dict) else None
     if not isinstance(env_id, str) or ":" in env_id:  # of which Gymnasium would import a module
         raise ValueError(f"{path} names {environment!r} as its environment, which is not the id of one: do not use it.")
+    wrong = [name for name in PARTS if not isinstance(card.get(name) or {}, dict)]
+    wrong += ["environment"] * (not isinstance(environment.get("kwargs") or {}, dict))
+    if wrong or not all(isinstance(count, int) for count in (card.get("steps") or {}).values()):
+        raise ValueError(f"{path} has {(wrong or ['steps'])[0]} of another kind than agent files have: do not use it.")
     if not isinstance(algorithm, str) or algorithm not in sb3_mpc.ALGORITHMS:
         raise ValueError(
             f"{path} holds an agent of the algorithm {algorithm!r}, which this sb3_mpc does not have: it has "

@@ -15,10 +15,10 @@ from sb3_mpc.common.acceleration import choose_acceleration
 from sb3_mpc.common.arguments import show_inherited_arguments
 from sb3_mpc.common.checks import (
     check_action_space,
-    check_batch_size,
     check_keywords,
     check_no_unknown_arguments,
     check_policy_class,
+    check_range,
     make_env,
 )
 from sb3_mpc.common.discount import discount_from_episode_length, episode_length
@@ -32,7 +32,15 @@ from sb3_mpc.common.views import PriorPolicy, ValueFunctions
 SEED_EPISODES, MIN_SEED_STEPS = 5, 1000
 DEFAULT_GAMMA = 0.99  # for environments that do not tell their episode length
 # Arguments of the replay buffer that the agent gives it
-BUFFER_ARGUMENTS = ("buffer_size", "observation_space", "action_space", "device", "n_envs", "optimize_memory_usage")
+BUFFER_ARGUMENTS = (
+    "buffer_size",
+    "observation_space",
+    "action_space",
+    "device",
+    "n_envs",
+    "optimize_memory_usage",
+    "horizon",
+)
 
 
 class WorldModelAlgorithm(LearningAlgorithm):
@@ -50,6 +58,13 @@ class WorldModelAlgorithm(LearningAlgorithm):
         "MultitaskPolicy": MultitaskWorldModelPolicy,
     }
     policy_defaults: ClassVar[dict[str, Any]] = {}  # what the method changes in the defaults of the policy
+    ranges: ClassVar[dict[str, tuple[float, ...]]] = {  # least, and most where there is one, of what users set
+        **dict.fromkeys(("buffer_size", "batch_size", "horizon", "iterations"), (1,)),
+        **dict.fromkeys(("gamma", "tau", "rho"), (0, 1)),
+        **dict.fromkeys(
+            ("learning_starts", "pretrain_gradient_steps", "temperature", "min_std", "max_grad_norm"), (0,)
+        ),
+    }
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -155,7 +170,8 @@ class WorldModelAlgorithm(LearningAlgorithm):
             )
         if self.episodic not in (True, False, "auto"):
             raise ValueError(f'episodic={self.episodic!r} is not understood: use True, False or "auto".')
-        check_batch_size(self.batch_size)
+        for name, limits in self.ranges.items():
+            check_range(name, getattr(self, name), *limits)
         check_policy_class(self.policy_class, WorldModelPolicy, type(self).__name__)
         check_keywords(
             "policy_kwargs", self.policy_class, self.policy_kwargs, ("observation_space", "action_space", "lr_schedule")
@@ -212,7 +228,8 @@ class WorldModelAlgorithm(LearningAlgorithm):
                 device=self.device,
                 n_envs=self.n_envs,
                 optimize_memory_usage=self.optimize_memory_usage,
-                **{"horizon": self.horizon, **self.replay_buffer_kwargs},
+                horizon=self.horizon,
+                **self.replay_buffer_kwargs,
             )
         self.replay_buffer.set_env(self.env)
 

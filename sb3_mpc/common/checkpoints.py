@@ -1,18 +1,19 @@
 """Files that are whole or not there: atomic writing, and plain words for files that cannot be read."""
 
 import io
+import json
 import os
 import pathlib
 import pickle
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, TypeVar
 
 import torch as th
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.type_aliases import GymEnv, TensorDict
 
 from sb3_mpc.common.policies import WorldModelPolicy
 from sb3_mpc.common.sequence_buffer import SequenceReplayBuffer
@@ -87,6 +88,21 @@ def _damaged(path: object, kind: str) -> str:
     return f"{path} is not a complete {kind}: it is truncated, damaged or another kind of file, use an earlier one."
 
 
+def _method_name(algorithm: type) -> str:
+    """:return: the class of this package that an algorithm is, or that it is derived from"""
+    return next(cls.__name__ for cls in algorithm.__mro__ if cls.__module__.startswith("sb3_mpc."))
+
+
+def _read_method(path: str | pathlib.Path | io.BufferedIOBase) -> str | None:
+    """:return: the method that has saved a model, None if the file does not tell"""
+    try:
+        with zipfile.ZipFile(complete_name(path, "zip") if isinstance(path, (str, pathlib.Path)) else path) as archive:
+            name = json.loads(archive.read("data")).get("_saved_by")
+    except (OSError, ValueError, AttributeError, *DAMAGE):  # said better by who reads it all
+        return None
+    return name if isinstance(name, str) else None
+
+
 class PersistentAlgorithm(OffPolicyAlgorithm):
     """
     Saving and loading: SB3's formats, written atomically, with what a run needs to go on as if never interrupted, its
@@ -97,6 +113,8 @@ class PersistentAlgorithm(OffPolicyAlgorithm):
     # Plain values that an agent file keeps besides the arguments and the policy's tensors
     kept_in_agent_files: ClassVar[tuple[str, ...]] = ("num_timesteps", "_n_updates", "_episode_num")
     policy: WorldModelPolicy
+    episodic: bool | str
+    _compiled_update: Callable[..., Any] | None
     horizon: int
     replay_buffer: SequenceReplayBuffer
 
@@ -132,9 +150,27 @@ class PersistentAlgorithm(OffPolicyAlgorithm):
         :param exclude: names of attributes to leave out, besides the usual ones
         :param include: names of attributes to keep that are usually left out
         """
+        self._saved_by = _method_name(type(self))
         self._rng_state = dict(policy=self.policy.get_rng_state(), action_space=self.action_space.np_random)
         with atomic_target(path, "zip") as target:
             super().save(target, exclude, include)
+
+    def set_parameters(
+        self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
+    ) -> None:
+        """
+        Load parameters of networks and optimisers, see SB3. They may come from before the first termination was seen.
+
+        :param load_path_or_dict: file, or what ``get_parameters`` has returned
+        :param exact_match: whether all parameters must be there
+        :param device: device to load a file on
+        """
+        if isinstance(load_path_or_dict, dict):  # the policy settles which parameters its optimisers have
+            load_path_or_dict = dict(sorted(load_path_or_dict.items(), key=lambda item: item[0] != "policy"))
+        super().set_parameters(load_path_or_dict, exact_match, device)
+        if self.episodic is True:
+            self.policy.enable_termination()
+        self._compiled_update = None
 
     @classmethod
     def load(
@@ -160,6 +196,9 @@ class PersistentAlgorithm(OffPolicyAlgorithm):
         :return: the model
         :raises ValueError: if the file is damaged, or the environment is another one
         """
+        saved_by = _read_method(path)
+        if saved_by not in (None, _method_name(cls)):
+            raise ValueError(f"{path} was saved by {saved_by}, not by {_method_name(cls)}: use {saved_by}.load().")
         with explain_damage(path, f"{cls.__name__} model"):
             try:
                 model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)

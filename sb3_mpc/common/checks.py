@@ -45,6 +45,11 @@ def check_action_space(space: spaces.Space, method: str) -> None:
             f"{method} needs an action space with a finite lower and upper bound in every dimension, got {space}: wrap "
             "the environment in gymnasium.wrappers.RescaleAction or give its action space bounds."
         )
+    if not np.issubdtype(space.dtype, np.floating):
+        raise UnsupportedActionSpaceError(
+            f"{method} plans over floating-point actions and cannot use {space}: wrap the environment in "
+            "gymnasium.wrappers.TransformAction, with a Box of np.float32 and a function that rounds."
+        )
     if not (space.low < space.high).all():
         raise UnsupportedActionSpaceError(
             f"{method} needs low < high in every dimension of the action space, got low={space.low}, high={space.high}"
@@ -179,13 +184,19 @@ def check_no_unknown_arguments(method: type, unknown: dict[str, Any]) -> None:
         raise TypeError(f"{method.__name__} has no argument {name!r}: {explain_unknown(name, known_arguments(method))}")
 
 
-def check_batch_size(batch_size: int) -> None:
+def check_range(name: str, value: object, least: float, most: float = np.inf) -> None:
     """
-    :param batch_size: number of windows in a batch
-    :raises ValueError: if it is not positive
+    :param name: argument of the user, for the message
+    :param value: its value; text such as "auto" is left to others
+    :param least: smallest value that is allowed
+    :param most: largest value that is allowed
+    :raises ValueError: if it is no number of that range
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} gives no data to learn from: use at least 1.")
+    if isinstance(value, str):
+        return
+    if not isinstance(value, (int, float, np.number)) or not least <= value <= most:
+        upper = f" to {most:g}" if most < np.inf else " on"
+        raise ValueError(f"{name}={value!r} is out of range: use a number from {least:g}{upper}.")
 
 
 def check_policy_class(policy_class: type, base: type, method: str) -> None:

@@ -1,7 +1,6 @@
 """Collecting transitions with the planner, within SB3's off-policy loop."""
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,12 +24,10 @@ class CollectingAlgorithm(PersistentAlgorithm):
     carries through ``predict``, and a termination that is seen for the first time creates the termination head.
     """
 
-    episodic: bool | str
     compile: bool | str
     _plan_state: tuple[np.ndarray, ...] | None
     _last_plan: Plan | None
     _plan_seconds: float
-    _compiled_update: Callable[..., Any] | None
 
     def _setup_learn(
         self,

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 # Discount heuristic of TD-MPC2: gamma = (T/5 - 1) / (T/5), within bounds
 DISCOUNT_DENOMINATOR, DISCOUNT_MIN, DISCOUNT_MAX = 5, 0.95, 0.995
@@ -26,8 +26,10 @@ def episode_length(env: VecEnv | None) -> int | None:
     :param env: vectorised environment
     :return: number of decisions after which an episode is truncated, None if the environment does not tell
     """
-    spec = env_attribute(env, "spec")
-    length = getattr(spec, "max_episode_steps", None) or env_attribute(env, "_max_episode_steps")
+    length = env_attribute(env, "_max_episode_steps")  # of the wrapper TimeLimit
+    # Otherwise of the specification, which not every worker process can send: one that cannot dies
+    if length is None and env is not None and not isinstance(env.unwrapped, SubprocVecEnv):
+        length = getattr(env_attribute(env, "spec"), "max_episode_steps", None)
     return None if length is None else int(length)
 
 

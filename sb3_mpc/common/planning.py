@@ -113,8 +113,11 @@ class MPPIPlanner(nn.Module):
         temperature: float = 0.5,
     ) -> None:
         super().__init__()
-        if horizon < 1 or iterations < 1:
-            raise ValueError(f"The planner needs horizon >= 1 and iterations >= 1, got {horizon=}, {iterations=}.")
+        if horizon < 1 or iterations < 1 or not min_std <= max_std:
+            raise ValueError(
+                "The planner needs horizon >= 1, iterations >= 1 and min_std <= max_std, "
+                f"got {horizon=}, {iterations=}, {min_std=}, {max_std=}."
+            )
         if not 1 <= num_elites <= num_samples or not 0 <= num_pi_trajs <= num_samples:
             raise ValueError(
                 "The planner needs 1 <= num_elites <= num_samples and 0 <= num_pi_trajs <= num_samples, "

@@ -10,6 +10,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Flatten
 from stable_baselines3.common.type_aliases import Schedule
 
 from sb3_mpc.common.acting import PlanningPolicy
+from sb3_mpc.common.checks import check_range
 from sb3_mpc.common.encoders import DictExtractor, Encoder, PixelExtractor
 from sb3_mpc.common.planning import MPPIPlanner
 from sb3_mpc.common.running_scale import RunningScale
@@ -17,6 +18,7 @@ from sb3_mpc.common.views import PriorPolicy, ValueFunctions
 from sb3_mpc.common.world_model import MODEL_SIZES, WorldModel
 
 PI_OPTIMIZER_EPS = 1e-5
+SIZES = ("latent_dim", "enc_dim", "mlp_dim", "num_enc_layers", "num_q", "n_critics", "simnorm_dim")
 
 
 class WorldModelPolicy(PlanningPolicy):
@@ -118,6 +120,10 @@ class WorldModelPolicy(PlanningPolicy):
         self._init_kwargs = init_kwargs  # what re-creates this policy in `load`
         if model_size not in MODEL_SIZES:
             raise ValueError(f"model_size={model_size} is unknown: use one of {sorted(MODEL_SIZES)}.")
+        for name in SIZES:
+            if init_kwargs[name] is not None:
+                check_range(name, init_kwargs[name], 1)
+        check_range("dropout", dropout, 0, 0.99)
         sizes = MODEL_SIZES[model_size]
         latent_dim = latent_dim or sizes["latent_dim"]
         if latent_dim % simnorm_dim:
@@ -221,10 +227,21 @@ class WorldModelPolicy(PlanningPolicy):
             self._init_kwargs["episodic"] = True
             self._compiled_plan = None
 
+    def disable_termination(self) -> None:
+        """Remove the termination head, also from the model's optimiser. Does nothing if there is none."""
+        if self.world_model.termination_head is not None:
+            for parameter in self.model_optimizer.param_groups.pop()["params"]:
+                self.model_optimizer.state.pop(parameter, None)
+            self.world_model.termination_head = None
+            self._init_kwargs["episodic"] = False
+            self._compiled_plan = None
+
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load parameters, see ``torch.nn.Module``; the termination head is created if they contain one."""
+        """Load parameters, see ``torch.nn.Module``; there is a termination head afterwards if they contain one."""
         if any(name.startswith("world_model.termination_head.") for name in state_dict):
             self.enable_termination()
+        elif strict:
+            self.disable_termination()
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:

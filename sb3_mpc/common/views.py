@@ -2,11 +2,13 @@
 
 from typing import Any
 
+import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BaseModel, BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 
+from sb3_mpc.common.checks import check_finite_observation
 from sb3_mpc.common.world_model import WorldModel
 
 
@@ -30,6 +32,17 @@ class PriorPolicy(BasePolicy):
         return dict(
             observation_space=self.observation_space, action_space=self.action_space, world_model=self.world_model
         )
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """See SB3; a NaN in an observation is refused."""
+        check_finite_observation(observation)
+        return super().predict(observation, state, episode_start, deterministic)
 
     def forward(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         """

@@ -1,5 +1,6 @@
 """Fac-TDMPC: a factored world model distilled from a trained agent."""
 
+import inspect
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -13,7 +14,7 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from sb3_mpc.common.acceleration import compile_function
 from sb3_mpc.common.algorithm import WorldModelAlgorithm
 from sb3_mpc.common.checkpoints import explain_damage
-from sb3_mpc.common.checks import check_finite_losses
+from sb3_mpc.common.checks import check_finite_losses, check_range
 from sb3_mpc.common.losses import at, temporal_weights
 from sb3_mpc.common.multitask import MultitaskWorldModelPolicy
 from sb3_mpc.common.sequence_buffer import SequenceReplayBuffer
@@ -67,7 +68,7 @@ class FacTDMPC(TDMPC2):
     :param action_groups: indices of the action dimensions that plan together, such as ``[[0, 1], [2, 3]]``; each
         dimension for itself if None
     :param distill_steps: updates of the student after each :meth:`learn`; "auto" for as many as environment steps, at
-        most the paper's 100,000
+        most the paper's 100,000; 0 for none, the expert acts
     :param distill_batch_size: number of segments in a batch; "auto" for twice ``batch_size``, which is the paper's 512
     :param distill_learning_rate: learning rate of the student
     :param distill_reward_coef: weight c_R
@@ -90,6 +91,14 @@ class FacTDMPC(TDMPC2):
         "_expert_given",
         "_distill_seed",
     )
+    ranges: ClassVar[dict[str, tuple[float, ...]]] = {
+        **TDMPC2.ranges,
+        "distill_steps": (0,),
+        "distill_batch_size": (1,),
+        "num_candidates": (2,),
+        "candidate_std": (0,),
+        "distill_temperature": (1e-6,),
+    }
     policy: FactoredPolicy
 
     def __init__(
@@ -111,11 +120,11 @@ class FacTDMPC(TDMPC2):
     ) -> None:
         if kl_direction not in ("forward", "reverse"):
             raise ValueError(f'kl_direction={kl_direction!r} is unknown: use "forward" or "reverse".')
-        if num_candidates < 2:
-            raise ValueError(f"num_candidates={num_candidates} leaves nothing to rank: use at least 2.")
         for name, number in (("distill_steps", distill_steps), ("distill_batch_size", distill_batch_size)):
             if isinstance(number, str) and number != "auto":
                 raise ValueError(f'{name}={number!r} is not understood: use a number or "auto".')
+        if not isinstance(expert, WorldModelAlgorithm | None):
+            raise ValueError(f"expert={expert!r} is no agent of this package: load it first, such as by TDMPC2.load.")
         self.action_groups, self.distill_steps, self.distill_batch_size = (
             action_groups,
             distill_steps,
@@ -134,7 +143,9 @@ class FacTDMPC(TDMPC2):
                     "FacTDMPC distils agents of one task: train the expert without MultitaskWorldModelPolicy."
                 )
             policy_kwargs = {**expert.policy._init_kwargs, **(kwargs.pop("policy_kwargs", None) or {})}
-            kwargs = {**{name: getattr(expert, name) for name in SHARED_SETTINGS}, "learning_starts": 0, **kwargs}
+            taken = {name: getattr(expert, name) for name in SHARED_SETTINGS} | {"learning_starts": 0}
+            positional = [*inspect.signature(WorldModelAlgorithm.__init__).parameters][1 : len(args) + 1]
+            kwargs = {name: value for name, value in taken.items() if name not in positional} | kwargs
             kwargs["policy_kwargs"] = policy_kwargs
         super().__init__(*args, **kwargs)
 
@@ -232,7 +243,7 @@ class FacTDMPC(TDMPC2):
         settings: dict[str, Any] = dict(device=expert.device, verbose=expert.verbose, seed=expert.seed) | kwargs
         model = cls(policy, None, expert=expert, _init_setup_model=False, **settings)
         model.observation_space, model.action_space = expert.observation_space, expert.action_space
-        model.n_envs = expert.n_envs
+        model.n_envs, model._vec_normalize_env = expert.n_envs, expert.get_vec_normalize_env()
         model._setup_model()
         data: object = expert.replay_buffer if replay_buffer is None else replay_buffer
         if isinstance(data, (str, Path)):
@@ -240,10 +251,11 @@ class FacTDMPC(TDMPC2):
                 data = load_from_pkl(data)
             if isinstance(data, SequenceReplayBuffer):
                 data.set_env(expert.env)
-        if not isinstance(data, SequenceReplayBuffer) or data.observation_space != model.observation_space:
+        spaces = (model.observation_space, model.action_space)
+        if not isinstance(data, SequenceReplayBuffer) or (data.observation_space, data.action_space) != spaces:
             raise ValueError(
-                f"The replay buffer (a {type(data).__name__}) does not hold sequences of the observation space "
-                f"{model.observation_space}: give one that save_replay_buffer() of such an agent has written."
+                f"The replay buffer (a {type(data).__name__}) does not hold sequences of the spaces {spaces}: give one "
+                "that save_replay_buffer() of such an agent has written."
             )
         model.replay_buffer = data
         model._distill(steps, progress_bar)
@@ -261,24 +273,27 @@ class FacTDMPC(TDMPC2):
         :param steps: updates of the student
         :param progress_bar: show a progress bar
         """
+        check_range("steps", steps, 0)
+        if steps == 0:  # the expert goes on acting
+            return
         assert self._distill_seed is not None
         steps_left: Iterable[int] = range(1, steps + 1)
         if progress_bar:
             from tqdm import tqdm  # type: ignore[import-untyped]
 
             steps_left = tqdm(steps_left, desc="Distilling")
-        with th.random.fork_rng(devices=[]):
+        with th.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             th.manual_seed(self._distill_seed)
             self.policy.reset_student()
         generator = th.Generator(self.device).manual_seed(self._distill_seed)
         buffer, batch_size, logger = self.replay_buffer, int(self.distill_batch_size), self.__dict__.get("_logger")
-        sampling, horizon = buffer._rng, buffer.horizon
+        kept = {name: getattr(buffer, name) for name in ("_rng", "horizon", "device")}
         update = compile_function(self.distill_update) if self.policy.acceleration.compiles else self.distill_update
         self.policy.set_training_mode(False)
         self.policy.student.train(True)
         try:
             buffer.seed(self._distill_seed)
-            buffer.horizon = self.horizon + 1
+            buffer.horizon, buffer.device = self.horizon + 1, self.device
             for step in steps_left:
                 batch = buffer.sample(batch_size, env=self._vec_normalize_env)
                 logs = update(batch._replace(plans=None, places=None), self.draw_distill_noise(batch_size, generator))
@@ -289,7 +304,7 @@ class FacTDMPC(TDMPC2):
                         for name, value in values.items():
                             logger.record(f"distill/{name}", value)
         finally:
-            buffer._rng, buffer.horizon = sampling, horizon
+            vars(buffer).update(kept)
             self.policy.student.train(False)
         self._use_student(True)
 

@@ -57,6 +57,7 @@ class ActionGroups(nn.Module):
 
     index: th.Tensor
     mask: th.Tensor
+    place: th.Tensor
 
     def __init__(self, groups: Sequence[Sequence[int]]) -> None:
         super().__init__()
@@ -67,6 +68,8 @@ class ActionGroups(nn.Module):
         self.register_buffer("index", th.tensor(filled), persistent=False)
         mask = [[1.0] * len(group) + [0.0] * (width - len(group)) for group in groups]
         self.register_buffer("mask", th.tensor(mask), persistent=False)
+        place = {dim: g * width + i for g, group in enumerate(groups) for i, dim in enumerate(group)}
+        self.register_buffer("place", th.tensor([place[dim] for dim in range(self.action_dim)]), persistent=False)
 
     def split(self, x: th.Tensor, dim: int) -> th.Tensor:
         """
@@ -83,10 +86,7 @@ class ActionGroups(nn.Module):
         :return: those of all action dimensions ``[E, ..., A]``
         """
         parts = x.reshape(self.num_groups, -1, *x.shape[1:]).movedim(0, -2)  # [E, ..., G, a]
-        joined = parts.new_zeros(*parts.shape[:-2], self.action_dim)
-        exists = self.mask.bool()
-        joined[..., self.index[exists]] = parts[..., exists]
-        return joined
+        return parts.flatten(-2)[..., self.place]
 
     def add(self, x: th.Tensor) -> th.Tensor:
         """
@@ -149,7 +149,7 @@ class FactoredWorldModel(nn.Module):
         :param z: latent states ``[E, G * m]``
         :return: blocks of the groups ``[G * E, m]``
         """
-        return z.reshape(len(z), self.groups.num_groups, -1).transpose(0, 1).flatten(0, 1)
+        return th.cat(z.chunk(self.groups.num_groups, dim=-1))
 
     def _apply_groups(self, network: nn.Module, x: th.Tensor) -> th.Tensor:
         """

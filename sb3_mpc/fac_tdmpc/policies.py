@@ -89,6 +89,8 @@ class FactoredPolicy(WorldModelPolicy):
         sizes = {name: init[name] or size for name, size in MODEL_SIZES[init["model_size"]].items()}
         count = len(self._groups)
         block = max((init["student_latent_dim"] or sizes["latent_dim"]) // count, SIMPLEX)
+        if block > SIMPLEX and all(block % v for v in range(2, SIMPLEX + 1)):
+            block -= block % SIMPLEX  # simplices of one feature would always be 1
         simplex = max(v for v in range(1, SIMPLEX + 1) if block % v == 0)  # no simplex belongs to two groups
         arch = init["net_arch"].get("qf") if isinstance(init["net_arch"], dict) else init["net_arch"]
         shares = [max(min(w, MIN_WIDTH), w // count) for w in (arch or [sizes["mlp_dim"]] * 2)]
@@ -133,9 +135,16 @@ class FactoredPolicy(WorldModelPolicy):
     def copy_expert(self, expert: WorldModelPolicy) -> None:
         """
         :param expert: policy whose parameters the expert takes over
+        :raises ValueError: if its networks are others
         """
         own = {name: value for name, value in self.state_dict().items() if name.startswith(("student.", "spread."))}
-        self.load_state_dict({**expert.state_dict(), **own})
+        try:
+            self.load_state_dict({**expert.state_dict(), **own})
+        except RuntimeError as error:
+            raise ValueError(
+                "The policy_kwargs give other networks than the expert's: leave out its sizes, the student has "
+                "student_latent_dim and student_net_arch."
+            ) from error
 
 
 class FactoredCnnPolicy(FactoredPolicy):

@@ -50,6 +50,11 @@ class MBDPO(TDMPC2):
         next state, which is affordable with ``score_only_inference`` only
     """
 
+    ranges: ClassVar[dict[str, tuple[float, ...]]] = {
+        **TDMPC2.ranges,
+        **dict(contrastive_momentum=(0, 1), contrastive_clip=(0,), exploration_std=(0,)),
+        **dict(score_states=(1,), score_samples=(1,)),
+    }
     policy_defaults: ClassVar[dict[str, Any]] = dict(planner_class=DiffusionPlanner)
 
     def __init__(
