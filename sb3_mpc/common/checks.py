@@ -47,8 +47,8 @@ def check_action_space(space: spaces.Space, method: str) -> None:
         )
     if not np.issubdtype(space.dtype, np.floating):
         raise UnsupportedActionSpaceError(
-            f"{method} plans over floating-point actions and cannot use {space}: wrap the environment in "
-            "gymnasium.wrappers.TransformAction, with a Box of np.float32 and a function that rounds."
+            f"{method} plans over floating-point actions and cannot use the action space {space}: wrap the environment "
+            "in gymnasium.wrappers.TransformAction, with a Box of np.float32 and a function that rounds."
         )
     if not (space.low < space.high).all():
         raise UnsupportedActionSpaceError(
