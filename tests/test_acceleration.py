@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sb3_mpc import BMPC, TDMPC2
 from sb3_mpc.common import acceleration, collection, planning
 from sb3_mpc.common import learning as learning_module
-from sb3_mpc.common.acceleration import STEPS_WORTH_COMPILING, Acceleration, choose_acceleration
-from tests.agents import ALGORITHMS, PointEnv, make_agent
+from sb3_mpc.common.acceleration import CALLS_WORTH_COMPILING, Acceleration, choose_acceleration
+from tests.agents import ALGORITHMS, PointEnv, make_agent, vec
 
 CPU, GPU = th.device("cpu"), th.device("cuda")
 LARGE, TINY = nn.Linear(1_000, 1_000), nn.Linear(10, 10)
@@ -42,15 +42,15 @@ def units(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> li
 def test_bfloat16_only_where_the_processor_has_units(units: list[str]) -> None:
     assert choose_acceleration("auto", LARGE, CPU) == Acceleration(compiles=False, reduces=bool(units))
     assert choose_acceleration(True, LARGE, CPU) == Acceleration(compiles=True, reduces=bool(units))
-    assert choose_acceleration(False, LARGE, CPU, steps=10**9) == Acceleration(compiles=False, reduces=False)
+    assert choose_acceleration(False, LARGE, CPU, calls=10**9) == Acceleration(compiles=False, reduces=False)
     assert not choose_acceleration("auto", TINY, CPU).reduces and not choose_acceleration("auto", LARGE, GPU).reduces
 
 
 def test_auto_compiles_long_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(acceleration, "has_compiler", lambda: True)
-    assert choose_acceleration("auto", LARGE, CPU, STEPS_WORTH_COMPILING).compiles
-    assert not choose_acceleration("auto", LARGE, CPU, STEPS_WORTH_COMPILING - 1).compiles
-    assert choose_acceleration("auto", TINY, CPU, STEPS_WORTH_COMPILING) == Acceleration(compiles=True, reduces=False)
+    assert choose_acceleration("auto", LARGE, CPU, CALLS_WORTH_COMPILING).compiles
+    assert not choose_acceleration("auto", LARGE, CPU, CALLS_WORTH_COMPILING - 1).compiles
+    assert choose_acceleration("auto", TINY, CPU, CALLS_WORTH_COMPILING) == Acceleration(compiles=True, reduces=False)
     assert not choose_acceleration("auto", LARGE, GPU, 10**9).compiles
     monkeypatch.setattr(acceleration, "has_compiler", lambda: False)
     assert not choose_acceleration("auto", LARGE, CPU, 10**9).compiles
@@ -71,15 +71,18 @@ def test_run_that_goes_on_is_executed_as_it_began(monkeypatch: pytest.MonkeyPatc
     """Compiled and eager updates differ by rounding: a resumed run would not equal the uninterrupted one."""
     seen: list[int] = []
 
-    def choose(compile: Any, model: Any, device: Any, steps: int = 0) -> Acceleration:
-        seen.append(steps)
+    def choose(compile: Any, model: Any, device: Any, calls: int = 0) -> Acceleration:
+        seen.append(calls)
         return Acceleration(compiles=False, reduces=False)
 
     monkeypatch.setattr(collection, "choose_acceleration", choose)
     model = make_agent(TDMPC2, PointEnv(), learning_starts=100).learn(30)
     make_agent(TDMPC2, PointEnv(), learning_starts=100).learn(50)
     model.learn(20, reset_num_timesteps=False)
-    assert seen == [30, 50, 50]
+    assert seen == [60, 100, 100]  # plans and updates
+    make_agent(TDMPC2, vec(PointEnv, PointEnv), gradient_steps=3, train_freq=2).learn(40)
+    make_agent(TDMPC2, vec(PointEnv, PointEnv), gradient_steps=-1, train_freq=2).learn(40)
+    assert seen[3:] == [20 + 30, 20 + 40]
 
 
 def test_unknown_switch_is_refused() -> None:

@@ -15,9 +15,9 @@ from torch import nn
 
 from sb3_mpc.common.cuda_graphs import GraphedFunction
 
-# Compiling takes one to two minutes and saves up to half of a step on a CPU (zoo/benchmarks): so many steps pay for it
-# several times
-STEPS_WORTH_COMPILING = 20_000
+# Compiling takes one to two minutes and saves up to half of a plan or an update on a CPU (zoo/benchmarks): so many of
+# them pay for it
+CALLS_WORTH_COMPILING = 30_000
 # Smaller networks are bound by overheads that reduced precision does not remove
 PARAMETERS_WORTH_REDUCING = 500_000
 # Units that multiply matrices in bfloat16 faster than in float32
@@ -36,20 +36,20 @@ class Acceleration(NamedTuple):
     reduces: bool
 
 
-def choose_acceleration(compile: bool | str, model: nn.Module, device: th.device, steps: int = 0) -> Acceleration:
+def choose_acceleration(compile: bool | str, model: nn.Module, device: th.device, calls: int = 0) -> Acceleration:
     """
     :param compile: the user's switch: False is the eager float32 reference, True compiles, "auto" compiles where that
         pays; both plan in bfloat16 where the processor has units for it
     :param model: the networks
     :param device: device of the model
-    :param steps: number of training steps of the run
+    :param calls: number of plans and updates of the run
     :return: what to do; "auto" leaves short runs alone, small networks in float32, and GPUs as they are until measured
     :raises ValueError: if the switch is something else
     """
     if compile not in (True, False, "auto"):
         raise ValueError(f'compile={compile!r} is not understood: use True, False or "auto".')
     large = sum(parameter.numel() for parameter in model.parameters()) >= PARAMETERS_WORTH_REDUCING
-    pays = device.type == "cpu" and steps >= STEPS_WORTH_COMPILING and has_compiler()
+    pays = device.type == "cpu" and calls >= CALLS_WORTH_COMPILING and has_compiler()
     return Acceleration(
         compiles=compile is True or (compile == "auto" and pays),
         reduces=compile is not False and large and has_bfloat16_units(device),

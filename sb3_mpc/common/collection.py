@@ -8,7 +8,7 @@ import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
-from stable_baselines3.common.type_aliases import MaybeCallback, RolloutReturn
+from stable_baselines3.common.type_aliases import MaybeCallback, RolloutReturn, TrainFrequencyUnit
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_mpc.common.acceleration import choose_acceleration
@@ -47,14 +47,18 @@ class CollectingAlgorithm(PersistentAlgorithm):
             self.replay_buffer.dones = dones
         if self._last_obs is not None:
             check_finite_observation(self._last_obs, "returned by reset()", batched=True)
-        self._accelerate(result[0] // self.n_envs)
+        self._accelerate(result[0])
         return result
 
-    def _accelerate(self, steps: int) -> None:
+    def _accelerate(self, decisions: int) -> None:
         """
-        :param steps: training steps of the whole run, those done included: a run that goes on computes as it began
+        :param decisions: those of the whole run, those done included: a run that goes on computes as it began
         """
-        chosen = choose_acceleration(self.compile, self.policy.world_model, self.device, steps)
+        plans, updates = decisions // self.n_envs, decisions
+        if self.gradient_steps >= 0:  # not as many as there were decisions
+            frequency, unit = self.train_freq  # type: ignore[misc]
+            updates = self.gradient_steps * plans // frequency if unit == TrainFrequencyUnit.STEP else 0
+        chosen = choose_acceleration(self.compile, self.policy.world_model, self.device, plans + updates)
         if self.policy.acceleration.compiles:  # the price is paid
             chosen = chosen._replace(compiles=True)
         self.policy.acceleration = chosen

@@ -114,14 +114,12 @@ class MPPIPlanner(nn.Module):
     ) -> None:
         super().__init__()
         if horizon < 1 or iterations < 1 or not min_std <= max_std:
-            raise ValueError(
-                "The planner needs horizon >= 1, iterations >= 1 and min_std <= max_std, "
-                f"got {horizon=}, {iterations=}, {min_std=}, {max_std=}."
-            )
+            wrong = f"{horizon=}, {iterations=}, {min_std=}, {max_std=}"
+            raise ValueError(f"The planner needs horizon >= 1, iterations >= 1 and min_std <= max_std, got {wrong}.")
         if not 1 <= num_elites <= num_samples or not 0 <= num_pi_trajs <= num_samples:
+            wrong = f"{num_elites=}, {num_pi_trajs=}, {num_samples=}"
             raise ValueError(
-                "The planner needs 1 <= num_elites <= num_samples and 0 <= num_pi_trajs <= num_samples, "
-                f"got {num_elites=}, {num_pi_trajs=}, {num_samples=}."
+                f"The planner needs num_elites from 1 and num_pi_trajs from 0 to num_samples, got {wrong}."
             )
         # Kept out of the module tree: the policy registers the world model once
         object.__setattr__(self, "world_model", world_model)

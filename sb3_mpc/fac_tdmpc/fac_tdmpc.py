@@ -125,11 +125,8 @@ class FacTDMPC(TDMPC2):
                 raise ValueError(f'{name}={number!r} is not understood: use a number or "auto".')
         if not isinstance(expert, WorldModelAlgorithm | None):
             raise ValueError(f"expert={expert!r} is no agent of this package: load it first, such as by TDMPC2.load.")
-        self.action_groups, self.distill_steps, self.distill_batch_size = (
-            action_groups,
-            distill_steps,
-            distill_batch_size,
-        )
+        self.action_groups, self.distill_steps = action_groups, distill_steps
+        self.distill_batch_size: int | str = distill_batch_size
         self.distill_learning_rate, self.distill_max_grad_norm = distill_learning_rate, distill_max_grad_norm
         self.distill_reward_coef, self.distill_value_coef = distill_reward_coef, distill_value_coef
         self.num_candidates, self.candidate_std = num_candidates, candidate_std

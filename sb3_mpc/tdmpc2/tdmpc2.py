@@ -58,7 +58,7 @@ class TDMPC2(WorldModelAlgorithm):
     :param max_std: its initial value and upper bound
     :param temperature: factor in front of the return in the weights of the elites
     :param compile: False is the reference, eager and in float32. True compiles plan and update, which takes minutes
-        once; "auto" does so on CPUs for runs of 20,000 steps or more.
+        once; "auto" does so on CPUs for runs of 30,000 plans and updates or more.
         Both plan in bfloat16 where the processor has units for it (AMX, AVX512-BF16); updates are always in float32
     :param stats_window_size: episodes over which the logged statistics are averaged
     :param tensorboard_log: folder of the TensorBoard log, none if None
