@@ -121,9 +121,8 @@ class MPPIPlanner(nn.Module):
             raise ValueError(
                 f"The planner needs num_elites from 1 and num_pi_trajs from 0 to num_samples, got {wrong}."
             )
-        # Kept out of the module tree: the policy registers the world model once
-        object.__setattr__(self, "world_model", world_model)
         self.world_model: WorldModel
+        object.__setattr__(self, "world_model", world_model)  # not a module of its own: the policy registers it
         self.horizon, self.gamma = horizon, gamma
         self.action_dim = world_model.action_dim
         self.iterations = iterations + EXTRA_ITERATIONS * (self.action_dim >= LARGE_ACTION_DIM)
