@@ -8,10 +8,11 @@ import torch as th
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sb3_mpc import BMPC, TDMPC2
+from sb3_mpc import BMPC, MBDPO, TDMPC2
 from sb3_mpc.common import acceleration, collection, planning
 from sb3_mpc.common import learning as learning_module
 from sb3_mpc.common.acceleration import CALLS_WORTH_COMPILING, Acceleration, choose_acceleration
+from sb3_mpc.common.planning import Plan
 from tests.agents import ALGORITHMS, PointEnv, make_agent, vec
 
 CPU, GPU = th.device("cpu"), th.device("cuda")
@@ -91,22 +92,34 @@ def test_unknown_switch_is_refused() -> None:
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_reduced_plans_are_close_to_float32(algorithm: Any) -> None:
+def test_reduced_plans_are_close_to_float32(algorithm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_agent(algorithm, PointEnv(), learning_rate=1e-2, num_samples=64).learn(40)
     observations = np.stack([model.observation_space.sample() / 5 for _ in range(4)])
     policy = model.policy
-    with ProductTypes() as eager:
-        expected, _ = policy.decide(observations, deterministic=True)
-    policy.acceleration = Acceleration(compiles=False, reduces=True)
-    with ProductTypes() as reduced:
-        plan, _ = policy.decide(observations, deterministic=True)
-    assert eager.seen == {th.float32} and reduced.seen == {th.float32, th.bfloat16}
-    assert {part.dtype for part in plan} == {th.float32}
+    planner = policy.acting()[1]
+    evaluate = planner.evaluate
+
+    def plan(reduces: bool, deterministic: bool = False) -> tuple[Plan, set[th.dtype]]:
+        policy.acceleration = Acceleration(compiles=False, reduces=reduces)
+        policy.seed(0)
+        with ProductTypes() as types:
+            return policy.decide(observations, deterministic=deterministic)[0], types.seen
+
+    (expected, eager), (reduced, types) = plan(False), plan(True)
+    assert eager == {th.float32} and types == {th.float32, th.bfloat16}
+    assert {part.dtype for part in reduced} == {th.float32}
     # Returns, because elites that are nearly as good as each other may have quite different actions
-    assert not th.equal(plan.elite_value, expected.elite_value), "nothing was reduced"
-    th.testing.assert_close(plan.elite_value, expected.elite_value, rtol=0.02, atol=0.02)
-    policy.acceleration = Acceleration(compiles=False, reduces=False)
-    assert th.equal(policy.decide(observations, deterministic=True)[0].action, expected.action)
+    same = th.equal(reduced.elite_value, expected.elite_value)
+    assert not same or algorithm is MBDPO, "nothing was reduced"  # MBDPO's last values are not
+    th.testing.assert_close(reduced.elite_value, expected.elite_value, rtol=0.02, atol=0.02)
+    assert th.equal(plan(False)[0].action, expected.action)
+    # The last iteration of a plan whose mean is the action is not reduced
+    seen: list[bool] = []
+    monkeypatch.setattr(planner, "evaluate", lambda *x: seen.append(th.is_autocast_enabled("cpu")) or evaluate(*x))
+    for deterministic in (True, False):
+        plan(True, deterministic)
+        assert seen == [True] * (planner.iterations - 1) + [not deterministic and algorithm is not MBDPO]
+        seen.clear()
 
 
 def test_training_stays_in_float32_while_plans_are_reduced() -> None:

@@ -67,13 +67,14 @@ def has_bfloat16_units(device: th.device) -> bool:
     return any(capabilities.get(unit, False) for unit in BFLOAT16_UNITS)
 
 
-def full_precision(x: th.Tensor) -> AbstractContextManager:
+def full_precision(x: th.Tensor, wanted: bool = True) -> AbstractContextManager:
     """
     :param x: input of what is computed within
+    :param wanted: False for a context without effect
     :return: context in which matrix products keep the precision of their operands, also where plans are reduced
     """
     kind = x.device.type
-    return th.autocast(kind, enabled=False) if th.is_autocast_enabled(kind) else nullcontext()
+    return th.autocast(kind, enabled=False) if wanted and th.is_autocast_enabled(kind) else nullcontext()
 
 
 @cache

@@ -32,8 +32,8 @@ from sb3_mpc.common.views import PriorPolicy, ValueFunctions
 SEED_EPISODES, MIN_SEED_STEPS = 5, 1000
 DEFAULT_GAMMA = 0.99  # for environments that do not tell their episode length
 # Arguments of the replay buffer that the agent gives it
-BUFFER_ARGUMENTS = ("buffer_size", "observation_space", "action_space", "device", "n_envs", "horizon")
-BUFFER_ARGUMENTS += ("optimize_memory_usage",)
+BUFFER_ARGUMENTS = ["buffer_size", "observation_space", "action_space", "device", "n_envs", "horizon"]
+BUFFER_ARGUMENTS += ["optimize_memory_usage"]
 
 
 class WorldModelAlgorithm(LearningAlgorithm):

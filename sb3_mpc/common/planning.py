@@ -11,11 +11,10 @@ from typing import Any, ClassVar, NamedTuple
 import torch as th
 from torch import nn
 
-from sb3_mpc.common.acceleration import compile_function
+from sb3_mpc.common.acceleration import compile_function, full_precision
 from sb3_mpc.common.world_model import WorldModel
 
-# Two more iterations for large action spaces (official code)
-LARGE_ACTION_DIM, EXTRA_ITERATIONS = 20, 2
+LARGE_ACTION_DIM, EXTRA_ITERATIONS = 20, 2  # more iterations for large action spaces (official code)
 
 
 class PlanNoise(NamedTuple):
@@ -263,8 +262,7 @@ class MPPIPlanner(nn.Module):
         :param index: ``[E, K]``
         :return: the sequences of each environment at its indices ``[H, E, K, A]``
         """
-        horizon, _, _, action_dim = actions.shape
-        return actions.gather(2, index[None, :, :, None].expand(horizon, -1, -1, action_dim))
+        return actions.take_along_dim(index[None, :, :, None], dim=2)
 
     @th.no_grad()
     def plan(self, z: th.Tensor, prev_mean: th.Tensor, noise: PlanNoise) -> Plan:
@@ -281,7 +279,9 @@ class MPPIPlanner(nn.Module):
         evaluate = self.fast("evaluate")
         for j in range(self.iterations):
             actions = self.sample(mean, std, proposals, noise.samples[j])
-            values = evaluate(z, actions, noise.terminal[j], noise.members[j])
+            decisive = noise.selection is None and j == self.iterations - 1  # its mean is the action
+            with full_precision(z, decisive):
+                values = evaluate(z, actions, noise.terminal[j], noise.members[j])
             mean, std, weights, elites = self.refit(actions, values)
             std = mask(z, std)
         if noise.selection is None:

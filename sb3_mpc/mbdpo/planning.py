@@ -7,6 +7,7 @@ from typing import Any
 import torch as th
 from torch import nn
 
+from sb3_mpc.common.acceleration import full_precision
 from sb3_mpc.common.layers import make_mlp
 from sb3_mpc.common.planning import MPPIPlanner, Plan, PlanNoise
 from sb3_mpc.common.world_model import WorldModel
@@ -219,7 +220,8 @@ class DiffusionPlanner(MPPIPlanner):
             else:
                 draws = (noise.samples[j], noise.terminal[j], noise.members[j])
                 proposals = self.fast("propose")(z, noise.proposals[j]) if self.num_pi_trajs > 0 else None
-                score, values = self.model_score(z, x, tau, draws, self.num_elites, proposals)
+                with full_precision(z, tau == 1):  # the mean of the last one is the action
+                    score, values = self.model_score(z, x, tau, draws, self.num_elites, proposals)
             x = mask(z, self.denoise(x, score, tau))
         x = x.clamp(-1, 1)
         action = x[0]
