@@ -24,6 +24,8 @@ from sb3_mpc.common.algorithm import WorldModelAlgorithm
 from sb3_mpc.zoo import load
 from sb3_mpc.zoo.evaluate import measure
 
+KINDS = ("bfloat16", "other samples")
+
 
 def distances(model: WorldModelAlgorithm, env: gym.Env, states: int, every: int, seeds: int) -> dict[str, list[float]]:
     """
@@ -36,24 +38,24 @@ def distances(model: WorldModelAlgorithm, env: gym.Env, states: int, every: int,
     """
     policy, planner = model.policy, model.policy.acting()[1]
     policy.set_training_mode(False)
-    result: dict[str, list[float]] = {"bfloat16": [], "other samples": [], "other samples, training": []}
+    result: dict[str, list[float]] = {f"{what}{when}": [] for when in ("", ", training") for what in KINDS}
     observation, _ = env.reset(seed=0)
     state = None
     for step in range(states * every):
         if step % every == 0:
             tensor, _ = policy.obs_to_tensor(observation)
             mean = th.zeros(1, planner.horizon, planner.action_dim) if state is None else th.as_tensor(state[0])
-            plans: dict[str, list[th.Tensor]] = {"float32": [], "bfloat16": [], "training": []}
-            for seed in range(seeds):
-                noise = planner.draw(1, th.Generator().manual_seed(seed), explore=True)
-                for name, reduces in (("float32", False), ("bfloat16", True)):
+            draws = [planner.draw(1, th.Generator().manual_seed(seed), explore=True) for seed in range(seeds)]
+            for when in ("", ", training"):
+                plans: list[list[th.Tensor]] = []
+                for reduces in (False, True):
                     policy.acceleration = Acceleration(compiles=False, reduces=reduces)
-                    plans[name].append(policy.plan(tensor, mean, None, noise._replace(selection=None)).mean[:, 0])
-                policy.acceleration = Acceleration(compiles=False, reduces=False)
-                plans["training"].append(policy.plan(tensor, mean, None, noise).elite_action)
-            result["bfloat16"] += largest(plans["bfloat16"], plans["float32"])
-            for kind, name in (("other samples", "float32"), ("other samples, training", "training")):
-                result[kind] += largest(plans[name], plans[name][1:] + plans[name][:1])
+                    noises = draws if when else [noise._replace(selection=None) for noise in draws]
+                    plans.append([policy.plan(tensor, mean, None, noise).elite_action for noise in noises])
+                full, reduced = plans
+                for what, others in zip(KINDS, (reduced, full[1:] + full[:1]), strict=True):
+                    result[what + when] += largest(full, others)
+            policy.acceleration = Acceleration(compiles=False, reduces=False)
         action, state = model.predict(observation, state, deterministic=True)
         observation, _, terminated, truncated, _ = env.step(action)
         if terminated or truncated:
