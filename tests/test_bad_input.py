@@ -97,7 +97,7 @@ def test_wrong_key_in_policy_kwargs(algorithm: Any, wrong: str, meant: str) -> N
 
 
 def test_sac_only_keys_in_policy_kwargs(algorithm: Any) -> None:
-    for key in ("share_features_extractor", "use_sde"):
+    for key in ("share_features_extractor", "use_sde", "activation_fn"):
         with pytest.raises(TypeError) as error:
             make_agent(algorithm, PointEnv(), policy_kwargs={key: False})
         assert_one_clear_sentence(error.value, key, "leave it out")
@@ -110,6 +110,17 @@ def test_unknown_argument(algorithm: Any, wrong: str, hint: str) -> None:
     with pytest.raises(TypeError) as error:
         make_agent(algorithm, PointEnv(), **{wrong: 1})
     assert_one_clear_sentence(error.value, algorithm.__name__, wrong, hint)
+
+
+def test_defaults_of_sac_may_be_said(algorithm: Any) -> None:
+    make_agent(algorithm, PointEnv(), ent_coef="auto", use_sde=False, target_update_interval=1, target_entropy="auto")
+
+
+def test_setting_changed_on_the_agent(algorithm: Any) -> None:
+    model = make_agent(algorithm, PointEnv()).learn(10)
+    model.num_samples = 24
+    with pytest.warns(UserWarning, match="num_samples was changed to 24 on the agent, but its planner keeps .* load"):
+        model.learn(2, reset_num_timesteps=False)
 
 
 def test_unknown_key_of_net_arch(algorithm: Any) -> None:

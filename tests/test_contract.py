@@ -1,7 +1,9 @@
 """What a drop-in replacement for Stable-Baselines3's SAC owes its users, on every algorithm class."""
 
 import copy
+import importlib
 import inspect
+import pickle
 import warnings
 from pathlib import Path
 from typing import Any
@@ -20,11 +22,12 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from stable_baselines3.common.utils import ConstantSchedule, LinearSchedule
+from stable_baselines3.common.utils import ConstantSchedule, LinearSchedule, polyak_update
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize, VecTransposeImage
 from torch import nn
 
-from sb3_mpc import MBDPO
+import sb3_mpc
+from sb3_mpc import BMPC, MBDPO
 from tests.agents import SMALL, PointEnv, Recorder, SpaceEnv, assert_same_state, make_agent, observations_of, vec
 
 BOX = spaces.Box(-1.0, 1.0, (2,), np.float32)
@@ -511,6 +514,57 @@ def test_actor_can_be_exported(algorithm: Any, tmp_path: Path) -> None:
     program = th.export.export(exported, (observation,), dynamic_shapes=dict(observation={0: th.export.Dim("batch")}))
     assert th.allclose(program.module()(observation[:2]), expected[:2], atol=1e-6)
     assert model.actor is not None  # as for SAC
+
+
+def test_actor_and_critics_are_parts_of_the_model(algorithm: Any) -> None:
+    """What SAC's users do with them leaves the other parts alone."""
+    model = make_agent(algorithm, PointEnv()).learn(12)
+    policy, model_before = model.policy, copy.deepcopy(model.policy.world_model.state_dict())
+    assert policy.actor is policy.actor and model.critic is policy.critic
+    ids = [{id(p) for p in part.parameters()} for part in (policy.actor, policy.critic, policy.critic_target)]
+    assert all(ids) and not (ids[0] & ids[1] or ids[1] & ids[2] or ids[0] & ids[2])
+    polyak_update(policy.critic.parameters(), policy.critic_target.parameters(), 1.0)
+    assert_same_state(policy.critic_target.q_networks.state_dict(), policy.critic.q_networks.state_dict())
+    after = policy.world_model.state_dict()
+    assert_same_state(*({k: v for k, v in s.items() if "q_target" not in k} for s in (after, model_before)))
+    for copied in (copy.deepcopy(policy), pickle.loads(pickle.dumps(policy))):
+        assert copied.actor.world_model is copied.acting()[0] is not policy.acting()[0]
+    actions = th.zeros(2, 2)
+    observations = th.as_tensor(observations_of(model.get_env(), 2))
+    if algorithm is not BMPC:  # whose values are those of states
+        assert th.equal(policy.critic.q1_forward(observations, actions), policy.critic(observations, actions)[0])
+    assert len(list(policy.critic(observations, actions))) == policy.critic.n_critics
+
+
+class HalfFrozen(BaseFeaturesExtractor):
+    """As with a network that was trained before."""
+
+    def __init__(self, observation_space: spaces.Box) -> None:
+        super().__init__(observation_space, 8)
+        self.back, self.head = nn.Linear(observation_space.shape[0], 8), nn.Linear(8, 8)
+        self.back.requires_grad_(False)
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return self.head(self.back(observations).relu())
+
+
+def test_frozen_parameters(algorithm: Any) -> None:
+    model = make_agent(algorithm, PointEnv(), policy_kwargs=dict(features_extractor_class=HalfFrozen))
+    extractor = model.policy.world_model.encoder.features_extractor
+    back, head = (copy.deepcopy(part.state_dict()) for part in (extractor.back, extractor.head))
+    model.learn(20)
+    assert_same_state(extractor.back.state_dict(), back)
+    assert not th.equal(extractor.head.weight, head["weight"])
+    for parameter in model.actor.prior_net.parameters():
+        parameter.requires_grad_(False)
+    model.learn(10)
+
+
+def test_import_of_policies() -> None:
+    for name in ("tdmpc2", "tdmpc_square", "bmpc", "mbdpo", "fac_tdmpc"):
+        module = importlib.import_module(f"sb3_mpc.{name}")
+        for alias in ("MlpPolicy", "CnnPolicy", "MultiInputPolicy"):
+            assert getattr(module, alias) is sb3_mpc.ALGORITHMS[name].policy_aliases[alias]
 
 
 # --- training ---------------------------------------------------------------------------------------------------------

@@ -371,6 +371,20 @@ def test_it_is_a_replay_buffer_of_sb3() -> None:
     assert buffer.size() == 3
 
 
+def test_names_of_sb3() -> None:
+    buffer = make_buffer(8, 2, NESTED)
+    assert buffer.rewards.shape == (8, 2) and buffer.next_observations["place"].shape == (0, 2, 2)
+    lists = Lists(buffer, 0.3)
+    lists.add(6)
+    after = [[steps[row].after for steps in lists.steps] for row in range(6)]
+    np.testing.assert_array_equal(buffer.next_observations["place"][..., 0], after)
+    batch = buffer.sample(4)
+    assert th.equal(batch.next_observations["place"], batch.observations["place"][1:])
+    assert th.equal(batch.dones, batch.terminated)
+    with pytest.raises(AttributeError, match="SequenceReplayBuffer has no attribute 'reward'"):
+        _ = buffer.reward  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("normalise", [False, True])
 def test_training_fills_it_with_what_happened(algorithm: Any, normalise: bool) -> None:
     """Windows of a training run, across episode ends and a second ``learn``, are pieces of the recorded episodes."""

@@ -178,7 +178,7 @@ class BMPC(WorldModelAlgorithm):
         new = self.plan_to_store(plan)
         stored = batch.mask[:, :count].flatten().cpu().numpy() > 0
         rows, envs = batch.places[:, :, :count].reshape(2, -1)
-        self.replay_buffer.store_plans(new.cpu().numpy()[:, stored], rows[stored], envs[stored])  # type: ignore[attr-defined]
+        self.replay_buffer.store_plans(new.cpu().numpy()[:, stored], rows[stored], envs[stored])
         plans = batch.plans.clone()
         plans[:, :, :count] = new.view(2, self.horizon, count, -1)
         return batch._replace(plans=plans)

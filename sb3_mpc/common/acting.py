@@ -36,6 +36,7 @@ class PlanningPolicy(BasePolicy):
         self.acceleration = Acceleration(compiles=False, reduces=False)
         self._compiled_plan: Callable[..., Plan] | None = None
         self._bank: PlanNoise | None = None
+        self._views: dict[str, Any] = {}
         self.generator = th.Generator()
 
     def seed(self, seed: int) -> None:
@@ -215,5 +216,5 @@ class PlanningPolicy(BasePolicy):
         return self.decide(arrays, deterministic=deterministic)[0].action
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy compiles its own plan: the compiled function is bound to this object
-        return {**self.__dict__, "_compiled_plan": None}
+        # A copy compiles its own plan, which is bound to this object, and has views of its own
+        return {**self.__dict__, "_compiled_plan": None, "_views": {}}

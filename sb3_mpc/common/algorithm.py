@@ -2,11 +2,11 @@
 
 from typing import Any, ClassVar
 
-import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
@@ -20,20 +20,27 @@ from sb3_mpc.common.checks import (
     check_policy_class,
     check_range,
     make_env,
+    warn_of_changes,
 )
 from sb3_mpc.common.discount import discount_from_episode_length, episode_length
 from sb3_mpc.common.her import HINDSIGHT_BUFFERS
 from sb3_mpc.common.learning import LearningAlgorithm
 from sb3_mpc.common.multitask import MultitaskWorldModelPolicy
 from sb3_mpc.common.policies import CnnPolicy, MultiInputPolicy, WorldModelPolicy
-from sb3_mpc.common.views import PriorPolicy, ValueFunctions
 
 # Random steps before the first update: 5 episodes, at least 1000 (official code)
 SEED_EPISODES, MIN_SEED_STEPS = 5, 1000
 DEFAULT_GAMMA = 0.99  # for environments that do not tell their episode length
 # Arguments of the replay buffer that the agent gives it
-BUFFER_ARGUMENTS = ["buffer_size", "observation_space", "action_space", "device", "n_envs", "horizon"]
-BUFFER_ARGUMENTS += ["optimize_memory_usage"]
+TO_BUFFER = (
+    "buffer_size",
+    "observation_space",
+    "action_space",
+    "device",
+    "n_envs",
+    "optimize_memory_usage",
+    "horizon",
+)
 
 
 class WorldModelAlgorithm(LearningAlgorithm):
@@ -149,9 +156,7 @@ class WorldModelAlgorithm(LearningAlgorithm):
         self.iterations, self.num_samples, self.num_elites = iterations, num_samples, num_elites
         self.num_pi_trajs, self.min_std, self.max_std, self.temperature = num_pi_trajs, min_std, max_std, temperature
         # Warm start of the planner in training; evaluation carries its own through `predict`
-        self._plan_state = None
-        self._last_plan = None
-        self._plan_seconds = 0.0
+        self._plan_state, self._last_plan, self._plan_seconds = None, None, 0.0
         if _init_setup_model:
             self._setup_model()
             self.replay_buffer.check_memory()
@@ -212,7 +217,7 @@ class WorldModelAlgorithm(LearningAlgorithm):
                 f"{type(self).__name__} needs: leave it out, use HerReplayBuffer for goals, or derive it "
                 f"from {self.buffer_class.__name__} of sb3_mpc.common."
             )
-        check_keywords("replay_buffer_kwargs", self.replay_buffer_class, self.replay_buffer_kwargs, BUFFER_ARGUMENTS)
+        check_keywords("replay_buffer_kwargs", self.replay_buffer_class, self.replay_buffer_kwargs, TO_BUFFER)
         if self.replay_buffer is None:
             self.replay_buffer = self.replay_buffer_class(
                 self.buffer_size,
@@ -248,6 +253,10 @@ class WorldModelAlgorithm(LearningAlgorithm):
             temperature=self.temperature,
         )
 
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        warn_of_changes(self.policy._init_kwargs["planner_kwargs"], self._policy_arguments()["planner_kwargs"])
+        return super()._setup_learn(*args, **kwargs)
+
     def _policy_arguments(self) -> dict[str, Any]:
         """:return: arguments of the policy: the user's, and those that let it act on its own after ``policy.load``"""
         arguments = dict(
@@ -257,41 +266,3 @@ class WorldModelAlgorithm(LearningAlgorithm):
             planner_kwargs=self._planner_arguments(),
         )
         return {**self.policy_defaults, **arguments, **self.policy_kwargs}
-
-    def predict(
-        self,
-        observation: np.ndarray | dict[str, np.ndarray],
-        state: tuple[np.ndarray, ...] | None = None,
-        episode_start: np.ndarray | None = None,
-        deterministic: bool = False,
-        use_planner: bool = True,
-    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """
-        Act by planning, or by the policy network alone, which is much faster. To evaluate the network with SB3's tools,
-        hand them ``model.actor``.
-
-        :param observation: one observation or a batch of them
-        :param state: what the previous call returned, None for a cold start
-        :param episode_start: which environments begin an episode ``[n_envs]``
-        :param deterministic: whether to act deterministically
-        :param use_planner: whether to plan; without, the network acts
-        :return: actions in the action space and the state for the next call
-        """
-        if use_planner:
-            return super().predict(observation, state, episode_start, deterministic)
-        return self.actor.predict(observation, state, episode_start, deterministic)
-
-    @property
-    def actor(self) -> PriorPolicy:  # type: ignore[override]
-        """:return: the policy prior, which acts without planning"""
-        return self.policy.actor
-
-    @property
-    def critic(self) -> ValueFunctions:
-        """:return: the value ensemble"""
-        return self.policy.critic
-
-    @property
-    def critic_target(self) -> ValueFunctions:
-        """:return: the slowly moving value ensemble"""
-        return self.policy.critic_target

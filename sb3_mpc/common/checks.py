@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import traceback
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -146,7 +147,17 @@ FOREIGN_ARGUMENTS = {
         ("policy_delay", "target_policy_noise", "target_noise_clip"), "it belongs to TD3's policy update, leave it out"
     ),
     "share_features_extractor": "one encoder serves all networks, leave it out",
+    "activation_fn": "the activations belong to the method (Mish, SimNorm), leave it out",
 }
+# What SAC does by default may be said; it changes nothing
+WITHOUT_EFFECT: dict[str, Any] = dict(
+    ent_coef="auto",
+    target_entropy="auto",
+    target_update_interval=1,
+    use_sde=False,
+    sde_sample_freq=-1,
+    use_sde_at_warmup=False,
+)
 
 
 def known_arguments(cls: type) -> list[str]:
@@ -180,8 +191,24 @@ def check_no_unknown_arguments(method: type, unknown: dict[str, Any]) -> None:
     :param unknown: arguments that its constructor does not know
     :raises TypeError: if there are any
     """
-    for name in unknown:
+    for name, value in unknown.items():
+        if name in WITHOUT_EFFECT and value == WITHOUT_EFFECT[name]:
+            continue
         raise TypeError(f"{method.__name__} has no argument {name!r}: {explain_unknown(name, known_arguments(method))}")
+
+
+def warn_of_changes(made: dict[str, Any], now: dict[str, Any]) -> None:
+    """
+    :param made: arguments that the planner was made with
+    :param now: those that the agent's attributes give now; a warning names what has changed
+    """
+    for name, value in now.items():
+        if value != made.get(name):
+            warnings.warn(
+                f"{name} was changed to {value!r} on the agent, but its planner keeps {made.get(name)!r}: to change "
+                f"it, save the agent and load it with {name}={value!r}.",
+                stacklevel=4,
+            )
 
 
 def check_range(name: str, value: object, least: float, most: float = np.inf) -> None:

@@ -16,6 +16,7 @@ from sb3_mpc.common.checkpoints import PersistentAlgorithm
 from sb3_mpc.common.checks import check_finite_observation, check_observation_shape, raised_by_sb3
 from sb3_mpc.common.plan_buffer import PlanReplayBuffer
 from sb3_mpc.common.planning import Plan
+from sb3_mpc.common.views import PriorPolicy, ValueFunctions
 
 
 class CollectingAlgorithm(PersistentAlgorithm):
@@ -162,3 +163,41 @@ class CollectingAlgorithm(PersistentAlgorithm):
             self.logger.record("planner/elite_value", self._last_plan.elite_value.mean().item())
             self.logger.record("planner/latency_ms", 1e3 * self._plan_seconds)
         super().dump_logs()
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+        use_planner: bool = True,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """
+        Act by planning, or by the policy network alone, which is much faster. To evaluate the network with SB3's tools,
+        hand them ``model.actor``.
+
+        :param observation: one observation or a batch of them
+        :param state: what the previous call returned, None for a cold start
+        :param episode_start: which environments begin an episode ``[n_envs]``
+        :param deterministic: whether to act deterministically
+        :param use_planner: whether to plan; without, the network acts
+        :return: actions in the action space and the state for the next call
+        """
+        if use_planner:
+            return super().predict(observation, state, episode_start, deterministic)
+        return self.actor.predict(observation, state, episode_start, deterministic)
+
+    @property
+    def actor(self) -> PriorPolicy:  # type: ignore[override]
+        """:return: the policy prior, which acts without planning"""
+        return self.policy.actor
+
+    @property
+    def critic(self) -> ValueFunctions:
+        """:return: the value ensemble"""
+        return self.policy.critic
+
+    @property
+    def critic_target(self) -> ValueFunctions:
+        """:return: the slowly moving value ensemble"""
+        return self.policy.critic_target

@@ -23,11 +23,12 @@ class LearningAlgorithm(CollectingAlgorithm):
     max_grad_norm: float
     pretrain_gradient_steps: int | str
 
-    def train(self, gradient_steps: int, batch_size: int) -> None:
+    def train(self, gradient_steps: int, batch_size: int | None = None) -> None:
         """
         :param gradient_steps: number of updates; the first call adds those of the seeding phase
-        :param batch_size: number of windows in a batch
+        :param batch_size: number of windows in a batch, that of the agent if None
         """
+        batch_size = batch_size or self.batch_size
         self.policy.set_training_mode(True)
         self._update_learning_rate([self.policy.model_optimizer, self.policy.pi_optimizer])
         if self.policy.acceleration.compiles and self._compiled_update is None:
@@ -97,7 +98,9 @@ class LearningAlgorithm(CollectingAlgorithm):
         :param loss: scalar
         :return: norm of the gradient before clipping
         """
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+        if not parameters:  # the user has frozen them
+            return th.zeros((), device=loss.device)
         optimizer.zero_grad(set_to_none=True)
         loss.backward(inputs=parameters)  # type: ignore[no-untyped-call]
         norm = th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)

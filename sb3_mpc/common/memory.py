@@ -1,4 +1,4 @@
-"""How much memory there is."""
+"""How much memory there is, and whether it is enough."""
 
 import os
 
@@ -24,3 +24,18 @@ def available_memory() -> int | None:
         except (OSError, ValueError):  # no such control group, or no limit ("max")
             continue
     return min(candidates, default=None)
+
+
+def check_memory(nbytes: int, transitions: int) -> None:
+    """
+    :param nbytes: bytes of a full replay buffer
+    :param transitions: how many transitions it holds
+    :raises MemoryError: if they do not fit into the memory there is
+    """
+    available = available_memory()
+    if available is not None and nbytes > available:
+        raise MemoryError(
+            f"A replay buffer of buffer_size={transitions} transitions needs {nbytes / 1e9:.1f} GB, but only "
+            f"{available / 1e9:.1f} GB of memory are available: use buffer_size="
+            f"{int(transitions * 0.8 * available / nbytes)} or less."
+        )

@@ -1,7 +1,7 @@
 """The policy: a world model and a planner that acts through it."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch as th
 from gymnasium import spaces
@@ -18,6 +18,7 @@ from sb3_mpc.common.views import PriorPolicy, ValueFunctions
 from sb3_mpc.common.world_model import MODEL_SIZES, WorldModel
 
 PI_OPTIMIZER_EPS = 1e-5
+View = TypeVar("View", PriorPolicy, ValueFunctions)
 SIZES = ("latent_dim", "enc_dim", "mlp_dim", "num_enc_layers", "num_q", "n_critics", "simnorm_dim")
 
 
@@ -199,17 +200,24 @@ class WorldModelPolicy(PlanningPolicy):
     @property
     def actor(self) -> PriorPolicy:
         """:return: the policy prior with its encoder, which acts without planning"""
-        return PriorPolicy(self.observation_space, self.action_space, self.acting()[0])
+        return self._view(PriorPolicy, "actor", self.acting()[0])
 
     @property
     def critic(self) -> ValueFunctions:
         """:return: the value ensemble with its encoder"""
-        return ValueFunctions(self.observation_space, self.action_space, self.world_model)
+        return self._view(ValueFunctions, "critic", self.world_model)
 
     @property
     def critic_target(self) -> ValueFunctions:
         """:return: the slowly moving value ensemble with the encoder"""
-        return ValueFunctions(self.observation_space, self.action_space, self.world_model, target=True)
+        return self._view(ValueFunctions, "critic_target", self.world_model, target=True)
+
+    def _view(self, kind: type[View], name: str, model: WorldModel, **kwargs: Any) -> View:
+        """:return: the one view of this name, so that hooks on it stay; another one when another model acts"""
+        if name not in self._views or self._views[name].world_model is not model:
+            self._views[name] = kind(self.observation_space, self.action_space, model, **kwargs)
+        found: View = self._views[name]
+        return found
 
     @property
     def episodic(self) -> bool:

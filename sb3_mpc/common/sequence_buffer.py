@@ -8,7 +8,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import BaseBuffer, ReplayBuffer
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from sb3_mpc.common.memory import available_memory
+from sb3_mpc.common.memory import check_memory
 from sb3_mpc.common.sequences import SequenceBatch as SequenceBatch
 
 # Where the observation after a stored transition is found (values >= 0 are places in the list of final observations)
@@ -71,23 +71,14 @@ class SequenceReplayBuffer(ReplayBuffer):
     @property
     def nbytes(self) -> int:
         """:return: bytes of a full buffer, final observations not counted"""
-        per_step = sum(
-            int(np.prod(s.shape or (), dtype=np.int64)) * np.dtype(s.dtype).itemsize for s in self._spaces.values()
-        )
+        sizes = {key: int(np.prod(s.shape or (), dtype=np.int64)) for key, s in self._spaces.items()}
+        per_step = sum(sizes[key] * np.dtype(s.dtype).itemsize for key, s in self._spaces.items())
         return self.buffer_size * self.n_envs * (per_step + 4 * self.action_dim + 3 * 4 + 4)
 
     def check_memory(self) -> None:
-        """
-        :raises MemoryError: if a full buffer would not fit into the memory there is
-        """
-        available = available_memory()
-        if available is not None and not self._allocated and self.nbytes > available:
-            fits = int(self.buffer_size * self.n_envs * 0.8 * available / self.nbytes)
-            raise MemoryError(
-                f"A replay buffer of buffer_size={self.buffer_size * self.n_envs} transitions needs "
-                f"{self.nbytes / 1e9:.1f} GB, but only {available / 1e9:.1f} GB of memory are available: "
-                f"use buffer_size={fits} or less."
-            )
+        """:raises MemoryError: if a full buffer would not fit into the memory there is"""
+        if not self._allocated:
+            check_memory(self.nbytes, self.buffer_size * self.n_envs)
 
     def _allocate(self) -> None:
         self.check_memory()
@@ -108,9 +99,21 @@ class SequenceReplayBuffer(ReplayBuffer):
     @property
     def observations(self) -> np.ndarray | dict[str, np.ndarray]:  # type: ignore[override]
         """:return: stored observations ``[buffer_size, n_envs, *shape]``, or a dict of them"""
-        if not self._allocated:
-            self._allocate()
         return self._observations if self._is_dict else self._observations[""]
+
+    @property
+    def next_observations(self) -> np.ndarray | dict[str, np.ndarray]:  # type: ignore[override]
+        """:return: what the stored transitions led to, put together anew ``[size, n_envs, *shape]``, or a dict"""
+        rows, envs = np.indices((self.size(), self.n_envs)).reshape(2, -1)
+        size = (self.size(), self.n_envs)
+        parts = {k: self._following(k, rows, envs).reshape(*size, *(s.shape or ())) for k, s in self._spaces.items()}
+        return parts if self._is_dict else parts[""]
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in (*type(self).row_arrays, "_observations") or self.__dict__.get("_allocated", True):
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        self._allocate()  # memory is claimed when it is needed
+        return self.__dict__[name]
 
     def reset(self) -> None:
         """Forget all transitions."""
@@ -169,8 +172,6 @@ class SequenceReplayBuffer(ReplayBuffer):
         :param done: whether the episode ended ``[n_envs]``
         :param infos: one dict an environment; ``TimeLimit.truncated`` marks an end that is no termination
         """
-        if not self._allocated:
-            self._allocate()
         row, obs, next_obs = self.pos, self._split(obs), self._split(next_obs)
         if self.size() > 0:
             self._close_head(obs)
@@ -209,8 +210,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         :param env_inds: environments of the windows ``[B]``, the first one if None
         :return: the windows
         """
-        rows = batch_inds
-        envs = np.zeros_like(rows) if env_inds is None else env_inds
+        rows, envs = batch_inds, np.zeros_like(batch_inds) if env_inds is None else env_inds
         alive = np.ones(len(rows), dtype=bool)
         observations = {key: [stored[rows, envs]] for key, stored in self._observations.items()}
         steps: list[tuple[np.ndarray, ...]] = []

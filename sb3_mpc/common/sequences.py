@@ -28,3 +28,15 @@ class SequenceBatch(NamedTuple):
     mask: th.Tensor
     plans: th.Tensor | None = None
     places: np.ndarray | None = None
+
+    @property
+    def next_observations(self) -> th.Tensor | dict[str, th.Tensor]:
+        """:return: what each transition led to ``[H, B, *shape]``, as SB3 calls it"""
+        if isinstance(self.observations, dict):
+            return {key: part[1:] for key, part in self.observations.items()}
+        return self.observations[1:]
+
+    @property
+    def dones(self) -> th.Tensor:
+        """:return: ``terminated``, as SB3 calls it"""
+        return self.terminated

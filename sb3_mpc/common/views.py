@@ -12,21 +12,32 @@ from sb3_mpc.common.checks import check_finite_observation
 from sb3_mpc.common.world_model import WorldModel
 
 
+def look_at(view: BaseModel, world_model: WorldModel) -> None:
+    """
+    :param view: what is to see a part of the model; only that part is to be among its parameters
+    :param world_model: the model
+    """
+    object.__setattr__(view, "world_model", world_model)
+    object.__setattr__(view, "features_extractor", world_model.encoder.features_extractor)
+
+
 class PriorPolicy(BasePolicy):
     """
     The policy prior with its encoder: acts without planning, for export and for comparison.
 
-    It shares its parameters with the policy that it comes from.
+    It shares its parameters with the policy that it comes from: those of the encoder and of the prior.
 
     :param observation_space: space of the observations
     :param action_space: space of the actions
     :param world_model: trained model
     """
 
+    world_model: WorldModel
+
     def __init__(self, observation_space: spaces.Space, action_space: spaces.Box, world_model: WorldModel) -> None:
         super().__init__(observation_space, action_space, squash_output=True)
-        self.world_model = world_model
-        self.features_extractor = world_model.encoder.features_extractor  # type: ignore[assignment]
+        look_at(self, world_model)
+        self.encoder, self.prior_net = world_model.encoder, world_model.prior_net
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return dict(
@@ -60,7 +71,7 @@ class PriorPolicy(BasePolicy):
 
 class ValueFunctions(BaseModel):
     """
-    The value ensemble with its encoder.
+    The value ensemble, seen through the encoder, which is not among its parameters.
 
     :param observation_space: space of the observations
     :param action_space: space of the actions
@@ -68,12 +79,15 @@ class ValueFunctions(BaseModel):
     :param target: whether to look at the slowly moving copy
     """
 
+    world_model: WorldModel
+
     def __init__(
         self, observation_space: spaces.Space, action_space: spaces.Box, world_model: WorldModel, target: bool = False
     ) -> None:
         super().__init__(observation_space, action_space)
-        self.world_model, self.target = world_model, target
-        self.features_extractor = world_model.encoder.features_extractor  # type: ignore[assignment]
+        look_at(self, world_model)
+        self.target, self.n_critics = target, world_model.num_q
+        self.q_networks = world_model.q_target if target else world_model.q_ensemble
 
     def forward(self, observation: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, ...]:
         """
@@ -84,3 +98,7 @@ class ValueFunctions(BaseModel):
         model = self.world_model
         logits = model.value(model.encode(observation), actions, target=self.target)
         return tuple(model.two_hot.decode(logits))
+
+    def q1_forward(self, observation: PyTorchObs, actions: th.Tensor) -> th.Tensor:
+        """:return: the value of the first network ``[B, 1]``"""
+        return self(observation, actions)[0]

@@ -185,13 +185,8 @@ class FacTDMPC(TDMPC2):
 
     # -- Learning ------------------------------------------------------------------------------------------------------
 
-    def train(self, gradient_steps: int, batch_size: int) -> None:
-        """
-        Train the expert, unless it was given.
-
-        :param gradient_steps: number of updates
-        :param batch_size: number of windows in a batch
-        """
+    def train(self, gradient_steps: int, batch_size: int | None = None) -> None:
+        """Train the expert, unless it was given; see :meth:`sb3_mpc.TDMPC2.train`."""
         if not self._expert_given:
             super().train(gradient_steps, batch_size)
 
