@@ -116,11 +116,13 @@ def test_defaults_of_sac_may_be_said(algorithm: Any) -> None:
     make_agent(algorithm, PointEnv(), ent_coef="auto", use_sde=False, target_update_interval=1, target_entropy="auto")
 
 
-def test_setting_changed_on_the_agent(algorithm: Any) -> None:
+def test_setting_changed_on_the_agent(algorithm: Any, tmp_path: Path) -> None:
     model = make_agent(algorithm, PointEnv()).learn(10)
     model.num_samples = 24
     with pytest.warns(UserWarning, match="num_samples was changed to 24 on the agent, but its planner keeps .* load"):
         model.learn(2, reset_num_timesteps=False)
+    model.save(tmp_path / "agent")
+    assert algorithm.load(tmp_path / "agent", num_samples=20).policy.acting()[1].num_samples == 20
 
 
 def test_unknown_key_of_net_arch(algorithm: Any) -> None:

@@ -1,6 +1,7 @@
 """The command line of the zoo: presets, training through rl_zoo3, searching, watching, plots, and its messages."""
 
 import csv
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -215,6 +216,12 @@ def test_bad_input(
     assert main([*arguments.split(), *more]) == 1
     assert_one_clear_sentence(RuntimeError(capsys.readouterr().err), "^Error: ", *words)
     assert not any(tmp_path.rglob("*.zip"))
+
+
+def test_run_that_is_further_than_asked(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = shutil.copytree(finished / "tdmpc2" / f"{NAME}_1", tmp_path / "run")
+    assert main(["train", "--resume", str(copy), "-n", "20"]) == 1
+    assert_one_clear_sentence(RuntimeError(capsys.readouterr().err.splitlines()[-1]), "done 40 of 20 steps", "-n")
 
 
 def test_missing_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

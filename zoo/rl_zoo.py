@@ -157,7 +157,7 @@ class Experiment(ExperimentManager):
         assert self.checkpoint is not None, "the run was started with checkpoints"
         algorithm = rl_zoo3.ALGOS[self.algo]
         model = self.checkpoint.load(algorithm, env, self.device, verbose=self.verbose)  # type: ignore[type-var]
-        if model.num_timesteps >= self.n_timesteps:
+        if model.num_timesteps > self.n_timesteps:
             raise ValueError(
                 f"The run has done {model.num_timesteps:,} of {self.n_timesteps:,} steps: give a larger number by -n."
             )

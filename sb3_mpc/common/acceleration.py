@@ -49,9 +49,9 @@ def choose_acceleration(compile: bool | str, model: nn.Module, device: th.device
     if compile not in (True, False, "auto"):
         raise ValueError(f'compile={compile!r} is not understood: use True, False or "auto".')
     large = sum(parameter.numel() for parameter in model.parameters()) >= PARAMETERS_WORTH_REDUCING
-    pays = device.type == "cpu" and calls >= CALLS_WORTH_COMPILING and has_compiler()
+    pays = compile == "auto" and device.type == "cpu" and calls >= CALLS_WORTH_COMPILING and has_compiler()
     return Acceleration(
-        compiles=compile is True or (compile == "auto" and pays),
+        compiles=compile is True or pays,
         reduces=compile is not False and large and has_bfloat16_units(device),
     )
 

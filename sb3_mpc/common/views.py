@@ -44,16 +44,10 @@ class PriorPolicy(BasePolicy):
             observation_space=self.observation_space, action_space=self.action_space, world_model=self.world_model
         )
 
-    def predict(
-        self,
-        observation: np.ndarray | dict[str, np.ndarray],
-        state: tuple[np.ndarray, ...] | None = None,
-        episode_start: np.ndarray | None = None,
-        deterministic: bool = False,
-    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+    def obs_to_tensor(self, observation: np.ndarray | dict[str, np.ndarray]) -> tuple[PyTorchObs, bool]:
         """See SB3; a NaN in an observation is refused."""
         check_finite_observation(observation)
-        return super().predict(observation, state, episode_start, deterministic)
+        return super().obs_to_tensor(observation)
 
     def forward(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         """
