@@ -1,8 +1,9 @@
 """
-Pages that the repository has already: README.md is the front page, and what it links to comes along, and so on. Files
-keep their places, so that all links hold on both sides; links to whole folders become plain text.
+Pages that the repository has already: README.md is the front page, and what it links to comes along, and so on. Links
+are written as they hold in the repository and rewritten here; links to whole folders become plain text.
 """
 
+import os
 import re
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = ROOT / "docs" / "pages"
 START = ["README.md", "CHANGELOG.md", "zoo/README.md"]
 LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?:|#)([^)#]*)(#[^)]*)?\)")
 
@@ -21,24 +23,31 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     :param config: configuration
     :return: with those of the repository
     """
-    wanted = [path for path in START if (ROOT / path).is_file()]
-    for file in list(files.documentation_pages()):
-        wanted += linked(file.src_uri, file.content_string)
+    wanted = [ROOT / path for path in START]
+    for page in PAGES.glob("*.md"):
+        wanted += linked(page)
     for path in wanted:  # grows meanwhile
-        if files.get_file_from_path(path) is None and (ROOT / path).is_file():
-            files.append(File.generated(config, path, abs_src_path=str(ROOT / path)))
-            wanted += linked(path, (ROOT / path).read_text()) if path.endswith(".md") else []
+        if path.is_file() and files.get_file_from_path(place(path)) is None:
+            files.append(File.generated(config, place(path), abs_src_path=str(path)))
+            wanted += linked(path) if path.suffix == ".md" else []
     return files
 
 
-def linked(path: str, text: str) -> list[str]:
+def linked(page: Path) -> list[Path]:
     """
-    :param path: page
-    :param text: its content
-    :return: paths within the repository that it links to
+    :param page: file of the repository
+    :return: what of the repository it links to
     """
-    targets = [(ROOT / path).parent.joinpath(target).resolve() for _, _, target, _ in LINK.findall(text)]
-    return [target.relative_to(ROOT).as_posix() for target in targets if target.is_relative_to(ROOT)]
+    targets = [(page.parent / target).resolve() for _, _, target, _ in LINK.findall(page.read_text())]
+    return [target for target in targets if target.is_relative_to(ROOT)]
+
+
+def place(path: Path) -> str:
+    """
+    :param path: file of the repository
+    :return: where it stands among the built pages
+    """
+    return path.relative_to(PAGES if path.is_relative_to(PAGES) else ROOT).as_posix()
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
@@ -47,10 +56,20 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     :param page: the page
     :param config: configuration
     :param files: all files
-    :return: text without links to folders
+    :return: text whose links lead to the built pages, without those to folders
     """
-    folder = (ROOT / page.file.src_uri).parent
-    return LINK.sub(lambda link: link[2] if (folder / link[3]).is_dir() else link[0], markdown)
+    source = Path(page.file.abs_src_path or ROOT)
+
+    def rewritten(link: re.Match[str]) -> str:
+        target = (source.parent / link[3]).resolve()
+        if target.is_dir():
+            return link[2]
+        if not target.is_file() or not target.is_relative_to(ROOT):
+            return link[0]  # mkdocs says what is wrong
+        there = os.path.relpath(place(target), os.path.dirname(place(source)) or ".").replace(os.sep, "/")
+        return f"{link[1]}[{link[2]}]({there}{link[4] or ''})"
+
+    return LINK.sub(rewritten, markdown)
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:

@@ -68,3 +68,16 @@ def test_every_method_has_a_page_and_every_page_is_in_the_menu():
         assert f"- {name}\n" in menu
     for method in sb3_mpc.__all__:
         assert any(f"::: sb3_mpc.{method}\n" in text and '"can_i_use.md"' in text for text in texts.values()), method
+
+
+TEXTS = [*ROOT.glob("*.md"), ROOT / "zoo" / "README.md", *(ROOT / "docs" / "pages").glob("*.md")]
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.name)
+def test_links_hold_in_the_repository(page):
+    for target, heading in re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)]*))?\)", page.read_text()):
+        path = (page.parent / target).resolve() if target else page
+        assert path.exists(), target
+        if heading:
+            titles = re.findall(r"^#+ (.*)", path.read_text(), re.MULTILINE)
+            assert heading in [re.sub(r"[^\w\- ]", "", title).lower().replace(" ", "-") for title in titles], heading
