@@ -8,7 +8,7 @@ import torch as th
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sb3_mpc import BMPC, MBDPO, TDMPC2
+from sb3_mpc import BMPC, MBDPO, TDMPC2, FacTDMPC
 from sb3_mpc.common import acceleration, collection, planning
 from sb3_mpc.common import learning as learning_module
 from sb3_mpc.common.acceleration import CALLS_WORTH_COMPILING, Acceleration, choose_acceleration
@@ -121,6 +121,28 @@ def test_reduced_plans_are_close_to_float32(algorithm: Any, monkeypatch: pytest.
         plan(True, deterministic)
         assert seen == [True] * (planner.iterations - 1) + [not deterministic and algorithm is not MBDPO]
         seen.clear()
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+@pytest.mark.parametrize("algorithm", [a for a in ALGORITHMS if a is not FacTDMPC])  # its groups are one batch
+def test_plans_are_the_same_in_parts(algorithm: Any, deterministic: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_agent(algorithm, PointEnv(), learning_rate=1e-2, seed=0).learn(40)
+    observations = np.stack([model.observation_space.sample() / 5 for _ in range(5)])
+    evaluated: list[int] = []
+    planner = model.policy.acting()[1]
+    evaluate = planner.evaluate
+    monkeypatch.setattr(planner, "evaluate", lambda z, *x: evaluated.append(len(z)) or evaluate(z, *x))
+
+    def plan() -> Plan:
+        evaluated.clear()
+        model.policy.seed(0)
+        return model.policy.decide(observations, deterministic=deterministic)[0]
+
+    whole, calls = plan(), len(evaluated)
+    monkeypatch.setattr(acceleration, "CACHED_NUMBERS", 2 * planner.num_samples * max(planner.world_model.hidden))
+    parts = plan()
+    assert evaluated == [2, 2, 1] * calls
+    th.testing.assert_close(parts.action, whole.action, atol=1e-3 if algorithm is MBDPO else 1e-5, rtol=0)
 
 
 def test_training_stays_in_float32_while_plans_are_reduced() -> None:

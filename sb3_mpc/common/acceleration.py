@@ -22,6 +22,8 @@ CALLS_WORTH_COMPILING = 30_000
 PARAMETERS_WORTH_REDUCING = 500_000
 # Units that multiply matrices in bfloat16 faster than in float32
 BFLOAT16_UNITS = ("amx_bf16", "avx512_bf16")
+# Numbers that a core of a CPU has at hand, 1 MB of them: layers with larger outputs are bound by memory
+CACHED_NUMBERS = 2**18
 
 
 class Acceleration(NamedTuple):
@@ -65,6 +67,16 @@ def has_bfloat16_units(device: th.device) -> bool:
         return False
     capabilities = th.cpu.get_capabilities()
     return any(capabilities.get(unit, False) for unit in BFLOAT16_UNITS)
+
+
+def cached_parts(device: th.device, count: int, numbers: int) -> int:
+    """
+    :param device: device of the model
+    :param count: number of inputs that could be computed at once
+    :param numbers: size of a layer's output for one of them
+    :return: number of parts to compute them in: all at once on a GPU, on a CPU what its caches hold
+    """
+    return math.ceil(count / max(1, CACHED_NUMBERS // numbers)) if device.type == "cpu" else 1
 
 
 def full_precision(x: th.Tensor, wanted: bool = True) -> AbstractContextManager:

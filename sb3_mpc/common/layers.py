@@ -216,3 +216,18 @@ class EnsembleMLP(nn.Module):
         for i, layer in enumerate(self.layers):
             out = layer(out, members, mask if i == 0 else None, detach)
         return out.reshape(out.shape[0], *batch_shape, out.shape[-1])
+
+
+def draw_members(count: int, num_q: int, generator: th.Generator) -> th.Tensor:
+    """
+    Draw pairs of different value networks.
+
+    :param count: number of pairs
+    :param num_q: number of networks; a single network is paired with itself
+    :param generator: source of randomness, on whose device the result lives
+    :return: indices ``[count, 2]``
+    """
+    if num_q == 1:
+        return th.zeros(count, 2, dtype=th.long, device=generator.device)
+    scores = th.rand(count, num_q, generator=generator, device=generator.device)
+    return scores.argsort(dim=1)[:, :2]

@@ -6,7 +6,7 @@ import torch as th
 import torch.nn.functional as F
 
 from sb3_mpc.common.acceleration import dropout_mask
-from sb3_mpc.common.planning import draw_members
+from sb3_mpc.common.layers import draw_members
 from sb3_mpc.common.sequences import SequenceBatch
 from sb3_mpc.common.world_model import WorldModel
 

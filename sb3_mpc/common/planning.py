@@ -11,7 +11,8 @@ from typing import Any, ClassVar, NamedTuple
 import torch as th
 from torch import nn
 
-from sb3_mpc.common.acceleration import compile_function, full_precision
+from sb3_mpc.common.acceleration import cached_parts, compile_function, full_precision
+from sb3_mpc.common.layers import draw_members
 from sb3_mpc.common.world_model import WorldModel
 
 LARGE_ACTION_DIM, EXTRA_ITERATIONS = 20, 2  # more iterations for large action spaces (official code)
@@ -62,21 +63,6 @@ class Plan(NamedTuple):
     std: th.Tensor
     elite_action: th.Tensor
     elite_value: th.Tensor
-
-
-def draw_members(count: int, num_q: int, generator: th.Generator) -> th.Tensor:
-    """
-    Draw pairs of different value networks.
-
-    :param count: number of pairs
-    :param num_q: number of networks; a single network is paired with itself
-    :param generator: source of randomness, on whose device the result lives
-    :return: indices ``[count, 2]``
-    """
-    if num_q == 1:
-        return th.zeros(count, 2, dtype=th.long, device=generator.device)
-    scores = th.rand(count, num_q, generator=generator, device=generator.device)
-    return scores.argsort(dim=1)[:, :2]
 
 
 class MPPIPlanner(nn.Module):
@@ -222,6 +208,16 @@ class MPPIPlanner(nn.Module):
             returns = th.cat([returns[:1], returns[1:] * (1 - ended)])
         return (returns * model.discount(z, self.gamma) ** steps).sum(0).squeeze(-1).nan_to_num(0)
 
+    def score(self, z: th.Tensor, actions: th.Tensor, noise: th.Tensor, members: th.Tensor) -> th.Tensor:
+        """See :meth:`evaluate`, here for as many environments at once as is fast."""
+        evaluate, (_, n_envs, samples, _) = self.fast("evaluate"), actions.shape
+        parts = cached_parts(z.device, n_envs, samples * max(self.world_model.hidden))
+        if parts == 1:
+            return evaluate(z, actions, noise, members)
+        noise = noise.expand(n_envs if len(noise) else 0, -1, -1)
+        pieces = zip(*(x.tensor_split(parts, d) for x, d in ((z, 0), (actions, 1), (noise, 0))), strict=True)
+        return th.cat([evaluate(*piece, members) for piece in pieces])
+
     def rewards(self, z: th.Tensor, actions: th.Tensor) -> th.Tensor:
         """
         :param z: latent states ``[H, E, N, D]``
@@ -276,12 +272,11 @@ class MPPIPlanner(nn.Module):
         mean = mask(z, th.cat([prev_mean[:, 1:], th.zeros_like(prev_mean[:, :1])], dim=1).transpose(0, 1))
         std = mask(z, th.full_like(mean, self.max_std))
         proposals = self.propose(z, noise.proposals) if self.num_pi_trajs > 0 else None
-        evaluate = self.fast("evaluate")
         for j in range(self.iterations):
             actions = self.sample(mean, std, proposals, noise.samples[j])
             decisive = noise.selection is None and j == self.iterations - 1  # its mean is the action
             with full_precision(z, decisive):
-                values = evaluate(z, actions, noise.terminal[j], noise.members[j])
+                values = self.score(z, actions, noise.terminal[j], noise.members[j])
             mean, std, weights, elites = self.refit(actions, values)
             std = mask(z, std)
         if noise.selection is None:

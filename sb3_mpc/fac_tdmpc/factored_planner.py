@@ -62,6 +62,10 @@ class FactoredPlanner(MPPIPlanner):
         value = model.value(z, actions[-1]).mean(0)
         return (returns + self.gamma ** (len(actions) - 1) * value).squeeze(-1).nan_to_num(0)
 
+    def score(self, z: th.Tensor, actions: th.Tensor, noise: th.Tensor, members: th.Tensor) -> th.Tensor:
+        """See :meth:`evaluate`; the groups of all environments are one batch of small products."""
+        return self.fast("evaluate")(z, actions, noise, members)
+
     @th.no_grad()
     def plan(self, z: th.Tensor, prev_mean: th.Tensor, noise: PlanNoise) -> Plan:
         """

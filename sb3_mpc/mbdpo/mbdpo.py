@@ -6,8 +6,8 @@ import torch as th
 import torch.nn.functional as F
 from stable_baselines3.common.type_aliases import MaybeCallback
 
+from sb3_mpc.common.layers import draw_members
 from sb3_mpc.common.losses import UpdateNoise
-from sb3_mpc.common.planning import draw_members
 from sb3_mpc.common.sequences import SequenceBatch
 from sb3_mpc.mbdpo.planning import DiffusionPlanner
 from sb3_mpc.tdmpc2.tdmpc2 import TDMPC2

@@ -155,7 +155,7 @@ class DiffusionPlanner(MPPIPlanner):
         alpha_bar = self.alpha_bar[tau].reshape(-1, 1)
         std = self.world_model.mask_actions(z, ((1 - alpha_bar) / alpha_bar).sqrt().expand_as(x))
         actions = self.sample(x / alpha_bar.sqrt(), std, proposals, samples)
-        values = self.fast("evaluate")(z, actions, terminal, members)
+        values = self.score(z, actions, terminal, members)
         mean = self.soft_mean(actions, values, elites)
         return (alpha_bar.sqrt() * mean - x) / (1 - alpha_bar), values
 
