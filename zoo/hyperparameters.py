@@ -54,9 +54,14 @@ def load_preset(algo: str, env_id: str, preset: str | None = None) -> dict[str, 
     :param algo: key of a method
     :param env_id: id of an environment
     :param preset: name of a reduced preset, such as ``"cpu"``
-    :return: hyper-parameters in rl_zoo3's format
+    :return: arguments of the class, and ``policy``, ``n_timesteps``, ``n_envs`` and so on of rl_zoo3
     """
     import yaml
+    from stable_baselines3.common.utils import LinearSchedule
 
     entries = yaml.safe_load(preset_file(algo).read_text())
-    return {**entries[preset_key(entries, env_id)], **reduced(entries, preset)}
+    settings = {**entries[preset_key(entries, env_id)], **reduced(entries, preset)}
+    rate = str(settings.get("learning_rate"))
+    if rate.startswith("lin_"):  # rl_zoo3's name for a rate that falls to zero
+        settings["learning_rate"] = LinearSchedule(float(rate.removeprefix("lin_")), 0.0, 1.0)
+    return settings
