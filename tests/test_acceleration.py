@@ -143,6 +143,10 @@ def test_plans_are_the_same_in_parts(algorithm: Any, deterministic: bool, monkey
     parts = plan()
     assert evaluated == [2, 2, 1] * calls
     th.testing.assert_close(parts.action, whole.action, atol=1e-3 if algorithm is MBDPO else 1e-5, rtol=0)
+    planner._compiled["evaluate"] = planner.evaluate  # what is compiled is called with one shape
+    evaluated.clear()
+    th.testing.assert_close(plan().action, parts.action, atol=1e-3 if algorithm is MBDPO else 1e-5, rtol=0)
+    assert set(evaluated) == {1}
 
 
 def test_training_stays_in_float32_while_plans_are_reduced() -> None:

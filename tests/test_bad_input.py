@@ -104,7 +104,13 @@ def test_sac_only_keys_in_policy_kwargs(algorithm: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "hint"), [("ent_coef", "entropy_coef"), ("use_sde", "leave it out"), ("batchsize", "batch_size")]
+    ("wrong", "hint"),
+    [
+        ("ent_coef", "entropy_coef"),
+        ("use_sde", "leave it out"),
+        ("batchsize", "batch_size"),
+        ("monitor_wrapper", "use .*learning_rate"),
+    ],
 )
 def test_unknown_argument(algorithm: Any, wrong: str, hint: str) -> None:
     with pytest.raises(TypeError) as error:
@@ -141,6 +147,7 @@ def test_no_environment(algorithm: Any) -> None:
     ("name", "value"),
     [
         ("batch_size", 0),
+        ("horizon", "3"),
         ("buffer_size", -5),
         ("gamma", 1.5),
         ("gamma", None),

@@ -208,8 +208,8 @@ def test_expert_acts_until_the_student_exists() -> None:
     assert model.actor.world_model is model.policy.student
 
 
-@pytest.mark.parametrize("groups", [[[0]], [[0, 1], [1]], [[0], [1], []], [[0, 2], [1]]])
-def test_wrong_groups(groups: list[list[int]]) -> None:
+@pytest.mark.parametrize("groups", [[[0]], [[0, 1], [1]], [[0], [1], []], [[0, 2], [1]], 3])
+def test_wrong_groups(groups: Any) -> None:
     with pytest.raises(ValueError) as error:
         make_agent(FacTDMPC, PointEnv(), action_groups=groups)
     assert_one_clear_sentence(error.value, "action_groups", "exactly once")

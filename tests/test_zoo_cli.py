@@ -1,6 +1,7 @@
 """The command line of the zoo: presets, training through rl_zoo3, searching, watching, plots, and its messages."""
 
 import csv
+import json
 import shutil
 import subprocess
 import sys
@@ -157,6 +158,37 @@ def test_publish(film: bool, finished: Path, tmp_path: Path, capsys: pytest.Capt
     assert f"return {card['evaluation']['mean_return']:.1f}" in capsys.readouterr().out
 
 
+def test_environment_with_arguments_and_a_run_that_is_extended(tmp_path: Path, capsys: Any) -> None:
+    """An agent is judged in the environment that it was trained in, also after its run was made longer."""
+    arguments = train_arguments(tmp_path, 40)
+    at = arguments.index("max_episode_steps:20")
+    run(*arguments[:at], "g:5.0", *arguments[at:])
+    folder = tmp_path / "tdmpc2" / "Pendulum-v1_1"
+    run("train", "--resume", folder, "-n", 60)
+    run("train", "--resume", folder)  # has nothing left to do
+    assert json.loads((folder / "train.json").read_text())["arguments"].count("--n-timesteps") == 1
+    capsys.readouterr()
+    run("evaluate", folder, "--episodes", 1)
+    expected = capsys.readouterr().out.split(" return ")[1].split()[0]
+    run("publish", folder, "--episodes", 1, "--folder", tmp_path, "--no-film", "--dtype", "float32")
+    assert f"planner         return {expected}" in capsys.readouterr().out
+    card = read_card(tmp_path / "tdmpc2-Pendulum-v1.safetensors")
+    assert card["environment"]["kwargs"]["g"] == 5.0 and "--n-timesteps 60" in card["command"]
+    run("evaluate", tmp_path / "tdmpc2-Pendulum-v1.safetensors", "--episodes", 1)
+    assert "trained with other arguments of Pendulum-v1, which no file may choose: {'g': 5.0" in capsys.readouterr().out
+
+
+def test_stacked_observations(tmp_path: Path, capsys: Any) -> None:
+    run(*train_arguments(tmp_path, 40), "frame_stack:2")
+    folder = tmp_path / "tdmpc2" / "Pendulum-v1_1"
+    run("evaluate", folder, "--episodes", 1)
+    assert "planner         return" in capsys.readouterr().out
+    for command in ("record", "publish"):
+        assert main([command, str(folder), "--folder", str(tmp_path)]) == 1
+        assert_one_clear_sentence(RuntimeError(capsys.readouterr().err), "frame_stack=2", "evaluate")
+    assert not [*tmp_path.glob("*.safetensors")]
+
+
 @pytest.mark.parametrize("algo", ALGOS)
 def test_two_trials_of_a_search(algo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = [setting for setting in TINY if not setting.startswith(("horizon", "batch_size"))]
@@ -190,6 +222,16 @@ def test_registration() -> None:
         ("train --algo tdmpc2 --env Pendulum-v1 -n 0", ["--n-timesteps=0", "from 1"]),
         ("train --algo tdmpc2 --env Pendulum-v1 --seed -3", ["--seed=-3", "from 0"]),
         ("train --algo tdmpc2 --env Pendulum-v1 -params horizn:3", ["horizn", "horizon"]),
+        (
+            "train --algo tdmpc2 --env Pendulum-v1 -params learning_rate:lin_0.001",
+            ["lin_0.001", "quotes"],
+        ),
+        ("train --algo tdmpc2 --env Pendulum-v1 -params policy:MlpPolicy", ["policy:MlpPolicy", "quotes"]),
+        ("train --algo tdmpc2 --env nomodule:Pendulum-v1", ["nomodule:Pendulum-v1", "cannot be imported"]),
+        ("train --resume missing --env-kwargs g:5.0", ["leave out --env-kwargs"]),
+        ("train --resume missing -params horizon:2", ["leave out --hyperparams"]),
+        ("bench --obs 0", ["--obs=0", "from 1"]),
+        ("evaluate missing --n-envs 0", ["--n-envs=0", "from 1"]),
         ("list --folder missing", ["no folder missing"]),
         ("convert missing.zip agent.safetensors --algo tdmpc2", ["no file missing.zip"]),
         ("train --resume missing", ["missing", "no folder of a run"]),

@@ -59,6 +59,9 @@ COMMANDS = {
 }
 
 
+# Modules of the extras that the commands need
+EXTRAS = {"rl_zoo3", "huggingface_sb3", "huggingface_hub", "optuna", "wandb", "yaml", "pandas", "requests"}
+EXTRAS |= {"tqdm", "rich", "tensorboard", "matplotlib", "moviepy", "imageio", "PIL", "psutil"}
 # Errors whose message is enough; others come with their traceback
 EXPECTED = (ValueError, TypeError, AssertionError, ImportError, OSError, MemoryError, RuntimeError)
 
@@ -120,9 +123,9 @@ def failed(error: Exception) -> int:
     :param error: what a command has raised
     :return: exit status, after a sentence that says what is wrong
     """
-    if isinstance(error, ModuleNotFoundError) and "pip install" not in str(error):
+    if isinstance(error, ModuleNotFoundError) and str(error.name).partition(".")[0] in EXTRAS:
         error = ModuleNotFoundError(f'This command needs {error.name}: pip install "sb3-mpc[zoo,extra]"')
-    print(f"Error: {error or type(error).__name__} (SB3_MPC_TRACEBACK=1 shows where)", file=sys.stderr)
+    print(f"Error: {str(error) or type(error).__name__} (SB3_MPC_TRACEBACK=1 shows where)", file=sys.stderr)
     return 1
 
 

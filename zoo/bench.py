@@ -25,6 +25,7 @@ from stable_baselines3.common.utils import get_device
 import sb3_mpc.envs  # noqa: F401
 from sb3_mpc import TDMPC2
 from sb3_mpc.common import acceleration
+from sb3_mpc.common.checks import check_range
 from sb3_mpc.common.provenance import git_commit, package_versions
 
 MODES = ("eager", "compiled", "compiled-bfloat16")
@@ -206,6 +207,14 @@ def main(args: argparse.Namespace) -> None:
     """
     :param args: command line
     """
+    for name, values in (
+        ("obs", [args.obs]),
+        ("act", [args.act]),
+        ("repeats", [args.repeats]),
+        ("n-envs", args.n_envs),
+    ):
+        for value in values:
+            check_range(f"--{name}", value, 1)
     context = multiprocessing.get_context("spawn")
     results = []
     units = acceleration.has_bfloat16_units(get_device(args.device))

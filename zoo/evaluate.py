@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import gymnasium as gym
 import numpy as np
 import yaml
 from rl_zoo3 import create_test_env, get_saved_hyperparams
@@ -15,6 +16,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, unwrap_vec_nor
 import sb3_mpc
 from sb3_mpc.common.agent_files import load_agent, read_card
 from sb3_mpc.common.algorithm import WorldModelAlgorithm
+from sb3_mpc.common.checks import check_range
 from sb3_mpc.envs.video import record_video
 from sb3_mpc.zoo import rl_zoo
 from sb3_mpc.zoo.agents import find as find_agent
@@ -30,7 +32,7 @@ class Agent(NamedTuple):
     :param env_id: id of its environment
     :param env_kwargs: arguments of its environment
     :param hyperparams: how rl_zoo3 wraps the environment
-    :param statistics: folder with ``vecnormalize.pkl``, if observations were normalised
+    :param statistics: folder with ``vecnormalize.pkl``, if observations were normalised; of a run, in any case
     """
 
     load: Callable[[VecEnv], Any]
@@ -62,8 +64,9 @@ def find(args: argparse.Namespace) -> Agent:
     :param args: command line
     :return: the agent that it names
     """
-    if args.episodes < 1:
-        raise ValueError(f"--episodes {args.episodes} must be at least 1.")
+    for name in ("episodes", "n_envs"):
+        if getattr(args, name, None) is not None:
+            check_range(f"--{name.replace('_', '-')}", getattr(args, name), 1)
     path = None if args.agent is None else Path(args.agent)
     if path is None:
         return _of_zoo(args)
@@ -90,7 +93,21 @@ def of_file(path: Path, args: argparse.Namespace) -> Agent:
         raise ValueError(f"{path} does not say which environment it was trained in: give it by --env.")
     env_id = rl_zoo.find_environment(args.env or known["id"])
     kwargs = {name: value for name, value in protocol_of(known).items() if env_id == known.get("id")}
+    given = {**(known.get("kwargs") or {})} if env_id == known.get("id") else {}
+    other = {name: value for name, value in given.items() if gym.spec(env_id).kwargs.get(name) != value}
+    if other.keys() - kwargs.keys():
+        print(f"{path} was trained with other arguments of {env_id}, which no file may choose: {other}")
     return Agent(lambda env: load_agent(path, env, args.device), env_id, kwargs)
+
+
+def check_plain(agent: Agent) -> None:
+    """
+    :param agent: an agent
+    :raises ValueError: if its run wraps the environment in ways that films and agent files do not know
+    """
+    for name in ("env_wrapper", "vec_env_wrapper", "frame_stack"):
+        if agent.hyperparams.get(name):
+            raise ValueError(f"The run has {name}={agent.hyperparams[name]!r}: `evaluate` and `enjoy` can show it.")
 
 
 def _class(algo: str) -> type[WorldModelAlgorithm]:
@@ -125,7 +142,7 @@ def _of_run(run: Path, best: bool, device: str) -> Agent:
         env_id,
         env_kwargs,
         hyperparams,
-        statistics if hyperparams["normalize"] else None,
+        statistics,
     )
 
 
@@ -180,6 +197,7 @@ def record(args: argparse.Namespace) -> None:
     :param args: command line of ``record``
     """
     agent = find(args)
+    check_plain(agent)
     model, env = agent.start(1)
     with tempfile.TemporaryDirectory() as folder:
         statistics = statistics_of(env, Path(folder))

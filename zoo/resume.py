@@ -38,9 +38,10 @@ from sb3_mpc.common.checkpoints import atomic_target, explain_damage
 
 SelfAlgorithm = TypeVar("SelfAlgorithm", bound=WorldModelAlgorithm)
 
-# What of other callbacks goes on: when they are due, and the results of an EvalCallback
+# What of other callbacks goes on: when they are due, and what an EvalCallback or an OverestimationCallback has found
 CALLBACK_STATE = (
     "n_calls",
+    "results",
     "best_mean_reward",
     "last_mean_reward",
     "evaluations_results",

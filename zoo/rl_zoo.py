@@ -53,9 +53,12 @@ def find_environment(env_id: str) -> str:
     """
     module, _, name = env_id.rpartition(":")
     if module:
-        importlib.import_module(module)
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ValueError(f'The module of the environment "{env_id}" cannot be imported: {error}.') from error
     if name not in gym.registry:
-        nearest = difflib.get_close_matches(name, gym.registry, n=1, cutoff=0.5)
+        nearest = difflib.get_close_matches(name, gym.registry, n=1, cutoff=0.7)
         hint = f'did you mean "{nearest[0]}"?' if nearest else "is the module that registers it given as module:id?"
         raise ValueError(
             f'There is no environment "{env_id}": {hint} `python -m sb3_mpc.envs` lists those of this package.'
@@ -128,7 +131,7 @@ class Experiment(ExperimentManager):
     def create_log_folder(self) -> None:
         """Create the folder of the run, with what `--resume` needs."""
         super().create_log_folder()  # type: ignore[no-untyped-call]
-        if self.resume is None and not self.optimize_hyperparameters:
+        if not self.optimize_hyperparameters:
             settings = dict(arguments=self.arguments, preset=self.preset, checkpoint_freq=self.checkpoint_freq)
             (Path(self.save_path) / RUN_FILE).write_text(json.dumps(settings, indent=1) + "\n")
 

@@ -8,6 +8,9 @@ import sys
 from sb3_mpc.common.checks import check_range
 from sb3_mpc.zoo.hyperparameters import ALGOS
 
+# Options of rl_zoo3 that belong to the start of a run
+OF_THE_START = {"-conf", "--conf-file", "-i", "--trained-agent", "--env-kwargs", "--eval-env-kwargs"}
+
 
 def main(args: argparse.Namespace) -> None:
     """
@@ -18,6 +21,8 @@ def main(args: argparse.Namespace) -> None:
     for name, least in (("n_timesteps", 1), ("seed", 0)):
         if getattr(args, name) is not None:
             check_range(f"--{name.replace('_', '-')}", getattr(args, name), least)
+    for item in args.hyperparams or []:
+        check_setting(item)
     options = [*args.rest]
     for name, value in (("--n-timesteps", args.n_timesteps), ("--hyperparams", args.hyperparams)):
         if value is not None:
@@ -51,6 +56,24 @@ def check_algorithm(algo: str) -> None:
         raise ValueError(f'There is no method "{algo}": there are {", ".join(ALGOS)}.')
 
 
+def check_setting(item: str) -> None:
+    """
+    :param item: one of ``-params``, which rl_zoo3 evaluates as Python
+    :raises ValueError: if that would not work
+    """
+    name, _, value = item.partition(":")
+    try:
+        compile(value, item, "eval")
+        understood = not value.isidentifier() or value in ("True", "False", "None")
+    except SyntaxError:
+        understood = False
+    if not name.isidentifier() or not understood:
+        raise ValueError(
+            f"-params {item} is not understood: write name:value, and text in two kinds of quotes, such as "
+            "\"learning_rate:'lin_3e-4'\"."
+        )
+
+
 def _resume(args: argparse.Namespace, options: list[str]) -> None:
     """
     :param args: command line
@@ -58,9 +81,11 @@ def _resume(args: argparse.Namespace, options: list[str]) -> None:
     """
     from sb3_mpc.zoo import rl_zoo
 
-    refused = [name for name in ("algo", "env", "seed", "preset", "checkpoint_freq") if getattr(args, name) is not None]
-    if refused or args.optimize:
-        raise ValueError(f"--resume goes on with the settings of the run: leave out --{(refused or ['optimize'])[0]}.")
+    names = ("algo", "env", "seed", "preset", "checkpoint_freq", "hyperparams")
+    refused = [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) is not None]
+    refused += ["--optimize"] * args.optimize + [word for word in args.rest if word.partition("=")[0] in OF_THE_START]
+    if refused:
+        raise ValueError(f"--resume goes on with the settings of the run: leave out {refused[0]}.")
     path = args.resume / rl_zoo.RUN_FILE
     if not path.exists():
         raise FileNotFoundError(f"{args.resume} is no folder of a run that `train` has begun: there is no {path.name}.")
@@ -69,7 +94,10 @@ def _resume(args: argparse.Namespace, options: list[str]) -> None:
     if not any((args.resume / "checkpoints").glob("step_*")):
         raise FileNotFoundError(f"{args.resume} holds no complete checkpoint yet: start the run again.")
     kept = [option for option in settings["arguments"] if option != "--progress"]
-    rl_zoo.train([*kept, *options], resume=args.resume, checkpoint_freq=frequency)
+    if args.n_timesteps is not None and "--n-timesteps" in kept:
+        at = kept.index("--n-timesteps")
+        del kept[at : at + 2]
+    rl_zoo.train([*kept, *options], preset=settings["preset"], resume=args.resume, checkpoint_freq=frequency)
 
 
 def enjoy(args: argparse.Namespace) -> None:

@@ -170,9 +170,9 @@ def known_arguments(cls: type) -> list[str]:
         if "__init__" in vars(base):
             parameters = inspect.signature(base.__init__).parameters.values()  # type: ignore[misc]
             names += [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-            if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-                break
-    return [name for name in names if name != "self"]
+            if not any(p.kind is p.VAR_KEYWORD and p.name != "unknown" for p in parameters):
+                break  # nothing is passed on
+    return [name for name in dict.fromkeys(names) if name != "self"]
 
 
 def explain_unknown(name: str, known: list[str]) -> str:
@@ -214,12 +214,12 @@ def warn_of_changes(made: dict[str, Any], now: dict[str, Any]) -> None:
 def check_range(name: str, value: object, least: float, most: float = np.inf) -> None:
     """
     :param name: argument of the user, for the message
-    :param value: its value; text such as "auto" is left to others
+    :param value: its value; "auto" is left to others
     :param least: smallest value that is allowed
     :param most: largest value that is allowed
     :raises ValueError: if it is no number of that range
     """
-    if isinstance(value, str):
+    if isinstance(value, str) and value == "auto":
         return
     if not isinstance(value, (int, float, np.number)) or not least <= value <= most:
         upper = f" to {most:g}" if most < np.inf else " on"

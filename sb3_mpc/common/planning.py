@@ -211,9 +211,12 @@ class MPPIPlanner(nn.Module):
     def score(self, z: th.Tensor, actions: th.Tensor, noise: th.Tensor, members: th.Tensor) -> th.Tensor:
         """See :meth:`evaluate`, here for as many environments at once as is fast."""
         evaluate, (_, n_envs, samples, _) = self.fast("evaluate"), actions.shape
-        parts = cached_parts(z.device, n_envs, samples * max(self.world_model.hidden))
-        if parts == 1:
+        model = self.world_model
+        parts = cached_parts(z.device, n_envs, samples * max([model.latent_dim, *model.hidden]))
+        if parts == 1 or th.compiler.is_compiling():  # a compiled update would unroll the parts
             return evaluate(z, actions, noise, members)
+        if self._compiled:  # once, for one shape
+            parts = next(count for count in range(parts, n_envs + 1) if n_envs % count == 0)
         noise = noise.expand(n_envs if len(noise) else 0, -1, -1)
         pieces = zip(*(x.tensor_split(parts, d) for x, d in ((z, 0), (actions, 1), (noise, 0))), strict=True)
         return th.cat([evaluate(*piece, members) for piece in pieces])

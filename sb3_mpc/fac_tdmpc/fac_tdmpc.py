@@ -249,6 +249,10 @@ class FacTDMPC(TDMPC2):
                 f"The replay buffer (a {type(data).__name__}) does not hold sequences of the spaces {spaces}: give one "
                 "that save_replay_buffer() of such an agent has written."
             )
+        if data.size() == 0:
+            raise ValueError(
+                "The replay buffer is empty: give replay_buffer, what save_replay_buffer() of the expert has written."
+            )
         model.replay_buffer = data
         model._distill(steps, progress_bar)
         return model
@@ -266,6 +270,7 @@ class FacTDMPC(TDMPC2):
         :param progress_bar: show a progress bar
         """
         check_range("steps", steps, 0)
+        steps = int(steps)
         if steps == 0:  # the expert goes on acting
             return
         assert self._distill_seed is not None

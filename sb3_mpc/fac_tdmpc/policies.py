@@ -27,8 +27,12 @@ def resolve_groups(action_groups: Sequence[Sequence[int]] | None, action_dim: in
     :return: the groups
     :raises ValueError: unless every dimension is in exactly one group
     """
-    groups = [[i] for i in range(action_dim)] if action_groups is None else [list(group) for group in action_groups]
-    if not all(groups) or sorted(i for group in groups for i in group) != list(range(action_dim)):
+    try:
+        groups = [[i] for i in range(action_dim)] if action_groups is None else [list(group) for group in action_groups]
+        complete = all(groups) and sorted(i for group in groups for i in group) == list(range(action_dim))
+    except TypeError:  # no sequence of sequences
+        complete = False
+    if not complete:
         raise ValueError(
             f"action_groups={action_groups} must name each of the {action_dim} action dimensions (0 to "
             f"{action_dim - 1}) exactly once, and no group may be empty."
