@@ -25,8 +25,8 @@ from stable_baselines3.common.utils import get_device
 import sb3_mpc.envs  # noqa: F401
 from sb3_mpc import TDMPC2
 from sb3_mpc.common import acceleration
-from sb3_mpc.common.checks import check_range
 from sb3_mpc.common.provenance import git_commit, package_versions
+from sb3_mpc.zoo.train import check_options
 
 MODES = ("eager", "compiled", "compiled-bfloat16")
 EPISODE_STEPS = 500
@@ -207,14 +207,7 @@ def main(args: argparse.Namespace) -> None:
     """
     :param args: command line
     """
-    for name, values in (
-        ("obs", [args.obs]),
-        ("act", [args.act]),
-        ("repeats", [args.repeats]),
-        ("n-envs", args.n_envs),
-    ):
-        for value in values:
-            check_range(f"--{name}", value, 1)
+    check_options(args, obs=1, act=1, repeats=1, n_envs=1)
     context = multiprocessing.get_context("spawn")
     results = []
     units = acceleration.has_bfloat16_units(get_device(args.device))

@@ -1,6 +1,7 @@
 """Commands ``evaluate`` and ``record``: what a trained agent does."""
 
 import argparse
+import json
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,12 +17,11 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, unwrap_vec_nor
 import sb3_mpc
 from sb3_mpc.common.agent_files import load_agent, read_card
 from sb3_mpc.common.algorithm import WorldModelAlgorithm
-from sb3_mpc.common.checks import check_range
 from sb3_mpc.envs.video import record_video
 from sb3_mpc.zoo import rl_zoo
 from sb3_mpc.zoo.agents import find as find_agent
 from sb3_mpc.zoo.cards import protocol_of
-from sb3_mpc.zoo.train import check_algorithm
+from sb3_mpc.zoo.train import check_algorithm, check_options
 
 
 class Agent(NamedTuple):
@@ -64,9 +64,7 @@ def find(args: argparse.Namespace) -> Agent:
     :param args: command line
     :return: the agent that it names
     """
-    for name in ("episodes", "n_envs"):
-        if getattr(args, name, None) is not None:
-            check_range(f"--{name.replace('_', '-')}", getattr(args, name), 1)
+    check_options(args, episodes=1, n_envs=1)
     path = None if args.agent is None else Path(args.agent)
     if path is None:
         return _of_zoo(args)
@@ -92,11 +90,14 @@ def of_file(path: Path, args: argparse.Namespace) -> Agent:
     if args.env is None and not known:
         raise ValueError(f"{path} does not say which environment it was trained in: give it by --env.")
     env_id = rl_zoo.find_environment(args.env or known["id"])
-    kwargs = {name: value for name, value in protocol_of(known).items() if env_id == known.get("id")}
-    given = {**(known.get("kwargs") or {})} if env_id == known.get("id") else {}
-    other = {name: value for name, value in given.items() if gym.spec(env_id).kwargs.get(name) != value}
-    if other.keys() - kwargs.keys():
-        print(f"{path} was trained with other arguments of {env_id}, which no file may choose: {other}")
+    if env_id != known.get("id"):
+        known = {}
+    kwargs = protocol_of(known)
+    # As text, for the card has lists in place of tuples
+    usual = {name: json.dumps(value, default=repr) for name, value in gym.spec(env_id).kwargs.items()}
+    left = {n: v for n, v in (known.get("kwargs") or {}).items() if n not in kwargs and json.dumps(v) != usual.get(n)}
+    if left:
+        print(f"{path} was trained with other arguments of {env_id}, which no file may choose: {left}")
     return Agent(lambda env: load_agent(path, env, args.device), env_id, kwargs)
 
 

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import sb3_mpc
-from sb3_mpc.common.agent_files import read_card, save_agent
+from sb3_mpc.common.agent_files import load_agent, read_card, save_agent
 from sb3_mpc.envs.video import record_video
 from sb3_mpc.zoo import rl_zoo
 from sb3_mpc.zoo.cards import agent_name, card_text, pictures_of
-from sb3_mpc.zoo.evaluate import Agent, check_plain, find, measure, of_file, statistics_of
+from sb3_mpc.zoo.evaluate import Agent, check_plain, find, measure, statistics_of
 from sb3_mpc.zoo.plot import curves, draw, published
 from sb3_mpc.zoo.returns import Row, action_repeat, read_csv, read_run
 
@@ -44,7 +44,7 @@ def publish(agent: Agent, args: argparse.Namespace, rows: Iterable[Row] = (), **
     path = args.folder / f"{agent_name(algo, agent.env_id)}.safetensors"
     save_agent(model, path, args.dtype, steps=steps, seed=model.seed, **card)
     env.close()
-    written = of_file(path, args)._replace(env_id=agent.env_id, env_kwargs=agent.env_kwargs)
+    written = Agent(lambda env: load_agent(path, env, args.device), agent.env_id, agent.env_kwargs)
     model, env = written.start(min(args.episodes, 10))
     evaluation: dict[str, Any] = dict(episodes=args.episodes, seed=args.seed)
     for name, prefix, policy in (("planner", "", model), ("network policy", "network_", model.actor)):

@@ -18,9 +18,7 @@ def main(args: argparse.Namespace) -> None:
     """
     from sb3_mpc.zoo import rl_zoo
 
-    for name, least in (("n_timesteps", 1), ("seed", 0)):
-        if getattr(args, name) is not None:
-            check_range(f"--{name.replace('_', '-')}", getattr(args, name), least)
+    check_options(args, n_timesteps=1, seed=0)
     for item in args.hyperparams or []:
         check_setting(item)
     options = [*args.rest]
@@ -54,6 +52,19 @@ def check_algorithm(algo: str) -> None:
     """
     if algo not in ALGOS:
         raise ValueError(f'There is no method "{algo}": there are {", ".join(ALGOS)}.')
+
+
+def check_options(args: argparse.Namespace, **least: int) -> None:
+    """
+    :param args: command line
+    :param least: smallest value of each option, or of each of its values; those that are not given are left alone
+    :raises ValueError: if one is smaller
+    """
+    for name, smallest in least.items():
+        given = getattr(args, name, None)
+        for value in given if isinstance(given, list) else [given]:
+            if value is not None:
+                check_range(f"--{name.replace('_', '-')}", value, smallest)
 
 
 def check_setting(item: str) -> None:

@@ -172,7 +172,7 @@ def known_arguments(cls: type) -> list[str]:
             parameters = inspect.signature(base.__init__).parameters.values()  # type: ignore[misc]
             names += [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
             if not any(p.kind is p.VAR_KEYWORD and p.name != "unknown" for p in parameters):
-                break  # nothing is passed on
+                break  # nothing is passed on; ``unknown`` collects what is refused
     return [name for name in dict.fromkeys(names) if name != "self"]
 
 

@@ -63,7 +63,7 @@ class FactoredPlanner(MPPIPlanner):
         return (returns + self.gamma ** (len(actions) - 1) * value).squeeze(-1).nan_to_num(0)
 
     def score(self, z: th.Tensor, actions: th.Tensor, noise: th.Tensor, members: th.Tensor) -> th.Tensor:
-        """See :meth:`evaluate`; the groups of all environments are one batch of small products."""
+        """See :meth:`evaluate`, which needs the rows of all groups; they are one batch of small products."""
         return self.fast("evaluate")(z, actions, noise, members)
 
     @th.no_grad()
