@@ -17,9 +17,10 @@ __version__ = "0.1.0"
 
 __all__ = ["BMPC", "MBDPO", "TDMPC2", "FacTDMPC", "TDMPCSquare"]
 
-# Modules, whose names are those of the methods in files and on the command line, and their classes. Loaded at first
-# use, so that `import sb3_mpc.envs` does not wait for PyTorch.
-_CLASSES = {
+#: The methods: their names in files and on the command line, which are those of their folders, and their classes. Other
+#: lists are made from this one. The classes are loaded at first use, so that `import sb3_mpc.envs` does not wait for
+#: PyTorch; ``ALGORITHMS`` loads them all.
+METHODS = {
     "tdmpc2": "TDMPC2",
     "tdmpc_square": "TDMPCSquare",
     "bmpc": "BMPC",
@@ -30,8 +31,12 @@ _CLASSES = {
 
 def __getattr__(name: str) -> Any:
     if name == "ALGORITHMS":
-        return {key: __getattr__(class_name) for key, class_name in _CLASSES.items()}
-    for key, class_name in _CLASSES.items():
+        return {key: __getattr__(class_name) for key, class_name in METHODS.items()}
+    for key, class_name in METHODS.items():
         if name == class_name:
             return getattr(import_module(f"sb3_mpc.{key}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *METHODS.values(), "ALGORITHMS"})

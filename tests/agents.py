@@ -11,10 +11,11 @@ from gymnasium import spaces
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_mpc import BMPC, MBDPO, TDMPC2, FacTDMPC, TDMPCSquare
+import sb3_mpc
+from sb3_mpc import FacTDMPC
 
 # Every test of the contract runs on each of these classes
-ALGORITHMS: list[type[OffPolicyAlgorithm]] = [TDMPC2, TDMPCSquare, BMPC, MBDPO, FacTDMPC]
+ALGORITHMS: list[type[OffPolicyAlgorithm]] = list(sb3_mpc.ALGORITHMS.values())
 
 SMALL: dict[str, Any] = dict(horizon=2, num_samples=16, num_elites=4, num_pi_trajs=2, iterations=1, batch_size=16)
 SMALL_POLICY: dict[str, Any] = dict(latent_dim=16, net_arch=[16], num_q=2, num_bins=11)

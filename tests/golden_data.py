@@ -2,7 +2,7 @@
 Tensors that official implementations have computed, and agents with the same weights to compare with.
 
 The sets are read from the folder named by ``SB3_MPC_GOLDEN`` (``tests/golden`` by default), one folder a variant under
-the folder of the method. Weights carry their official names, see :func:`sb3_mpc.zoo.official.official_to_ours`.
+the folder of the method. Weights carry their official names, see :func:`sb3_mpc.zoo.import_official.official_to_ours`.
 """
 
 import json
@@ -16,11 +16,12 @@ import torch as th
 from gymnasium import spaces
 
 from sb3_mpc import TDMPC2
-from sb3_mpc.common.losses import UpdateNoise, unroll
-from sb3_mpc.common.multitask import MultitaskWorldModelPolicy
-from sb3_mpc.common.planning import EXTRA_ITERATIONS, LARGE_ACTION_DIM, MPPIPlanner, Plan, PlanNoise
-from sb3_mpc.common.sequence_buffer import SequenceBatch
-from sb3_mpc.zoo.official import import_official, official_to_ours
+from sb3_mpc.common.buffers.sequence_buffer import SequenceBatch
+from sb3_mpc.common.networks.losses import UpdateNoise, unroll
+from sb3_mpc.common.planning.plan import Plan, PlanNoise
+from sb3_mpc.common.planning.planner import EXTRA_ITERATIONS, LARGE_ACTION_DIM, MPPIPlanner
+from sb3_mpc.common.policies.multitask import MultitaskWorldModelPolicy
+from sb3_mpc.zoo.import_official import import_official, official_to_ours
 from tests.helpers import SpacesOnlyEnv
 
 GOLDEN = Path(os.environ.get("SB3_MPC_GOLDEN", Path(__file__).parent / "golden"))

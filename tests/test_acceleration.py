@@ -9,10 +9,12 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sb3_mpc import BMPC, MBDPO, TDMPC2, FacTDMPC
-from sb3_mpc.common import acceleration, collection, planning
-from sb3_mpc.common import learning as learning_module
-from sb3_mpc.common.acceleration import CALLS_WORTH_COMPILING, Acceleration, choose_acceleration
-from sb3_mpc.common.planning import Plan
+from sb3_mpc.common import algorithm as algorithm_module
+from sb3_mpc.common import collection
+from sb3_mpc.common.execution import acceleration
+from sb3_mpc.common.execution.acceleration import CALLS_WORTH_COMPILING, Acceleration, choose_acceleration
+from sb3_mpc.common.planning import planner as planner_module
+from sb3_mpc.common.planning.plan import Plan
 from tests.agents import ALGORITHMS, PointEnv, make_agent, vec
 
 CPU, GPU = th.device("cpu"), th.device("cuda")
@@ -41,17 +43,17 @@ def units(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> li
 
 
 def test_bfloat16_only_where_the_processor_has_units(units: list[str]) -> None:
-    assert choose_acceleration("auto", LARGE, CPU) == Acceleration(compiles=False, reduces=bool(units))
-    assert choose_acceleration(True, LARGE, CPU) == Acceleration(compiles=True, reduces=bool(units))
-    assert choose_acceleration(False, LARGE, CPU, calls=10**9) == Acceleration(compiles=False, reduces=False)
-    assert not choose_acceleration("auto", TINY, CPU).reduces and not choose_acceleration("auto", LARGE, GPU).reduces
+    assert choose_acceleration("auto", LARGE, CPU) == Acceleration(compiles=False, bfloat16=bool(units))
+    assert choose_acceleration(True, LARGE, CPU) == Acceleration(compiles=True, bfloat16=bool(units))
+    assert choose_acceleration(False, LARGE, CPU, calls=10**9) == Acceleration(compiles=False, bfloat16=False)
+    assert not choose_acceleration("auto", TINY, CPU).bfloat16 and not choose_acceleration("auto", LARGE, GPU).bfloat16
 
 
 def test_auto_compiles_long_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(acceleration, "has_compiler", lambda: True)
     assert choose_acceleration("auto", LARGE, CPU, CALLS_WORTH_COMPILING).compiles
     assert not choose_acceleration("auto", LARGE, CPU, CALLS_WORTH_COMPILING - 1).compiles
-    assert choose_acceleration("auto", TINY, CPU, CALLS_WORTH_COMPILING) == Acceleration(compiles=True, reduces=False)
+    assert choose_acceleration("auto", TINY, CPU, CALLS_WORTH_COMPILING) == Acceleration(compiles=True, bfloat16=False)
     assert not choose_acceleration("auto", LARGE, GPU, 10**9).compiles
     monkeypatch.setattr(acceleration, "has_compiler", lambda: False)
     assert not choose_acceleration("auto", LARGE, CPU, 10**9).compiles
@@ -75,7 +77,7 @@ def test_run_that_goes_on_is_executed_as_it_began(monkeypatch: pytest.MonkeyPatc
 
     def choose(compile: Any, model: Any, device: Any, calls: int = 0) -> Acceleration:
         seen.append(calls)
-        return Acceleration(compiles=False, reduces=False)
+        return Acceleration(compiles=False, bfloat16=False)
 
     monkeypatch.setattr(collection, "choose_acceleration", choose)
     model = make_agent(TDMPC2, PointEnv(), learning_starts=100).learn(30)
@@ -97,14 +99,14 @@ def test_reduced_plans_are_close_to_float32(algorithm: Any, monkeypatch: pytest.
     model = make_agent(algorithm, PointEnv(), learning_rate=1e-2, num_samples=64).learn(40)
     observations = np.stack([model.observation_space.sample() / 5 for _ in range(4)])
     policy = model.policy
-    planner = policy.acting()[1]
+    planner = policy.active()[1]
     evaluate = planner.evaluate
 
-    def plan(reduces: bool, deterministic: bool = False) -> tuple[Plan, set[th.dtype]]:
-        policy.acceleration = Acceleration(compiles=False, reduces=reduces)
+    def plan(bfloat16: bool, deterministic: bool = False) -> tuple[Plan, set[th.dtype]]:
+        policy.acceleration = Acceleration(compiles=False, bfloat16=bfloat16)
         policy.seed(0)
         with ProductTypes() as types:
-            return policy.decide(observations, deterministic=deterministic)[0], types.seen
+            return policy.plan_batch(observations, deterministic=deterministic)[0], types.seen
 
     (expected, eager), (reduced, types) = plan(False), plan(True)
     assert eager == {th.float32} and types == {th.float32, th.bfloat16}
@@ -129,14 +131,14 @@ def test_plans_are_the_same_in_parts(algorithm: Any, deterministic: bool, monkey
     model = make_agent(algorithm, PointEnv(), learning_rate=1e-2, seed=0).learn(40)
     observations = np.stack([model.observation_space.sample() / 5 for _ in range(5)])
     evaluated: list[int] = []
-    planner = model.policy.acting()[1]
+    planner = model.policy.active()[1]
     evaluate = planner.evaluate
     monkeypatch.setattr(planner, "evaluate", lambda z, *x: evaluated.append(len(z)) or evaluate(z, *x))
 
     def plan() -> Plan:
         evaluated.clear()
         model.policy.seed(0)
-        return model.policy.decide(observations, deterministic=deterministic)[0]
+        return model.policy.plan_batch(observations, deterministic=deterministic)[0]
 
     whole, calls = plan(), len(evaluated)
     monkeypatch.setattr(acceleration, "CACHED_NUMBERS", 2 * planner.num_samples * max(planner.world_model.hidden))
@@ -151,7 +153,7 @@ def test_plans_are_the_same_in_parts(algorithm: Any, deterministic: bool, monkey
 
 def test_training_stays_in_float32_while_plans_are_reduced() -> None:
     model = make_agent(TDMPC2, PointEnv()).learn(12)
-    model.policy.acceleration = Acceleration(compiles=False, reduces=True)
+    model.policy.acceleration = Acceleration(compiles=False, bfloat16=True)
     with ProductTypes() as types:
         model.train(1, model.batch_size)
     assert types.seen == {th.float32}
@@ -164,8 +166,8 @@ def test_traced_functions_equal_eager_ones(algorithm: Any, monkeypatch: pytest.M
     def trace(function: Any) -> Any:
         return th.compile(function, dynamic=False, backend="aot_eager")
 
-    monkeypatch.setattr(planning, "compile_function", trace)
-    monkeypatch.setattr(learning_module, "compile_function", trace)
+    monkeypatch.setattr(planner_module, "compile_function", trace)
+    monkeypatch.setattr(algorithm_module, "compile_function", trace)
     th._dynamo.reset()
     actions, parameters = [], []
     for compile in (False, True):

@@ -19,9 +19,9 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 import sb3_mpc
 from sb3_mpc import BMPC, TDMPC2, FacTDMPC
-from sb3_mpc.common import agent_format
-from sb3_mpc.common.agent_files import load_agent, read_card, save_agent
-from sb3_mpc.common.provenance import git_commit
+from sb3_mpc.agents import agent_format
+from sb3_mpc.agents.agent_files import load_agent, read_card, save_agent
+from sb3_mpc.agents.provenance import git_commit
 from tests.agents import (
     SMALL,
     SMALL_POLICY,

@@ -128,7 +128,7 @@ def test_setting_changed_on_the_agent(algorithm: Any, tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="num_samples was changed to 24 on the agent, but its planner keeps .* load"):
         model.learn(2, reset_num_timesteps=False)
     model.save(tmp_path / "agent")
-    assert algorithm.load(tmp_path / "agent", num_samples=20).policy.acting()[1].num_samples == 20
+    assert algorithm.load(tmp_path / "agent", num_samples=20).policy.active()[1].num_samples == 20
 
 
 def test_unknown_key_of_net_arch(algorithm: Any) -> None:

@@ -528,7 +528,7 @@ def test_actor_and_critics_are_parts_of_the_model(algorithm: Any) -> None:
     after = policy.world_model.state_dict()
     assert_same_state(*({k: v for k, v in s.items() if "q_target" not in k} for s in (after, model_before)))
     for copied in (copy.deepcopy(policy), pickle.loads(pickle.dumps(policy))):
-        assert copied.actor.world_model is copied.acting()[0] is not policy.acting()[0]
+        assert copied.actor.world_model is copied.active()[0] is not policy.active()[0]
     actions = th.zeros(2, 2)
     observations = th.as_tensor(observations_of(model.get_env(), 2))
     if algorithm is not BMPC:  # whose values are those of states

@@ -7,8 +7,8 @@ import pytest
 import torch as th
 from torch.utils._pytree import tree_flatten
 
-from sb3_mpc.common.acceleration import set_learning_rate
-from sb3_mpc.common.cuda_graphs import WARM_UP_CALLS, CudaRuntime, GraphedFunction
+from sb3_mpc.common.execution.acceleration import set_learning_rate
+from sb3_mpc.common.execution.cuda_graphs import WARM_UP_CALLS, CudaRuntime, GraphedFunction
 
 
 class Noise(NamedTuple):

@@ -12,9 +12,9 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_mpc import BMPC, MBDPO, TDMPC2, FacTDMPC, TDMPCSquare
-from sb3_mpc.common.layers import SimNorm
+from sb3_mpc.common.networks.layers import SimNorm
 from sb3_mpc.fac_tdmpc.distillation import expert_scores, ranking_loss, student_scores
-from sb3_mpc.fac_tdmpc.factored_model import ActionGroups, GroupedMLP
+from sb3_mpc.fac_tdmpc.world_model import ActionGroups, GroupedMLP
 from tests.agents import (
     PointEnv,
     SpaceEnv,

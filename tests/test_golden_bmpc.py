@@ -7,11 +7,11 @@ import pytest
 import torch as th
 
 from sb3_mpc import BMPC
-from sb3_mpc.common.gaussian import gaussian_kl, gaussian_log_prob
-from sb3_mpc.common.losses import UpdateNoise
-from sb3_mpc.common.planning import PlanNoise
-from sb3_mpc.common.sequence_buffer import SequenceBatch
-from sb3_mpc.zoo.official import official_to_ours
+from sb3_mpc.common.buffers.sequence_buffer import SequenceBatch
+from sb3_mpc.common.networks.gaussian import gaussian_kl, gaussian_log_prob
+from sb3_mpc.common.networks.losses import UpdateNoise
+from sb3_mpc.common.planning.plan import PlanNoise
+from sb3_mpc.zoo.import_official import official_to_ours
 from tests.golden_data import (
     GOLDEN,
     Golden,
@@ -157,8 +157,8 @@ def test_golden_bmpc_reanalyze(variant: str) -> None:
     count, h, rows = model.reanalyze_batch_size, model.horizon, len(record["storage_expert_action_dist_after"])
     noise, rest = draws_of_plan(golden, draws(record), count * h, explore=True)
     # The official buffer keeps a plan in the row after its state: place index[t + 1] belongs to step t
-    places = np.stack([record["index"][1:].numpy(), np.zeros_like(record["index"][1:].numpy())])
-    batch = windows(golden, golden.read("batch")["expert_action_dist_with_nan"])._replace(places=places)
+    buffer_index = np.stack([record["index"][1:].numpy(), np.zeros_like(record["index"][1:].numpy())])
+    batch = windows(golden, golden.read("batch")["expert_action_dist_with_nan"])._replace(buffer_index=buffer_index)
     buffer = model.replay_buffer
     buffer.plans = np.full((rows, 1, 2, golden.world.action_dim), np.nan, dtype=np.float32)
     batch = model.reanalyze(batch, count, noise)

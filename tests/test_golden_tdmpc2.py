@@ -16,14 +16,14 @@ from gymnasium import spaces
 
 from sb3_mpc import TDMPC2
 from sb3_mpc.common.discount import discount_from_episode_length
-from sb3_mpc.common.encoders import Encoder, PixelExtractor, random_shift
-from sb3_mpc.common.gaussian import bound_log_std, gaussian_log_prob, squash_correction
-from sb3_mpc.common.layers import NormedLinear, SimNorm
-from sb3_mpc.common.losses import UpdateNoise, model_losses, unroll
-from sb3_mpc.common.planning import PlanNoise
-from sb3_mpc.common.running_scale import RunningScale
-from sb3_mpc.common.symlog import TwoHot, symexp, symlog
-from sb3_mpc.zoo.official import STACKED, official_to_ours
+from sb3_mpc.common.networks.encoders import Encoder, PixelExtractor, random_shift
+from sb3_mpc.common.networks.gaussian import bound_log_std, gaussian_log_prob, squash_correction
+from sb3_mpc.common.networks.layers import NormedLinear, SimNorm
+from sb3_mpc.common.networks.losses import UpdateNoise, model_losses, unroll
+from sb3_mpc.common.networks.running_scale import RunningScale
+from sb3_mpc.common.networks.two_hot import TwoHot, symexp, symlog
+from sb3_mpc.common.planning.plan import PlanNoise
+from sb3_mpc.zoo.import_official import STACKED, official_to_ours
 from tests.golden_data import (
     GOLDEN,
     Arrays,

@@ -11,12 +11,12 @@ import pytest
 import torch as th
 
 from sb3_mpc import TDMPCSquare
-from sb3_mpc.common.gaussian import gaussian_log_prob, squash_correction
-from sb3_mpc.common.losses import UpdateNoise
-from sb3_mpc.common.planning import PlanNoise
-from sb3_mpc.common.sequence_buffer import SequenceBatch
+from sb3_mpc.common.buffers.sequence_buffer import SequenceBatch
+from sb3_mpc.common.networks.gaussian import gaussian_log_prob, squash_correction
+from sb3_mpc.common.networks.losses import UpdateNoise
+from sb3_mpc.common.planning.plan import PlanNoise
 from sb3_mpc.tdmpc_square.tdmpc_square import official_log_prob
-from sb3_mpc.zoo.official import official_to_ours
+from sb3_mpc.zoo.import_official import official_to_ours
 from tests.golden_data import (
     GOLDEN,
     Golden,

@@ -16,7 +16,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecNormalize
 
 from sb3_mpc import BMPC, TDMPC2, FacTDMPC, TDMPCSquare
-from sb3_mpc.common.her import HerPlanReplayBuffer, HerSequenceReplayBuffer
+from sb3_mpc.common.buffers.her import HerPlanReplayBuffer, HerSequenceReplayBuffer
 from tests.agents import ALGORITHMS, assert_one_clear_sentence, assert_same_state, make_agent, vec
 
 
@@ -283,7 +283,7 @@ def test_plans_for_other_goals_are_not_stored(algorithm: Any) -> None:
     buffer = model.replay_buffer
     assert isinstance(buffer, HerPlanReplayBuffer)
     batch = buffer.sample(8)
-    rows, envs = batch.places
+    rows, envs = batch.buffer_index
     assert (rows[:, :4] >= 0).all() and (rows[:, 4:] == -1).all()
     np.testing.assert_array_equal(batch.plans[:, :, :4], np.moveaxis(buffer.plans[rows, envs], 2, 0)[:, :, :4])
     before = buffer.plans.copy()

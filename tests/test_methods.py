@@ -10,9 +10,9 @@ from gymnasium import spaces
 
 from sb3_mpc import BMPC, MBDPO, TDMPC2, TDMPCSquare
 from sb3_mpc.common.algorithm import WorldModelAlgorithm
-from sb3_mpc.common.gaussian import gaussian_kl
-from sb3_mpc.common.plan_buffer import PlanReplayBuffer
-from sb3_mpc.common.sequence_buffer import SequenceBatch
+from sb3_mpc.common.buffers.plan_buffer import PlanReplayBuffer
+from sb3_mpc.common.buffers.sequence_buffer import SequenceBatch
+from sb3_mpc.common.networks.gaussian import gaussian_kl
 from tests.agents import ALGORITHMS, PointEnv, assert_same_state, make_agent, observations_of, vec
 
 PLANNERS_OF_DATA = [TDMPCSquare, BMPC]
@@ -56,10 +56,10 @@ def test_plans_follow_their_transitions_through_wrapping_and_windows() -> None:
         buffer.add(number, number + 1, number / 1000, np.zeros(2), done, [{}, {}])
         buffer.store_plans(np.stack([number, 1 + 0 * number]))
     batch = buffer.sample(64)
-    assert batch.plans is not None and batch.places is not None
+    assert batch.plans is not None and batch.buffer_index is not None
     close = batch.mask[..., 0] > 0
     assert th.equal(batch.plans[0][close], batch.observations[:-1][close])
-    rows, envs = batch.places
+    rows, envs = batch.buffer_index
     assert th.allclose(th.from_numpy(buffer.actions[rows, envs]), batch.actions)
     buffer.store_plans(np.full((2, 1, 1), 7.0), rows[:1, 0], envs[:1, 0])
     assert (buffer.plans[rows[0, 0], envs[0, 0]] == 7).all()
@@ -143,7 +143,7 @@ def test_reanalysis_comes_at_its_interval_and_writes_to_the_buffer() -> None:
     fresh = model.reanalyze(batch, 3, model._reanalyzer.draw(6, model.policy.generator, explore=True))
     assert th.equal(fresh.plans[:, :, 3:].nan_to_num(), batch.plans[:, :, 3:].nan_to_num())
     alive = batch.mask[:, :3, 0].numpy() > 0
-    rows, envs = batch.places[:, :, :3]
+    rows, envs = batch.buffer_index[:, :, :3]
     changed = (np.nan_to_num(model.replay_buffer.plans) != np.nan_to_num(before)).any((2, 3))
     assert set(zip(*np.nonzero(changed), strict=True)) == set(zip(rows[alive], envs[alive], strict=True))
     assert not fresh.plans[:, :, :3].isnan().any()
@@ -184,7 +184,7 @@ def test_network_policy_acts_without_a_plan(algorithm: type[WorldModelAlgorithm]
 
 
 def test_several_tasks_are_refused_by_bmpc() -> None:
-    from sb3_mpc.common.multitask import MultitaskWorldModelPolicy
+    from sb3_mpc.common.policies.multitask import MultitaskWorldModelPolicy
     from tests.test_multitask import TwoTasksEnv
 
     with pytest.raises(ValueError, match="BMPC learns one task"):

@@ -11,7 +11,7 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_mpc import MBDPO, TDMPC2, TDMPCSquare
-from sb3_mpc.common.multitask import MultitaskWorldModelPolicy
+from sb3_mpc.common.policies.multitask import MultitaskWorldModelPolicy
 from tests.agents import SMALL, SMALL_POLICY, assert_same_state
 
 ACTION_DIMS, GAMMAS = [3, 1], [0.99, 0.95]

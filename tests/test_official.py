@@ -12,9 +12,9 @@ import torch as th
 from gymnasium import spaces
 
 from sb3_mpc import TDMPC2
-from sb3_mpc.common.agent_files import load_agent, read_card
-from sb3_mpc.zoo import official
-from sb3_mpc.zoo.official import PARTS, import_official
+from sb3_mpc.agents.agent_files import load_agent, read_card
+from sb3_mpc.zoo import import_official as command
+from sb3_mpc.zoo.import_official import PARTS, import_official
 from tests.agents import SMALL, SMALL_POLICY, PointEnv, assert_one_clear_sentence, assert_same_state
 from tests.golden_data import GOLDEN
 from tests.helpers import SpacesOnlyEnv
@@ -36,8 +36,8 @@ def as_official(model: TDMPC2, path: Path) -> Path:
 def test_imported_agent_acts_learns_and_is_saved(tmp_path: Path) -> None:
     env = SpacesOnlyEnv(spaces.Box(-5, 5, (5,)), spaces.Box(-2, 2, (3,)))
     args = argparse.ArgumentParser()
-    official.add_arguments(args)
-    official.main(args.parse_args([str(CHECKPOINT), "--output", str(tmp_path / "agent")]))
+    command.add_arguments(args)
+    command.main(args.parse_args([str(CHECKPOINT), "--output", str(tmp_path / "agent")]))
     assert read_card(tmp_path / "agent")["note"] == "imported from the official checkpoint official_checkpoint.pt"
     (observation, _), loaded = env.reset(seed=0), load_agent(tmp_path / "agent", device="cpu")
     model = import_official(CHECKPOINT, env, learning_starts=8, batch_size=4, num_samples=32, num_elites=4)

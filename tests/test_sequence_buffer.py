@@ -14,7 +14,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_mpc.common.sequence_buffer import SequenceReplayBuffer
+from sb3_mpc.common.buffers.sequence_buffer import SequenceReplayBuffer
 from tests.agents import PointEnv, Recorder, assert_same_state, make_agent, vec
 
 OBSERVATIONS = spaces.Box(-np.inf, np.inf, (2,), np.float32)

@@ -11,7 +11,7 @@ import pytest
 
 from sb3_mpc import TDMPC2
 from sb3_mpc.zoo import __main__ as command_line
-from sb3_mpc.zoo import comparison, factored, learning, precision
+from sb3_mpc.zoo.studies import comparison, factored, learning, precision
 from tests.agents import SMALL, SMALL_POLICY, make_agent
 
 pytest.importorskip("dm_control")

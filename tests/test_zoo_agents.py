@@ -12,8 +12,8 @@ import pytest
 import sb3_mpc
 import sb3_mpc.envs
 from sb3_mpc import TDMPC2, FacTDMPC, zoo
-from sb3_mpc.common.agent_files import load_agent, read_card, save_agent
-from sb3_mpc.common.agent_format import read_agent
+from sb3_mpc.agents.agent_files import load_agent, read_card, save_agent
+from sb3_mpc.agents.agent_format import read_agent
 from sb3_mpc.zoo import agents, cards
 from sb3_mpc.zoo.__main__ import main
 from tests.agents import PointEnv, assert_one_clear_sentence, assert_same_state, make_agent, observations_of, vec

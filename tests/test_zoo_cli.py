@@ -17,12 +17,13 @@ import rl_zoo3
 import yaml
 
 import sb3_mpc
-from sb3_mpc.common.agent_files import read_card, save_agent
+from sb3_mpc import METHODS
+from sb3_mpc.agents.agent_files import read_card, save_agent
 from sb3_mpc.common.algorithm import WorldModelAlgorithm
 from sb3_mpc.envs import SUITES
 from sb3_mpc.zoo import aggregate, plot, returns, rl_zoo
 from sb3_mpc.zoo.__main__ import COMMANDS, main
-from sb3_mpc.zoo.hyperparameters import ALGOS, load_preset, preset_file, preset_key
+from sb3_mpc.zoo.presets import PRESETS, load_preset, preset_file, preset_key
 from tests.agents import assert_one_clear_sentence
 from tests.helpers import needs_gl
 from tests.zoo_runs import TINY, run, train_arguments
@@ -42,7 +43,7 @@ def build(algo: str, preset: dict[str, Any], env: Any = None) -> WorldModelAlgor
 # -- Presets -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("algo", ALGOS)
+@pytest.mark.parametrize("algo", METHODS)
 def test_presets(algo: str) -> None:
     """Every entry is made of arguments of the class, and every registered id finds one."""
     entries = yaml.safe_load(preset_file(algo).read_text())
@@ -60,7 +61,7 @@ def test_presets(algo: str) -> None:
     assert load_preset(algo, "module:Hopper-v5")["rho"] == 0.7
 
 
-@pytest.mark.parametrize("algo", ALGOS)
+@pytest.mark.parametrize("algo", METHODS)
 def test_reduced_preset(algo: str) -> None:
     model = build(algo, load_preset(algo, "Pendulum-v1", "cpu"), "Pendulum-v1")
     assert model.policy_kwargs == dict(model_size=1) and model.num_samples <= 256 and model.gamma == 0.975
@@ -69,7 +70,7 @@ def test_reduced_preset(algo: str) -> None:
     )
 
 
-@pytest.mark.parametrize("algo", ALGOS)
+@pytest.mark.parametrize("algo", METHODS)
 def test_small_preset(algo: str) -> None:
     """The trained agents are of this size."""
     preset = load_preset(algo, "Pendulum-v1", "small")
@@ -80,7 +81,7 @@ def test_small_preset(algo: str) -> None:
 
 
 def test_presets_are_those_of_the_papers() -> None:
-    steps = {algo: load_preset(algo, "dmc/dog-run-v0")["n_timesteps"] for algo in ALGOS}
+    steps = {algo: load_preset(algo, "dmc/dog-run-v0")["n_timesteps"] for algo in METHODS}
     assert steps == dict(tdmpc2=7_000_000, tdmpc_square=2_000_000, bmpc=2_000_000, mbdpo=4_000_000, fac_tdmpc=7_000_000)
     assert load_preset("tdmpc2", "metaworld/assembly-v3")["n_timesteps"] == 1_000_000
     model = build("tdmpc2", load_preset("tdmpc2", "dmc/walker-walk-v0"))
@@ -189,7 +190,7 @@ def test_stacked_observations(tmp_path: Path, capsys: Any) -> None:
     assert not [*tmp_path.glob("*.safetensors")]
 
 
-@pytest.mark.parametrize("algo", ALGOS)
+@pytest.mark.parametrize("algo", METHODS)
 def test_two_trials_of_a_search(algo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = [setting for setting in TINY if not setting.startswith(("horizon", "batch_size"))]
     settings += ["distill_steps:2"] if algo == "fac_tdmpc" else []
@@ -204,7 +205,9 @@ def test_two_trials_of_a_search(algo: str, tmp_path: Path, capsys: pytest.Captur
 
 def test_registration() -> None:
     rl_zoo.register()
-    assert rl_zoo3.ALGOS.items() >= sb3_mpc.ALGORITHMS.items() and sorted(sb3_mpc.ALGORITHMS) == ALGOS
+    assert rl_zoo3.ALGOS.items() >= sb3_mpc.ALGORITHMS.items() and set(METHODS) == {
+        path.stem for path in PRESETS.glob("*.yml")
+    }
     assert rl_zoo.find_environment("gymnasium.envs.classic_control:Pendulum-v1") == "Pendulum-v1"
 
 

@@ -50,7 +50,9 @@ COMMANDS = {
     "load-from-hub": Command("download a trained agent", "agents:add_download_arguments", "agents:download"),
     "push-to-hub": Command("share a trained agent", "agents:add_upload_arguments", "agents:upload"),
     "import-official": Command(
-        "turn a checkpoint of the official TD-MPC2 into an agent file", "official:add_arguments", "official:main"
+        "turn a checkpoint of the official TD-MPC2 into an agent file",
+        "import_official:add_arguments",
+        "import_official:main",
     ),
     "convert": Command(
         "turn a zip file into an agent file, or back", "agents:add_convert_arguments", "agents:convert_file"

@@ -13,10 +13,10 @@ from stable_baselines3.common.type_aliases import GymEnv
 
 import sb3_mpc
 import sb3_mpc.envs
-from sb3_mpc.common.agent_files import load_agent, save_agent
-from sb3_mpc.common.agent_format import read_agent
+from sb3_mpc.agents.agent_files import load_agent, save_agent
+from sb3_mpc.agents.agent_format import read_agent
 from sb3_mpc.common.algorithm import WorldModelAlgorithm
-from sb3_mpc.common.checkpoints import complete_name
+from sb3_mpc.common.files import complete_name
 from sb3_mpc.zoo import cards
 from sb3_mpc.zoo.cards import agent_name, card_text, class_name, environment_of, read_cards
 
@@ -39,7 +39,7 @@ def load(
     """
     :param algo: key of the method, such as ``"tdmpc2"``
     :param env_id: id of the environment that the agent was trained in
-    :param env: environment to act or to train on in, see :func:`sb3_mpc.common.agent_files.load_agent`
+    :param env: environment to act or to train on in, see :func:`sb3_mpc.agents.agent_files.load_agent`
     :param device: device of the agent
     :param repo_id: repository of the Hugging Face hub, or folder, that has the agent; by default the package, and for
         what it does not have the repository or folder that the environment variable ``SB3_MPC_HUB`` names

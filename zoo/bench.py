@@ -24,8 +24,8 @@ from stable_baselines3.common.utils import get_device
 
 import sb3_mpc.envs  # noqa: F401
 from sb3_mpc import TDMPC2
-from sb3_mpc.common import acceleration
-from sb3_mpc.common.provenance import git_commit, package_versions
+from sb3_mpc.agents.provenance import git_commit, package_versions
+from sb3_mpc.common.execution import acceleration
 from sb3_mpc.zoo.train import check_options
 
 MODES = ("eager", "compiled", "compiled-bfloat16")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 import sb3_mpc
-from sb3_mpc.common.agent_format import read_card
+from sb3_mpc.agents.agent_format import read_card
 from sb3_mpc.zoo.returns import read_csv
 
 FOLDER = Path(__file__).parent
@@ -139,7 +139,7 @@ def training_command(card: dict[str, Any]) -> str | None:
 
 def card_text(card: dict[str, Any], pictures: Iterable[str] = ()) -> str:
     """
-    :param card: card of an agent, see :func:`sb3_mpc.common.agent_format.read_card`
+    :param card: card of an agent, see :func:`sb3_mpc.agents.agent_format.read_card`
     :param pictures: names of pictures and videos beside it
     :return: model card in Markdown
     """

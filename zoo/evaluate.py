@@ -15,7 +15,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, unwrap_vec_normalize
 
 import sb3_mpc
-from sb3_mpc.common.agent_files import load_agent, read_card
+from sb3_mpc.agents.agent_files import load_agent, read_card
 from sb3_mpc.common.algorithm import WorldModelAlgorithm
 from sb3_mpc.envs.video import record_video
 from sb3_mpc.zoo import rl_zoo

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from sb3_mpc.zoo.hyperparameters import ALGOS
+from sb3_mpc import METHODS
 
 EXAMPLES = """
 examples:
@@ -25,7 +25,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     :param parser: parser of ``train``
     """
     parser.epilog = EXAMPLES
-    parser.add_argument("--algo", help=f"the method: {', '.join(ALGOS)}")
+    parser.add_argument("--algo", help=f"the method: {', '.join(METHODS)}")
     parser.add_argument("--env", help="an id of `python -m sb3_mpc.envs`, or any of Gymnasium's, or module:id")
     parser.add_argument("--preset", help='settings laid over the preset: "cpu", or "small" for easy tasks')
     parser.add_argument("-n", "--n-timesteps", type=int, help="decisions of the agent, instead of the preset's number")

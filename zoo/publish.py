@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import sb3_mpc
-from sb3_mpc.common.agent_files import load_agent, read_card, save_agent
+from sb3_mpc.agents.agent_files import load_agent, read_card, save_agent
 from sb3_mpc.envs.video import record_video
 from sb3_mpc.zoo import rl_zoo
 from sb3_mpc.zoo.cards import agent_name, card_text, pictures_of

@@ -34,7 +34,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.type_aliases import GymEnv
 
 from sb3_mpc.common.algorithm import WorldModelAlgorithm
-from sb3_mpc.common.checkpoints import atomic_target, explain_damage
+from sb3_mpc.common.files import atomic_target, explain_damage
 
 SelfAlgorithm = TypeVar("SelfAlgorithm", bound=WorldModelAlgorithm)
 

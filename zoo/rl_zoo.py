@@ -29,7 +29,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 import sb3_mpc
 import sb3_mpc.envs  # registers the ids
-from sb3_mpc.zoo.hyperparameters import preset_file, preset_key, reduced
+from sb3_mpc.zoo.presets import preset_file, preset_key, reduced
 from sb3_mpc.zoo.resume import ResumableCheckpoint
 from sb3_mpc.zoo.samplers import SAMPLERS
 

@@ -5,6 +5,8 @@ from typing import Any
 
 import optuna
 
+from sb3_mpc import METHODS
+
 
 def sample_shared(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
     """
@@ -65,11 +67,7 @@ def sample_fac_tdmpc(trial: optuna.Trial, *args: Any) -> dict[str, Any]:
     }
 
 
-#: Samplers by the keys of the methods
+#: Samplers by the keys of the methods: ``sample_<key>`` where a method has one
 SAMPLERS: dict[str, Callable[..., dict[str, Any]]] = {
-    "tdmpc2": sample_shared,
-    "tdmpc_square": sample_tdmpc_square,
-    "bmpc": sample_bmpc,
-    "mbdpo": sample_mbdpo,
-    "fac_tdmpc": sample_fac_tdmpc,
+    key: globals().get(f"sample_{key}", sample_shared) for key in METHODS
 }

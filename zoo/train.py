@@ -5,8 +5,8 @@ import json
 import random
 import sys
 
+from sb3_mpc import METHODS
 from sb3_mpc.common.checks import check_range
-from sb3_mpc.zoo.hyperparameters import ALGOS
 
 # Options of rl_zoo3 that belong to the start of a run
 OF_THE_START = {"-conf", "--conf-file", "-i", "--trained-agent", "--env-kwargs", "--eval-env-kwargs"}
@@ -50,8 +50,8 @@ def check_algorithm(algo: str) -> None:
     :param algo: key of a method
     :raises ValueError: if there is none
     """
-    if algo not in ALGOS:
-        raise ValueError(f'There is no method "{algo}": there are {", ".join(ALGOS)}.')
+    if algo not in METHODS:
+        raise ValueError(f'There is no method "{algo}": there are {", ".join(METHODS)}.')
 
 
 def check_options(args: argparse.Namespace, **least: int) -> None:

@@ -4,16 +4,19 @@ from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
 import torch as th
-from stable_baselines3.common.type_aliases import MaybeCallback
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 
-from sb3_mpc.bmpc.planning import ReanalyzePlanner, StateValueModel, StateValuePlanner
-from sb3_mpc.common.algorithm import WorldModelAlgorithm
-from sb3_mpc.common.gaussian import gaussian_kl, gaussian_log_prob
-from sb3_mpc.common.losses import UpdateNoise, at, temporal_weights
-from sb3_mpc.common.multitask import MultitaskWorldModelPolicy
-from sb3_mpc.common.plan_buffer import PlanReplayBuffer
-from sb3_mpc.common.planning import Plan, PlanNoise
-from sb3_mpc.common.sequences import SequenceBatch
+from sb3_mpc.bmpc.planner import ReanalyzePlanner, StateValueModel, StateValuePlanner
+from sb3_mpc.common.algorithm import WorldModelAlgorithm, inherited
+from sb3_mpc.common.buffers.batch import SequenceBatch
+from sb3_mpc.common.buffers.plan_buffer import PlanReplayBuffer
+from sb3_mpc.common.networks.gaussian import gaussian_kl, gaussian_log_prob
+from sb3_mpc.common.networks.losses import UpdateNoise, temporal_weights, time_slice
+from sb3_mpc.common.planning.plan import Plan, PlanNoise
+from sb3_mpc.common.policies.multitask import MultitaskWorldModelPolicy
+from sb3_mpc.common.policies.world_model_policy import WorldModelPolicy
 
 SelfBMPC = TypeVar("SelfBMPC", bound="BMPC")
 
@@ -58,12 +61,51 @@ class BMPC(WorldModelAlgorithm):
         world_model_class=StateValueModel,
         planner_class=StateValuePlanner,
     )
-    trains_policy_in_burst: ClassVar[bool] = False
-    _compiled_replan: Callable[..., Plan] | None
+    trains_policy_in_pretraining: ClassVar[bool] = False
 
     def __init__(
         self,
-        *args: Any,
+        policy: str | type[WorldModelPolicy],
+        env: GymEnv | str | None,
+        learning_rate: float | Schedule = 3e-4,
+        buffer_size: int = 1_000_000,
+        learning_starts: int | str = "auto",
+        batch_size: int = 256,
+        tau: float = 0.01,
+        gamma: float | str = "auto",
+        train_freq: int | tuple[int, str] = 1,
+        gradient_steps: int = 1,
+        action_noise: ActionNoise | None = None,
+        replay_buffer_class: type[ReplayBuffer] | None = None,
+        replay_buffer_kwargs: dict[str, Any] | None = None,
+        optimize_memory_usage: bool = False,
+        n_steps: int = 1,
+        *,
+        horizon: int = 3,
+        rho: float = 0.5,
+        consistency_coef: float = 20.0,
+        reward_coef: float = 0.1,
+        value_coef: float = 0.1,
+        termination_coef: float = 1.0,
+        entropy_coef: float = 1e-4,
+        enc_lr_scale: float = 0.3,
+        max_grad_norm: float = 20.0,
+        pretrain_gradient_steps: int | str = "auto",
+        episodic: bool | str = "auto",
+        iterations: int = 6,
+        num_samples: int = 512,
+        num_elites: int = 64,
+        num_pi_trajs: int = 24,
+        min_std: float = 0.05,
+        max_std: float = 2.0,
+        temperature: float = 0.5,
+        compile: bool | str = "auto",
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
         td_horizon: int = 1,
         reanalyze_interval: int = 10,
         reanalyze_batch_size: int = 20,
@@ -71,8 +113,10 @@ class BMPC(WorldModelAlgorithm):
         expl_log_std_max: float = 1.0,
         kl_direction: str = "reverse",
         expert_mean: str = "elite",
-        **kwargs: Any,
+        _init_setup_model: bool = True,
+        **unknown: Any,
     ) -> None:
+        arguments = inherited(locals())
         if kl_direction not in ("reverse", "forward"):
             raise ValueError(f'kl_direction={kl_direction!r} is unknown: use "reverse" or "forward".')
         if expert_mean not in ("elite", "mean"):
@@ -81,16 +125,20 @@ class BMPC(WorldModelAlgorithm):
         self.reanalyze_interval, self.reanalyze_batch_size = reanalyze_interval, reanalyze_batch_size
         self.expl_log_std_min, self.expl_log_std_max = expl_log_std_min, expl_log_std_max
         self._updates_to_reanalyze = reanalyze_interval
-        super().__init__(*args, **kwargs)
+        super().__init__(**arguments)
 
     def _setup_model(self) -> None:
         if issubclass(self.policy_class, MultitaskWorldModelPolicy):
             raise ValueError("BMPC learns one task: use TDMPC2 with MultitaskWorldModelPolicy.")
         super()._setup_model()
-        arguments = self._policy_arguments()["planner_kwargs"]
+        arguments = self.policy_arguments()["planner_kwargs"]
         log_std_range = (self.expl_log_std_min, self.expl_log_std_max)
         self._reanalyzer = ReanalyzePlanner(self.policy.world_model, log_std_range=log_std_range, **arguments)
-        self._compiled_replan = None
+
+    def forget_compiled(self) -> None:
+        """See :meth:`WorldModelAlgorithm.forget_compiled`; here the reanalysis, too."""
+        super().forget_compiled()
+        self._compiled_replan: Callable[..., Plan] | None = None
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_reanalyzer", "_compiled_replan"]
@@ -106,7 +154,7 @@ class BMPC(WorldModelAlgorithm):
     def value_target(self, next_z: th.Tensor, batch: SequenceBatch, noise: UpdateNoise) -> th.Tensor:
         """Rewards of the policy within the model for N steps from the true states, and the target value behind."""
         model = self.policy.world_model
-        first = model.encode(at(batch.observations, 0), None if noise.shift is None else noise.shift[0])
+        first = model.encode(time_slice(batch.observations, 0), None if noise.shift is None else noise.shift[0])
         z = th.cat([first.unsqueeze(0), next_z[:-1]])
         target, discount = th.zeros_like(batch.rewards), th.ones_like(batch.rewards)
         for eps in noise.target_actions:
@@ -142,7 +190,7 @@ class BMPC(WorldModelAlgorithm):
         mean = plan.elite_action if self.expert_mean == "elite" else plan.mean[:, 0]
         return th.stack([mean, plan.std[:, 0]])
 
-    def refresh(self, batch: SequenceBatch) -> SequenceBatch:
+    def refresh_batch(self, batch: SequenceBatch) -> SequenceBatch:
         """Lazy reanalyze: in every ``reanalyze_interval``-th update, plan anew for some states of the batch."""
         if self.reanalyze_interval <= 0:
             return batch
@@ -161,7 +209,7 @@ class BMPC(WorldModelAlgorithm):
         :param noise: random numbers of ``H * count`` plans
         :return: windows with the new plans, which are written to the replay buffer, too
         """
-        assert batch.plans is not None and batch.places is not None
+        assert batch.plans is not None and batch.buffer_index is not None
         if self.policy.acceleration.compiles and self._compiled_replan is None:
             self._compiled_replan = self.policy.compile_plan(self._reanalyzer)
         observations = batch.observations
@@ -177,7 +225,7 @@ class BMPC(WorldModelAlgorithm):
         self.policy.set_training_mode(True)
         new = self.plan_to_store(plan)
         stored = batch.mask[:, :count].flatten().cpu().numpy() > 0
-        rows, envs = batch.places[:, :, :count].reshape(2, -1)
+        rows, envs = batch.buffer_index[:, :, :count].reshape(2, -1)
         self.replay_buffer.store_plans(new.cpu().numpy()[:, stored], rows[stored], envs[stored])
         plans = batch.plans.clone()
         plans[:, :, :count] = new.view(2, self.horizon, count, -1)

@@ -1,5 +1,7 @@
-"""The class that all methods derive from: arguments, networks, replay buffer."""
+"""The class that all methods derive from: its arguments, the training step, and the hooks that a method fills in."""
 
+import inspect
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch as th
@@ -8,13 +10,16 @@ from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
-from sb3_mpc.common.acceleration import choose_acceleration
-from sb3_mpc.common.arguments import show_inherited_arguments
+from sb3_mpc.common.buffers.batch import SequenceBatch
+from sb3_mpc.common.buffers.her import HINDSIGHT_BUFFERS
+from sb3_mpc.common.buffers.sequence_buffer import SequenceReplayBuffer
 from sb3_mpc.common.checks import (
     check_action_space,
+    check_finite_losses,
     check_keywords,
     check_no_unknown_arguments,
     check_policy_class,
@@ -22,17 +27,20 @@ from sb3_mpc.common.checks import (
     make_env,
     warn_of_changes,
 )
+from sb3_mpc.common.collection import Collection
 from sb3_mpc.common.discount import discount_from_episode_length, episode_length
-from sb3_mpc.common.her import HINDSIGHT_BUFFERS
-from sb3_mpc.common.learning import LearningAlgorithm
-from sb3_mpc.common.multitask import MultitaskWorldModelPolicy
-from sb3_mpc.common.policies import CnnPolicy, MultiInputPolicy, WorldModelPolicy
+from sb3_mpc.common.execution.acceleration import choose_acceleration, compile_function, set_learning_rate
+from sb3_mpc.common.networks.losses import UpdateNoise, draw_update_noise, model_losses, time_slice, unroll
+from sb3_mpc.common.persistence import Persistence
+from sb3_mpc.common.planning.plan import Plan
+from sb3_mpc.common.policies.multitask import MultitaskWorldModelPolicy
+from sb3_mpc.common.policies.world_model_policy import CnnPolicy, MultiInputPolicy, WorldModelPolicy
 
 # Random steps before the first update: 5 episodes, at least 1000 (official code)
 SEED_EPISODES, MIN_SEED_STEPS = 5, 1000
 DEFAULT_GAMMA = 0.99  # for environments that do not tell their episode length
 # Arguments of the replay buffer that the agent gives it
-TO_BUFFER = (
+RESERVED = (
     "buffer_size",
     "observation_space",
     "action_space",
@@ -43,32 +51,26 @@ TO_BUFFER = (
 )
 
 
-class WorldModelAlgorithm(LearningAlgorithm):
+def inherited(arguments: dict[str, Any]) -> dict[str, Any]:
+    """
+    :param arguments: ``locals()`` at the start of a method's constructor
+    :return: those that are arguments of :class:`WorldModelAlgorithm`, and those that nobody knows, which it refuses
+    """
+    known = [name for name in inspect.signature(WorldModelAlgorithm).parameters if name != "unknown"]
+    return {name: arguments[name] for name in known} | arguments["unknown"]
+
+
+class WorldModelAlgorithm(Collection, Persistence, OffPolicyAlgorithm):
     """
     Base of the methods: collects with the planner, and updates model, value and policy on windows of the replay buffer.
 
-    A method defines :meth:`value_target` and :meth:`policy_loss`, and overrides what else it does differently (see
-    :mod:`sb3_mpc.common.learning`). The arguments are described in :class:`sb3_mpc.TDMPC2`.
+    :meth:`train` and :meth:`update` are the training step of all methods. A method defines :meth:`value_target` and
+    :meth:`policy_loss`, and overrides what else it does differently: all that it may change is under the heading
+    "Hooks". How it collects and how it is saved is in :mod:`sb3_mpc.common.collection` and
+    :mod:`sb3_mpc.common.persistence`. The arguments are described in :class:`sb3_mpc.TDMPC2`.
     """
 
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
-        "MlpPolicy": WorldModelPolicy,
-        "CnnPolicy": CnnPolicy,
-        "MultiInputPolicy": MultiInputPolicy,
-        "MultitaskPolicy": MultitaskWorldModelPolicy,
-    }
-    policy_defaults: ClassVar[dict[str, Any]] = {}  # what the method changes in the defaults of the policy
-    ranges: ClassVar[dict[str, tuple[float, ...]]] = {  # least, and most where there is one, of what users set
-        **dict.fromkeys(("buffer_size", "batch_size", "horizon", "iterations"), (1,)),
-        **dict.fromkeys(("gamma", "tau", "rho"), (0, 1)),
-        **dict.fromkeys(
-            ("learning_starts", "pretrain_gradient_steps", "temperature", "min_std", "max_grad_norm"), (0,)
-        ),
-    }
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        show_inherited_arguments(cls)
+    # -- Construction --------------------------------------------------------------------------------------------------
 
     def __init__(
         self,
@@ -124,13 +126,13 @@ class WorldModelAlgorithm(LearningAlgorithm):
             check_action_space(env.action_space, type(self).__name__)
         super().__init__(
             policy,
-            env,  # type: ignore[arg-type]
+            env,
             learning_rate,
             buffer_size,
-            learning_starts,  # type: ignore[arg-type]  # resolved in _setup_model, as is gamma
+            learning_starts,  # resolved in _setup_model, as is gamma
             batch_size,
             tau,
-            gamma,  # type: ignore[arg-type]
+            gamma,
             train_freq,
             gradient_steps,
             action_noise,
@@ -155,8 +157,7 @@ class WorldModelAlgorithm(LearningAlgorithm):
         self.pretrain_gradient_steps, self.episodic, self.compile = pretrain_gradient_steps, episodic, compile
         self.iterations, self.num_samples, self.num_elites = iterations, num_samples, num_elites
         self.num_pi_trajs, self.min_std, self.max_std, self.temperature = num_pi_trajs, min_std, max_std, temperature
-        # Warm start of the planner in training; evaluation carries its own through `predict`
-        self._plan_state, self._last_plan, self._plan_seconds = None, None, 0.0
+        self._compiled_update: Callable[..., dict[str, th.Tensor]] | None = None
         if _init_setup_model:
             self._setup_model()
             self.replay_buffer.check_memory()
@@ -179,14 +180,14 @@ class WorldModelAlgorithm(LearningAlgorithm):
         self._resolve_auto()
         self._setup_buffer()
         self._make_policy()
-        self._compiled_update = None
+        self.forget_compiled()
         self.replay_buffer.seed(int(th.randint(2**31, ()).item()))
         self._seed_generators(self.seed)
         self._convert_train_freq()
 
     def _make_policy(self) -> None:
         self.policy = self.policy_class(  # type: ignore[assignment]
-            self.observation_space, self.action_space, self.lr_schedule, **self._policy_arguments()
+            self.observation_space, self.action_space, self.lr_schedule, **self.policy_arguments()
         ).to(self.device)
         self.policy.acceleration = choose_acceleration(self.compile, self.policy.world_model, self.device)
 
@@ -201,7 +202,7 @@ class WorldModelAlgorithm(LearningAlgorithm):
         if isinstance(self.gamma, str):
             self.gamma = DEFAULT_GAMMA if length is None else discount_from_episode_length(length)
         if isinstance(self.pretrain_gradient_steps, str):
-            # The burst belongs to the paper's seeding; who sets learning_starts expects SAC's bookkeeping
+            # These updates belong to the paper's seeding; who sets learning_starts expects SAC's bookkeeping
             self.pretrain_gradient_steps = seeding if isinstance(self.learning_starts, str) else 0
         if isinstance(self.learning_starts, str):
             self.learning_starts = seeding
@@ -217,7 +218,7 @@ class WorldModelAlgorithm(LearningAlgorithm):
                 f"{type(self).__name__} needs: leave it out, use HerReplayBuffer for goals, or derive it "
                 f"from {self.buffer_class.__name__} of sb3_mpc.common."
             )
-        check_keywords("replay_buffer_kwargs", self.replay_buffer_class, self.replay_buffer_kwargs, TO_BUFFER)
+        check_keywords("replay_buffer_kwargs", self.replay_buffer_class, self.replay_buffer_kwargs, RESERVED)
         if self.replay_buffer is None:
             self.replay_buffer = self.replay_buffer_class(
                 self.buffer_size,
@@ -239,7 +240,181 @@ class WorldModelAlgorithm(LearningAlgorithm):
         super().set_env(env, force_reset)
         self.replay_buffer.set_env(self.env)
 
-    def _planner_arguments(self) -> dict[str, Any]:
+    # -- Training ------------------------------------------------------------------------------------------------------
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        warn_of_changes(self.policy._init_kwargs["planner_kwargs"], self.policy_arguments()["planner_kwargs"])
+        return super()._setup_learn(*args, **kwargs)
+
+    def train(self, gradient_steps: int, batch_size: int | None = None) -> None:
+        """
+        :param gradient_steps: number of updates; the first call adds those of the seeding phase
+        :param batch_size: number of windows in a batch, that of the agent if None
+        """
+        batch_size = batch_size or self.batch_size
+        self.policy.set_training_mode(True)
+        self._update_learning_rate([self.policy.model_optimizer, self.policy.pi_optimizer])
+        if self.policy.acceleration.compiles and self._compiled_update is None:
+            self._compiled_update = compile_function(self.update)
+        if self._n_updates == 0 and int(self.pretrain_gradient_steps) > 0:
+            if self.verbose > 0:
+                print(f"Seeding done: {self.pretrain_gradient_steps} updates on the collected transitions follow")
+            self._updates(int(self.pretrain_gradient_steps), batch_size, pretraining=True)
+        self._updates(gradient_steps, batch_size)
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.policy.set_training_mode(False)
+
+    def _updates(self, count: int, batch_size: int, pretraining: bool = False) -> None:
+        """
+        :param count: number of updates
+        :param batch_size: number of windows in a batch
+        :param pretraining: whether these are the updates on the data of the seeding phase
+        """
+        update = self._compiled_update or self.update
+        sums: th.Tensor | None = None
+        for _ in range(count):
+            batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
+            batch = batch if pretraining else self.refresh_batch(batch)
+            noise = self.draw_noise(batch_size)
+            logs = update(
+                batch._replace(buffer_index=None), noise, self.trains_policy_in_pretraining or not pretraining
+            )
+            values = th.stack([value.float() for value in logs.values()])
+            sums = values if sums is None else sums + values
+        self._n_updates += count
+        if sums is not None:  # the only time that losses travel to the host
+            means = dict(zip(logs, (sums / count).tolist(), strict=True))
+            check_finite_losses(means, self._n_updates)
+            for name, value in means.items():
+                self.logger.record(f"train/{name}", value)
+
+    def update(self, batch: SequenceBatch, noise: UpdateNoise, train_policy: bool = True) -> dict[str, th.Tensor]:
+        """
+        One gradient step on the model and the values, one on the policy, and one of the target networks.
+
+        :param batch: windows
+        :param noise: random numbers
+        :param train_policy: whether the policy learns, too
+        :return: what to log, scalars by name
+        """
+        policy, model = self.policy, self.policy.world_model
+        with th.no_grad():
+            next_z = model.encode(
+                time_slice(batch.observations, slice(1, None)), None if noise.shift is None else noise.shift[1:]
+            )
+            targets = self.value_target(next_z, batch, noise)
+        zs = unroll(model, batch, noise.shift)
+        losses = model_losses(model, batch, zs, next_z, targets, self.rho, noise.value_dropout)
+        losses |= self.extra_losses(zs, batch, noise)
+        total = th.stack([getattr(self, f"{name}_coef") * loss for name, loss in losses.items()]).sum()
+        grad_norm = self._step(policy.model_optimizer, total)
+        logs: dict[str, th.Tensor] = {}
+        if train_policy:
+            pi_loss, logs = self.policy_loss(zs.detach(), batch, noise)
+            logs |= dict(pi_loss=pi_loss, pi_grad_norm=self._step(policy.pi_optimizer, pi_loss))
+        model.update_target(self.tau)
+        logs |= {f"{name}_loss": loss for name, loss in losses.items()}
+        logs |= dict(grad_norm=grad_norm)
+        return {name: value.detach() for name, value in logs.items()}
+
+    def _step(self, optimizer: th.optim.Optimizer, loss: th.Tensor) -> th.Tensor:
+        """
+        :param optimizer: optimiser of the parameters that the loss trains
+        :param loss: scalar
+        :return: norm of the gradient before clipping
+        """
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+        if not parameters:  # the user has frozen them
+            return th.zeros((), device=loss.device)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward(inputs=parameters)  # type: ignore[no-untyped-call]
+        norm = th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        optimizer.step()
+        return norm
+
+    def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
+        rate = self.lr_schedule(self._current_progress_remaining)
+        self.logger.record("train/learning_rate", rate)
+        for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
+            for group in optimizer.param_groups:
+                set_learning_rate(group, rate * group.get("lr_scale", 1.0), self.policy.acceleration.compiles)
+
+    # -- Hooks: what a method defines or changes -----------------------------------------------------------------------
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": WorldModelPolicy,
+        "CnnPolicy": CnnPolicy,
+        "MultiInputPolicy": MultiInputPolicy,
+        "MultitaskPolicy": MultitaskWorldModelPolicy,
+    }
+    policy_defaults: ClassVar[dict[str, Any]] = {}  # what the method changes in the defaults of the policy
+    buffer_class: ClassVar[type[SequenceReplayBuffer]] = SequenceReplayBuffer  # or one derived from it
+    trains_policy_in_pretraining: ClassVar[bool] = True  # whether the policy learns in the updates after seeding
+    # Plain values that an agent file keeps besides the arguments and the policy's tensors
+    kept_in_agent_files: ClassVar[tuple[str, ...]] = ("num_timesteps", "_n_updates", "_episode_num")
+    ranges: ClassVar[dict[str, tuple[float, ...]]] = {  # least, and most where there is one, of what users set
+        **dict.fromkeys(("buffer_size", "batch_size", "horizon", "iterations"), (1,)),
+        **dict.fromkeys(("gamma", "tau", "rho"), (0, 1)),
+        **dict.fromkeys(
+            ("learning_starts", "pretrain_gradient_steps", "temperature", "min_std", "max_grad_norm"), (0,)
+        ),
+    }
+
+    def value_target(self, next_z: th.Tensor, batch: SequenceBatch, noise: UpdateNoise) -> th.Tensor:
+        """
+        :param next_z: encodings of the observations 1 to H ``[H, B, D]``
+        :param batch: windows
+        :param noise: random numbers
+        :return: targets of the values ``[H, B, 1]``
+        """
+        raise NotImplementedError
+
+    def policy_loss(
+        self, zs: th.Tensor, batch: SequenceBatch, noise: UpdateNoise
+    ) -> tuple[th.Tensor, dict[str, th.Tensor]]:
+        """
+        :param zs: predicted latent states ``[H + 1, B, D]``, without gradient
+        :param batch: windows
+        :param noise: random numbers
+        :return: loss of the policy prior, and what to log
+        """
+        raise NotImplementedError
+
+    def extra_losses(self, zs: th.Tensor, batch: SequenceBatch, noise: UpdateNoise) -> dict[str, th.Tensor]:
+        """
+        :param zs: predicted latent states ``[H + 1, B, D]``
+        :param batch: windows
+        :param noise: random numbers
+        :return: further losses of the model by name, weighted by the attributes ``<name>_coef``
+        """
+        return {}
+
+    def refresh_batch(self, batch: SequenceBatch) -> SequenceBatch:
+        """
+        Called before every update but those of the seeding phase.
+
+        :param batch: windows as sampled
+        :return: windows to train on
+        """
+        return batch
+
+    def plan_to_store(self, plan: Plan) -> th.Tensor:
+        """
+        :param plan: plan for E environments
+        :return: mean and standard deviation of the first action that a buffer of plans keeps ``[2, E, A]``; the mean is
+            that of the chosen elite
+        """
+        return th.stack([plan.elite_action, plan.std[:, 0]])
+
+    def draw_noise(self, batch_size: int) -> UpdateNoise:
+        """
+        :param batch_size: number B of windows
+        :return: random numbers of one update
+        """
+        shift = self.policy.draw_shift(self.horizon + 1, batch_size)
+        return draw_update_noise(self.policy.world_model, self.horizon, batch_size, shift, self.policy.generator)
+
+    def planner_arguments(self) -> dict[str, Any]:
         """:return: arguments of the planner"""
         return dict(
             horizon=self.horizon,
@@ -253,16 +428,16 @@ class WorldModelAlgorithm(LearningAlgorithm):
             temperature=self.temperature,
         )
 
-    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
-        warn_of_changes(self.policy._init_kwargs["planner_kwargs"], self._policy_arguments()["planner_kwargs"])
-        return super()._setup_learn(*args, **kwargs)
-
-    def _policy_arguments(self) -> dict[str, Any]:
+    def policy_arguments(self) -> dict[str, Any]:
         """:return: arguments of the policy: the user's, and those that let it act on its own after ``policy.load``"""
         arguments = dict(
             enc_lr_scale=self.enc_lr_scale,
             episodic=self.episodic is True,
             running_scale_tau=self.tau,
-            planner_kwargs=self._planner_arguments(),
+            planner_kwargs=self.planner_arguments(),
         )
         return {**self.policy_defaults, **arguments, **self.policy_kwargs}
+
+    def forget_compiled(self) -> None:
+        """Drop what was compiled for the networks as they were; called whenever they are exchanged or extended."""
+        self._compiled_update = None

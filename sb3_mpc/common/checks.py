@@ -149,7 +149,7 @@ FOREIGN_ARGUMENTS = {
     "share_features_extractor": "one encoder serves all networks, leave it out",
     "activation_fn": "the activations belong to the method (Mish, SimNorm), leave it out",
 }
-FEW = 12  # names that one sentence can list
+MAX_LISTED = 12  # names that one sentence can list
 # What SAC does by default may be said; it changes nothing
 WITHOUT_EFFECT: dict[str, Any] = dict(
     ent_coef="auto",
@@ -183,7 +183,9 @@ def explain_unknown(name: str, known: list[str]) -> str:
     :return: what to do about it
     """
     close = difflib.get_close_matches(name, known, n=1)
-    listed = f"use {', '.join(known)}." if len(known) <= FEW else "help() of the class lists those that there are."
+    listed = (
+        f"use {', '.join(known)}." if len(known) <= MAX_LISTED else "help() of the class lists those that there are."
+    )
     return FOREIGN_ARGUMENTS.get(name) or (f"did you mean {close[0]!r}?" if close else listed)
 
 

@@ -8,27 +8,48 @@ import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import MaybeCallback, RolloutReturn, TrainFrequencyUnit
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_mpc.common.acceleration import choose_acceleration
-from sb3_mpc.common.checkpoints import PersistentAlgorithm
+from sb3_mpc.common.buffers.plan_buffer import PlanReplayBuffer
+from sb3_mpc.common.buffers.sequence_buffer import SequenceReplayBuffer
 from sb3_mpc.common.checks import check_finite_observation, check_observation_shape, raised_by_sb3
-from sb3_mpc.common.plan_buffer import PlanReplayBuffer
-from sb3_mpc.common.planning import Plan
-from sb3_mpc.common.views import PriorPolicy, ValueFunctions
+from sb3_mpc.common.execution.acceleration import choose_acceleration
+from sb3_mpc.common.planning.plan import Plan
+from sb3_mpc.common.policies.views import PriorPolicy, ValueFunctions
+from sb3_mpc.common.policies.world_model_policy import WorldModelPolicy
 
 
-class CollectingAlgorithm(PersistentAlgorithm):
+class Collection(OffPolicyAlgorithm):
     """
-    Acts by planning while it trains. The warm start of the planner is kept here, apart from the one that evaluation
-    carries through ``predict``, and a termination that is seen for the first time creates the termination head.
+    The part of an algorithm that collects by planning. The warm start of the planner in training is kept here, apart
+    from the one that evaluation carries through ``predict``; the first termination that is seen creates the
+    termination head.
     """
 
+    # What the algorithm provides
+    policy: WorldModelPolicy
+    replay_buffer: SequenceReplayBuffer
+    episodic: bool | str
     compile: bool | str
-    _plan_state: tuple[np.ndarray, ...] | None
-    _last_plan: Plan | None
-    _plan_seconds: float
+
+    def forget_compiled(self) -> None:
+        """Drop what was compiled for the networks as they were; called whenever they are exchanged or extended."""
+        raise NotImplementedError
+
+    def plan_to_store(self, plan: Plan) -> th.Tensor:
+        """
+        :param plan: plan for E environments
+        :return: mean and standard deviation of the first action that a buffer of plans keeps ``[2, E, A]``
+        """
+        raise NotImplementedError
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._plan_state: tuple[np.ndarray, ...] | None = None
+        self._last_plan: Plan | None = None
+        self._plan_seconds = 0.0
 
     def _setup_learn(
         self,
@@ -65,7 +86,7 @@ class CollectingAlgorithm(PersistentAlgorithm):
         self.policy.acceleration = chosen
         if self.verbose > 0 and chosen.compiles:
             print("The first plan and the first update are compiled: that takes one to three minutes, once")
-        if self.verbose > 0 and chosen.reduces:
+        if self.verbose > 0 and chosen.bfloat16:
             print("Plans are made in bfloat16, for which this processor has units; compile=False plans in float32")
 
     def collect_rollouts(self, env: VecEnv, callback: BaseCallback, *args: Any, **kwargs: Any) -> RolloutReturn:
@@ -96,7 +117,7 @@ class CollectingAlgorithm(PersistentAlgorithm):
             if self._plan_state is not None and len(self._plan_state[0]) != n_envs:
                 self._plan_state = None
             started = time.perf_counter()
-            plan, _ = self.policy.decide(self._last_obs, self._plan_state, self._last_episode_starts)
+            plan, _ = self.policy.plan_batch(self._last_obs, self._plan_state, self._last_episode_starts)
             actions = plan.action.cpu().numpy().reshape(n_envs, *self.action_space.shape)  # type: ignore[misc]
             self._plan_state = (plan.mean.cpu().numpy(),)
             self._last_plan, self._plan_seconds = plan, time.perf_counter() - started
@@ -118,19 +139,11 @@ class CollectingAlgorithm(PersistentAlgorithm):
         timeouts = np.array([trust_timeouts and info.get("TimeLimit.truncated", False) for info in infos], dtype=bool)
         if self.episodic == "auto" and not self.policy.episodic and (dones & ~timeouts).any():
             self.policy.enable_termination()
-            self._compiled_update = None
+            self.forget_compiled()
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
         if isinstance(replay_buffer, PlanReplayBuffer) and self._last_plan is not None:
             replay_buffer.store_plans(self.plan_to_store(self._last_plan).cpu().numpy())
         self._last_episode_starts = dones
-
-    def plan_to_store(self, plan: Plan) -> th.Tensor:
-        """
-        :param plan: plan for E environments
-        :return: mean and standard deviation of the first action that a buffer of plans keeps ``[2, E, A]``; the mean is
-            that of the chosen elite
-        """
-        return th.stack([plan.elite_action, plan.std[:, 0]])
 
     def _check_transition(
         self,

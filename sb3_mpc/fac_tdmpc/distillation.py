@@ -6,9 +6,9 @@ import torch as th
 import torch.nn.functional as F
 from torch import nn
 
-from sb3_mpc.common.gaussian import gaussian_log_prob
-from sb3_mpc.common.world_model import WorldModel
-from sb3_mpc.fac_tdmpc.factored_model import FactoredWorldModel
+from sb3_mpc.common.networks.gaussian import gaussian_log_prob
+from sb3_mpc.common.networks.world_model import WorldModel
+from sb3_mpc.fac_tdmpc.world_model import FactoredWorldModel
 
 MIN_SPREAD, SPREAD_TAU = 1e-3, 0.01
 

@@ -6,19 +6,22 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch as th
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.save_util import load_from_pkl
-from stable_baselines3.common.type_aliases import MaybeCallback
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 
-from sb3_mpc.common.acceleration import compile_function
-from sb3_mpc.common.algorithm import WorldModelAlgorithm
-from sb3_mpc.common.checkpoints import explain_damage
+from sb3_mpc.common.algorithm import WorldModelAlgorithm, inherited
+from sb3_mpc.common.buffers.batch import SequenceBatch
+from sb3_mpc.common.buffers.sequence_buffer import SequenceReplayBuffer
 from sb3_mpc.common.checks import check_finite_losses, check_range
-from sb3_mpc.common.losses import at, temporal_weights
-from sb3_mpc.common.multitask import MultitaskWorldModelPolicy
-from sb3_mpc.common.sequence_buffer import SequenceReplayBuffer
-from sb3_mpc.common.sequences import SequenceBatch
+from sb3_mpc.common.execution.acceleration import compile_function
+from sb3_mpc.common.files import explain_damage
+from sb3_mpc.common.networks.losses import temporal_weights, time_slice
+from sb3_mpc.common.policies.multitask import MultitaskWorldModelPolicy
+from sb3_mpc.common.policies.world_model_policy import WorldModelPolicy
 from sb3_mpc.fac_tdmpc.distillation import expert_scores, imitation_loss, ranking_loss, student_scores
 from sb3_mpc.fac_tdmpc.policies import FactoredCnnPolicy, FactoredMultiInputPolicy, FactoredPolicy
 from sb3_mpc.tdmpc2.tdmpc2 import TDMPC2
@@ -64,6 +67,8 @@ class FacTDMPC(TDMPC2):
 
     The arguments of :class:`sb3_mpc.TDMPC2` belong to the expert; planner settings and ``policy_kwargs`` to both.
 
+    Those that are None are the given expert's (``learning_starts`` is 0 then), and TD-MPC2's defaults without one.
+
     :param expert: trained agent of this package to distil, with ``WorldModelPolicy``; None to train one
     :param action_groups: indices of the action dimensions that plan together, such as ``[[0, 1], [2, 3]]``; each
         dimension for itself if None
@@ -103,7 +108,47 @@ class FacTDMPC(TDMPC2):
 
     def __init__(
         self,
-        *args: Any,
+        policy: str | type[WorldModelPolicy],
+        env: GymEnv | str | None,
+        learning_rate: float | Schedule = 3e-4,
+        buffer_size: int = 1_000_000,
+        learning_starts: int | str | None = None,
+        batch_size: int | None = None,
+        tau: float = 0.01,
+        gamma: float | str | None = None,
+        train_freq: int | tuple[int, str] = 1,
+        gradient_steps: int = 1,
+        action_noise: ActionNoise | None = None,
+        replay_buffer_class: type[ReplayBuffer] | None = None,
+        replay_buffer_kwargs: dict[str, Any] | None = None,
+        optimize_memory_usage: bool = False,
+        n_steps: int = 1,
+        *,
+        horizon: int | None = None,
+        rho: float = 0.5,
+        consistency_coef: float = 20.0,
+        reward_coef: float = 0.1,
+        value_coef: float = 0.1,
+        termination_coef: float = 1.0,
+        entropy_coef: float = 1e-4,
+        enc_lr_scale: float = 0.3,
+        max_grad_norm: float = 20.0,
+        pretrain_gradient_steps: int | str = "auto",
+        episodic: bool | str = "auto",
+        iterations: int = 6,
+        num_samples: int | None = None,
+        num_elites: int | None = None,
+        num_pi_trajs: int = 24,
+        min_std: float = 0.05,
+        max_std: float = 2.0,
+        temperature: float | None = None,
+        compile: bool | str = "auto",
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
         expert: WorldModelAlgorithm | None = None,
         action_groups: Sequence[Sequence[int]] | None = None,
         distill_steps: int | str = "auto",
@@ -116,8 +161,10 @@ class FacTDMPC(TDMPC2):
         candidate_std: float = 0.5,
         distill_temperature: float = 1.0,
         kl_direction: str = "forward",
-        **kwargs: Any,
+        _init_setup_model: bool = True,
+        **unknown: Any,
     ) -> None:
+        arguments = inherited(locals())
         if kl_direction not in ("forward", "reverse"):
             raise ValueError(f'kl_direction={kl_direction!r} is unknown: use "forward" or "reverse".')
         for name, number in (("distill_steps", distill_steps), ("distill_batch_size", distill_batch_size)):
@@ -139,12 +186,17 @@ class FacTDMPC(TDMPC2):
                 raise ValueError(
                     "FacTDMPC distils agents of one task: train the expert without MultitaskWorldModelPolicy."
                 )
-            policy_kwargs = {**expert.policy._init_kwargs, **(kwargs.pop("policy_kwargs", None) or {})}
-            taken = {name: getattr(expert, name) for name in SHARED_SETTINGS} | {"learning_starts": 0}
-            positional = [*inspect.signature(WorldModelAlgorithm.__init__).parameters][1 : len(args) + 1]
-            kwargs = {name: value for name, value in taken.items() if name not in positional} | kwargs
-            kwargs["policy_kwargs"] = policy_kwargs
-        super().__init__(*args, **kwargs)
+            arguments["policy_kwargs"] = {**expert.policy._init_kwargs, **(policy_kwargs or {})}
+        for name in ("learning_starts", *SHARED_SETTINGS):
+            if arguments[name] is None:
+                arguments[name] = self._shared_setting(name)
+        super().__init__(**arguments)
+
+    def _shared_setting(self, name: str) -> Any:
+        """:return: what an argument is that was left out: the expert's if one was given, otherwise TD-MPC2's default"""
+        if self._given is None:
+            return inspect.signature(TDMPC2).parameters[name].default
+        return 0 if name == "learning_starts" else getattr(self._given, name)
 
     def _setup_model(self) -> None:
         if self._given is not None:
@@ -162,14 +214,15 @@ class FacTDMPC(TDMPC2):
         if self._distill_seed is None:
             self._distill_seed = drawn
 
-    def _policy_arguments(self) -> dict[str, Any]:
+    def policy_arguments(self) -> dict[str, Any]:
+        """:return: arguments of the policy, those of the student included"""
         student = dict(
             action_groups=self.action_groups,
             student_learning_rate=self.distill_learning_rate,
-            student_planner_kwargs=self._planner_arguments(),
+            student_planner_kwargs=self.planner_arguments(),
             distilled=self._distilled,
         )
-        return {**super()._policy_arguments(), **student}
+        return {**super().policy_arguments(), **student}
 
     def _make_policy(self) -> None:
         super()._make_policy()
@@ -231,7 +284,7 @@ class FacTDMPC(TDMPC2):
         :return: the distilled agent
         """
         extractor = expert.policy.default_features_extractor
-        policy = next(c for c in cls.policy_aliases.values() if c.default_features_extractor is extractor)  # type: ignore[attr-defined]
+        policy: Any = next(c for c in cls.policy_aliases.values() if c.default_features_extractor is extractor)  # type: ignore[attr-defined]
         settings: dict[str, Any] = dict(device=expert.device, verbose=expert.verbose, seed=expert.seed) | kwargs
         model = cls(policy, None, expert=expert, _init_setup_model=False, **settings)
         model.observation_space, model.action_space = expert.observation_space, expert.action_space
@@ -293,7 +346,9 @@ class FacTDMPC(TDMPC2):
             buffer.horizon, buffer.device = self.horizon + 1, self.device
             for step in steps_left:
                 batch = buffer.sample(batch_size, env=self._vec_normalize_env)
-                logs = update(batch._replace(plans=None, places=None), self.draw_distill_noise(batch_size, generator))
+                logs = update(
+                    batch._replace(plans=None, buffer_index=None), self.draw_distill_noise(batch_size, generator)
+                )
                 if step % LOG_EVERY == 0 or step == steps:
                     values = {name: value.item() for name, value in logs.items()}
                     check_finite_losses(values, step)
@@ -325,7 +380,7 @@ class FacTDMPC(TDMPC2):
         :return: what to log, scalars by name
         """
         student, teacher = self.policy.student, self.policy.world_model
-        first = at(batch.observations, 0)
+        first = time_slice(batch.observations, 0)
         actions = ((batch.mask * batch.actions).unsqueeze(2) + self.candidate_std * noise.candidates).clamp(-1, 1)
         with th.no_grad():
             z = teacher.encode(first, noise.shift)

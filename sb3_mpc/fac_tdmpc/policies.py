@@ -9,13 +9,14 @@ from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import Schedule
 
-from sb3_mpc.common.encoders import DictExtractor, Encoder, PixelExtractor
-from sb3_mpc.common.planning import MPPIPlanner
-from sb3_mpc.common.policies import WorldModelPolicy
-from sb3_mpc.common.world_model import MODEL_SIZES, WorldModel
+from sb3_mpc.common.networks.encoders import DictExtractor, Encoder, PixelExtractor
+from sb3_mpc.common.networks.sizes import MODEL_SIZES
+from sb3_mpc.common.networks.world_model import WorldModel
+from sb3_mpc.common.planning.planner import MPPIPlanner
+from sb3_mpc.common.policies.world_model_policy import WorldModelPolicy
 from sb3_mpc.fac_tdmpc.distillation import Spread
-from sb3_mpc.fac_tdmpc.factored_model import ActionGroups, FactoredWorldModel
-from sb3_mpc.fac_tdmpc.factored_planner import FactoredPlanner
+from sb3_mpc.fac_tdmpc.planner import FactoredPlanner
+from sb3_mpc.fac_tdmpc.world_model import ActionGroups, FactoredWorldModel
 
 SIMPLEX, MIN_WIDTH, STUDENT_NUM_Q = 8, 32, 2
 
@@ -129,10 +130,10 @@ class FactoredPolicy(WorldModelPolicy):
         self.distilled = self._init_kwargs["distilled"] = distilled
         self._bank, self._compiled_plan = None, None
 
-    def acting(self) -> tuple[WorldModel, MPPIPlanner]:
+    def active(self) -> tuple[WorldModel, MPPIPlanner]:
         """:return: model and planner of the student once it is distilled, of the expert before"""
         if not self.distilled:
-            return super().acting()
+            return super().active()
         model: Any = self.student
         return model, self.student_planner
 

@@ -4,15 +4,25 @@ from typing import Any, ClassVar, TypeVar
 
 import torch as th
 import torch.nn.functional as F
-from stable_baselines3.common.type_aliases import MaybeCallback
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 
-from sb3_mpc.common.layers import draw_members
-from sb3_mpc.common.losses import UpdateNoise
-from sb3_mpc.common.sequences import SequenceBatch
-from sb3_mpc.mbdpo.planning import DiffusionPlanner
+from sb3_mpc.common.algorithm import inherited
+from sb3_mpc.common.buffers.batch import SequenceBatch
+from sb3_mpc.common.networks.layers import draw_members
+from sb3_mpc.common.networks.losses import UpdateNoise
+from sb3_mpc.common.policies.world_model_policy import WorldModelPolicy
+from sb3_mpc.mbdpo.planner import DiffusionPlanner
 from sb3_mpc.tdmpc2.tdmpc2 import TDMPC2
 
 SelfMBDPO = TypeVar("SelfMBDPO", bound="MBDPO")
+
+# Those that the planner takes besides its base's
+PLANNER_ARGUMENTS = (
+    *("beta_start", "beta_end", "exploration_std", "contrastive_eta", "contrastive_clip", "contrastive_momentum"),
+    *("use_score_network", "score_only_inference", "time_embed_dim"),
+)
 
 
 class MBDPO(TDMPC2):
@@ -21,7 +31,7 @@ class MBDPO(TDMPC2):
 
     The policy over action sequences is the Gibbs law ``pi(a|z) ~ beta(a|z)^(eta / lambda) exp(G(z, a) / lambda)`` of
     the model's return G and the density beta of the data. It is sampled by reverse diffusion, see
-    :class:`sb3_mpc.mbdpo.planning.DiffusionPlanner`, and beta is represented by an energy F, learned by telling the
+    :class:`sb3_mpc.mbdpo.planner.DiffusionPlanner`, and beta is represented by an energy F, learned by telling the
     actions of the data from the hardest of three others (the prior's, the same with noise, a uniform one):
 
     ``L_F = -E[log sigmoid F(z, a)] / 2 - E[log(1 - sigmoid F(z, a'))] / 2``
@@ -59,8 +69,47 @@ class MBDPO(TDMPC2):
 
     def __init__(
         self,
-        *args: Any,
+        policy: str | type[WorldModelPolicy],
+        env: GymEnv | str | None,
+        learning_rate: float | Schedule = 3e-4,
+        buffer_size: int = 1_000_000,
+        learning_starts: int | str = "auto",
+        batch_size: int = 256,
+        tau: float = 0.01,
+        gamma: float | str = "auto",
+        train_freq: int | tuple[int, str] = 1,
+        gradient_steps: int = 1,
+        action_noise: ActionNoise | None = None,
+        replay_buffer_class: type[ReplayBuffer] | None = None,
+        replay_buffer_kwargs: dict[str, Any] | None = None,
+        optimize_memory_usage: bool = False,
+        n_steps: int = 1,
+        *,
+        horizon: int = 3,
+        rho: float = 0.5,
+        consistency_coef: float = 20.0,
+        reward_coef: float = 0.1,
+        value_coef: float = 0.1,
+        termination_coef: float = 1.0,
+        entropy_coef: float = 1e-4,
+        enc_lr_scale: float = 0.3,
+        max_grad_norm: float = 20.0,
+        pretrain_gradient_steps: int | str = "auto",
+        episodic: bool | str = "auto",
         iterations: int = 19,
+        num_samples: int = 512,
+        num_elites: int = 64,
+        num_pi_trajs: int = 24,
+        min_std: float = 0.05,
+        max_std: float = 2.0,
+        temperature: float = 0.5,
+        compile: bool | str = "auto",
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
         beta_start: float = 1e-4,
         beta_end: float = 1e-2,
         exploration_std: float = 0.05,
@@ -76,8 +125,10 @@ class MBDPO(TDMPC2):
         score_samples: int = 64,
         time_embed_dim: int = 64,
         target_policy: str = "prior",
-        **kwargs: Any,
+        _init_setup_model: bool = True,
+        **unknown: Any,
     ) -> None:
+        arguments = inherited(locals())
         if target_policy not in ("prior", "diffusion"):
             raise ValueError(f'target_policy={target_policy!r} is unknown: use "prior" or "diffusion".')
         self.beta_start, self.beta_end, self.exploration_std = beta_start, beta_end, exploration_std
@@ -87,22 +138,11 @@ class MBDPO(TDMPC2):
         self.use_score_network, self.score_only_inference = use_score_network, score_only_inference
         self.score_coef, self.score_states, self.score_samples = score_coef, score_states, score_samples
         self.target_policy = target_policy
-        super().__init__(*args, iterations=iterations, **kwargs)
+        super().__init__(**arguments)
 
-    def _policy_arguments(self) -> dict[str, Any]:
-        arguments = super()._policy_arguments()
-        diffusion = dict(
-            beta_start=self.beta_start,
-            beta_end=self.beta_end,
-            exploration_std=self.exploration_std,
-            eta=self.contrastive_eta,
-            energy_clip=self.contrastive_clip,
-            energy_momentum=self.contrastive_momentum,
-            score_network=self.use_score_network,
-            score_only=self.score_only_inference,
-            time_embed_dim=self.time_embed_dim,
-        )
-        return {**arguments, "planner_kwargs": {**diffusion, **arguments["planner_kwargs"]}}
+    def planner_arguments(self) -> dict[str, Any]:
+        """:return: arguments of the planner"""
+        return {**super().planner_arguments(), **{name: getattr(self, name) for name in PLANNER_ARGUMENTS}}
 
     @property
     def planner(self) -> DiffusionPlanner:

@@ -6,9 +6,9 @@ import torch as th
 from stable_baselines3.common.type_aliases import MaybeCallback
 
 from sb3_mpc.common.algorithm import WorldModelAlgorithm
-from sb3_mpc.common.gaussian import gaussian_log_prob, squash_correction
-from sb3_mpc.common.losses import UpdateNoise, temporal_weights
-from sb3_mpc.common.sequences import SequenceBatch
+from sb3_mpc.common.buffers.batch import SequenceBatch
+from sb3_mpc.common.networks.gaussian import gaussian_log_prob, squash_correction
+from sb3_mpc.common.networks.losses import UpdateNoise, temporal_weights
 
 SelfTDMPC2 = TypeVar("SelfTDMPC2", bound="TDMPC2")
 

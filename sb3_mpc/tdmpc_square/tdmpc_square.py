@@ -3,12 +3,16 @@
 from typing import Any, ClassVar, TypeVar
 
 import torch as th
-from stable_baselines3.common.type_aliases import MaybeCallback
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 
-from sb3_mpc.common.gaussian import LOG_SQRT_2PI, gaussian_log_prob, squash_correction
-from sb3_mpc.common.losses import UpdateNoise, temporal_weights
-from sb3_mpc.common.plan_buffer import PlanReplayBuffer
-from sb3_mpc.common.sequences import SequenceBatch
+from sb3_mpc.common.algorithm import inherited
+from sb3_mpc.common.buffers.batch import SequenceBatch
+from sb3_mpc.common.buffers.plan_buffer import PlanReplayBuffer
+from sb3_mpc.common.networks.gaussian import LOG_SQRT_2PI, gaussian_log_prob, squash_correction
+from sb3_mpc.common.networks.losses import UpdateNoise, temporal_weights
+from sb3_mpc.common.policies.world_model_policy import WorldModelPolicy
 from sb3_mpc.tdmpc2.tdmpc2 import TDMPC2
 
 SelfTDMPCSquare = TypeVar("SelfTDMPCSquare", bound="TDMPCSquare")
@@ -55,19 +59,61 @@ class TDMPCSquare(TDMPC2):
 
     def __init__(
         self,
-        *args: Any,
+        policy: str | type[WorldModelPolicy],
+        env: GymEnv | str | None,
+        learning_rate: float | Schedule = 3e-4,
+        buffer_size: int = 1_000_000,
+        learning_starts: int | str = "auto",
+        batch_size: int = 256,
+        tau: float = 0.01,
+        gamma: float | str = "auto",
+        train_freq: int | tuple[int, str] = 1,
+        gradient_steps: int = 1,
+        action_noise: ActionNoise | None = None,
+        replay_buffer_class: type[ReplayBuffer] | None = None,
+        replay_buffer_kwargs: dict[str, Any] | None = None,
+        optimize_memory_usage: bool = False,
+        n_steps: int = 1,
+        *,
+        horizon: int = 3,
+        rho: float = 0.5,
+        consistency_coef: float = 20.0,
+        reward_coef: float = 0.1,
+        value_coef: float = 0.1,
+        termination_coef: float = 1.0,
+        entropy_coef: float = 1e-4,
+        enc_lr_scale: float = 0.3,
+        max_grad_norm: float = 20.0,
+        pretrain_gradient_steps: int | str = "auto",
+        episodic: bool | str = "auto",
+        iterations: int = 6,
+        num_samples: int = 512,
+        num_elites: int = 64,
+        num_pi_trajs: int = 24,
+        min_std: float = 0.05,
+        max_std: float = 2.0,
+        temperature: float = 0.5,
+        compile: bool | str = "auto",
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
         prior_coef: float = 1.0,
         scale_threshold: float = 2.0,
         constraint_scaling: str = "code",
-        **kwargs: Any,
+        _init_setup_model: bool = True,
+        **unknown: Any,
     ) -> None:
+        arguments = inherited(locals())
         if constraint_scaling not in self.constraint_scalings:
             raise ValueError(
                 f"constraint_scaling={constraint_scaling!r} is unknown: use one of {self.constraint_scalings}."
             )
         self.prior_coef, self.scale_threshold = prior_coef, scale_threshold
         self.constraint_scaling = constraint_scaling
-        super().__init__(*args, **kwargs)
+        super().__init__(**arguments)
 
     def policy_loss(
         self, zs: th.Tensor, batch: SequenceBatch, noise: UpdateNoise

@@ -1,0 +1,265 @@
+"""
+Trained agents as files that hold data only: one ``.safetensors`` file with the policy's tensors, and a header, the
+card, that says what they are. Loading one executes nothing from it.
+
+A file is to act with and to train on from, not to resume a run: optimisers, replay buffer and random numbers are in
+SB3's zip (``model.save``) and in the checkpoints of ``python -m sb3_mpc.zoo train``. The format is described in
+:mod:`sb3_mpc.agents.agent_format`.
+"""
+
+import inspect
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.utils import get_device
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+
+import sb3_mpc
+from sb3_mpc.agents.agent_format import read_agent, write_agent
+from sb3_mpc.agents.agent_format import read_card as read_card
+from sb3_mpc.agents.normalization import normalization_settings, normalization_tensors, wrap_normalized
+from sb3_mpc.agents.provenance import git_commit, package_versions
+from sb3_mpc.agents.space_json import space_from_json, space_to_json
+from sb3_mpc.common.algorithm import WorldModelAlgorithm
+from sb3_mpc.common.checks import make_env
+from sb3_mpc.common.discount import env_attribute
+from sb3_mpc.common.networks.encoders import DictExtractor, PixelExtractor
+from sb3_mpc.common.networks.world_model import WorldModel
+from sb3_mpc.common.planning.planner import MPPIPlanner
+
+# What belongs to the machine or to a run in training, not to the agent
+NOT_KEPT = {"policy", "env", "expert", "action_noise", "replay_buffer_class", "replay_buffer_kwargs", "device"}
+NOT_KEPT |= {"stats_window_size", "tensorboard_log", "verbose", "_init_setup_model"}
+STATISTICS = "vec_normalize/"  # prefix of the tensors that are not the policy's
+
+
+def save_agent(model: WorldModelAlgorithm, path: str | Path, dtype: str = "float32", **card: Any) -> Path:
+    """
+    Write an agent to one file. An earlier file of that name stays whole until this one is.
+
+    :param model: the agent; its class and its policy's class must be of this package
+    :param path: file to write, ``.safetensors`` is appended if it has no suffix
+    :param dtype: "float32", or "float16" for a file of half the size whose actions differ slightly
+    :param card: what else the file should say: ``preset``, ``evaluation``, ``steps`` and so on, as plain JSON;
+        ``environment``, an id, if the agent has no environment that tells it
+    :return: the file
+    :raises ValueError: if something of the agent cannot be stored as data
+    """
+    if dtype not in ("float32", "float16"):
+        raise ValueError(f'dtype={dtype!r} is unknown: use "float32" or "float16".')
+    env, normalization = model.get_env(), model.get_vec_normalize_env()
+    environment = card.pop("environment", None)
+    known = dict(
+        environment=_environment(env, environment), preset=None, seed=model.seed, evaluation=None, commit=git_commit()
+    )
+    content = {
+        **known,
+        "steps": dict(decisions=model.num_timesteps),
+        **card,
+        "dtype": dtype,
+        "versions": package_versions(),
+        **_description(model),
+        "vec_normalize": None if normalization is None else normalization_settings(normalization),
+    }
+    tensors = {name: _stored(value, dtype) for name, value in model.get_parameters()["policy"].items()}
+    if normalization is not None:
+        tensors |= {STATISTICS + name: value for name, value in normalization_tensors(normalization).items()}
+    content = {name: json.loads(_to_json(value, f"The card's {name}")) for name, value in content.items()}
+    return write_agent(path, content, tensors)
+
+
+def load_agent(path: str | Path, env: GymEnv | None = None, device: th.device | str = "auto") -> WorldModelAlgorithm:
+    """
+    Load an agent. Nothing in the file is executed, whoever wrote it.
+
+    An agent that was trained under ``VecNormalize`` needs the plain environment, which is wrapped with the statistics
+    of the file: act in ``model.get_env()``. To train on, set ``training`` and maybe ``norm_reward`` of that wrapper.
+
+    :param path: file written by :func:`save_agent`
+    :param env: environment to act or to train on in; may be None
+    :param device: device of the agent
+    :return: the agent
+    :raises ValueError: if the file is damaged or no agent, or the environment does not fit
+    """
+    card, tensors = read_agent(path)
+    algorithm, device = sb3_mpc.ALGORITHMS[card["algorithm"]], get_device(device)
+    venv = None if env is None else algorithm._wrap_env(make_env(env, 0))  # type: ignore[arg-type]
+    names = [name for name in tensors if name.startswith(STATISTICS)]
+    statistics = {name.removeprefix(STATISTICS): tensors.pop(name) for name in names}
+    with _described(path, algorithm):
+        settings = card["vec_normalize"]
+        normalized = settings is not None and bool(settings["norm_obs"])
+        model = _build(algorithm, card, 1 if venv is None else venv.num_envs, device)
+        model.policy.load_state_dict(tensors)
+        model.policy.set_training_mode(False)
+    if normalized if venv is None else settings is not None and unwrap_vec_normalize(venv) is not None:
+        raise ValueError(
+            f"{path} was trained under VecNormalize: give load_agent the environment without VecNormalize, "
+            "which it wraps with the statistics of the file, and act in model.get_env()."
+        )
+    if venv is not None:
+        try:
+            model.set_env(venv if settings is None else wrap_normalized(venv, settings, statistics))
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path} was trained in another environment than the one given: {error}.") from error
+    return model
+
+
+def build_agent(
+    algorithm: type[WorldModelAlgorithm],
+    policy: str,
+    observation_space: spaces.Space,
+    action_space: spaces.Space,
+    n_envs: int = 1,
+    state: dict[str, Any] | None = None,
+    **arguments: Any,
+) -> WorldModelAlgorithm:
+    """
+    Make an agent that has no environment.
+
+    :param algorithm: its class
+    :param policy: alias of its policy
+    :param observation_space: space of its observations
+    :param action_space: space of its actions
+    :param n_envs: number of environments that it will have
+    :param state: attributes to set before the networks are built
+    :param arguments: arguments of the class
+    :return: the agent
+    """
+    model = algorithm(policy, None, _init_setup_model=False, **arguments)
+    model.observation_space, model.action_space, model.n_envs = observation_space, action_space, n_envs
+    for name, value in (state or {}).items():
+        setattr(model, name, value)
+    model._setup_model()
+    return model
+
+
+# -- Writing -----------------------------------------------------------------------------------------------------------
+
+
+def _description(model: WorldModelAlgorithm) -> dict[str, Any]:
+    """:return: what re-creates the agent but for its tensors"""
+    cls = type(model)
+    keys = {known: key for key, known in sb3_mpc.ALGORITHMS.items()}
+    aliases = {known: alias for alias, known in cls.policy_aliases.items()}
+    for own, known in ((cls, keys), (model.policy_class, aliases)):
+        if own not in known:
+            raise ValueError(
+                f"{own.__name__} is not a class of sb3_mpc, and a file that holds data only cannot re-create it: use "
+                f"model.save(), which is SB3's format."
+            )
+    arguments: dict[str, Any] = {name: getattr(model, name) for name in _argument_names(cls)}
+    arguments["learning_rate"] = float(model.lr_schedule(1.0))  # of a schedule, where it starts
+    arguments["train_freq"] = [model.train_freq.frequency, model.train_freq.unit.value]  # type: ignore[union-attr]
+    if model.compile is True:  # who loads the agent may have no compiler, and has not asked for one
+        arguments["compile"] = "auto"
+    classes = {known: name for name, known in _classes().items()}
+    arguments["policy_kwargs"] = {
+        name: {"class": classes[value]} if isinstance(value, type) and value in classes else value
+        for name, value in model.policy_kwargs.items()
+    }
+    for name, value in {**arguments, **arguments["policy_kwargs"]}.items():
+        _to_json(value, f"{cls.__name__}'s argument {name}")
+    return dict(
+        algorithm=keys[cls],
+        policy=aliases[model.policy_class],
+        arguments=arguments,
+        state={name: getattr(model, name) for name in cls.kept_in_agent_files},
+        observation_space=space_to_json(model.observation_space),
+        action_space=space_to_json(model.action_space),
+    )
+
+
+def _argument_names(algorithm: type[WorldModelAlgorithm]) -> list[str]:
+    parameters = inspect.signature(algorithm).parameters.values()
+    return [p.name for p in parameters if p.name not in NOT_KEPT and p.kind is not p.VAR_KEYWORD]
+
+
+def _classes() -> dict[str, type]:
+    """:return: the classes that may stand in ``policy_kwargs``, by name"""
+    own = [value for cls in sb3_mpc.ALGORITHMS.values() for value in cls.policy_defaults.values()]
+    known = [WorldModel, MPPIPlanner, PixelExtractor, DictExtractor, FlattenExtractor, th.optim.Adam, th.optim.AdamW]
+    return {value.__name__: value for value in (*known, *own) if isinstance(value, type)}
+
+
+def _to_json(value: Any, name: str) -> str:
+    def plain(item: Any) -> Any:
+        if isinstance(item, np.generic):
+            return item.item()
+        raise TypeError
+
+    try:
+        return json.dumps(value, default=plain)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name} is {value!r}, and only plain numbers, text, lists and dicts can be stored in a file that holds "
+            "data only: leave it out, or use model.save(), which is SB3's format."
+        ) from error
+
+
+def _environment(env: VecEnv | None, env_id: str | None) -> dict[str, Any] | None:
+    if env_id is not None:
+        return dict(id=env_id, max_episode_steps=None, kwargs={})
+    spec = env_attribute(env, "spec")
+    if spec is None:
+        return None
+    # For the reader, no environment is made from it
+    kwargs = json.loads(json.dumps({k: v for k, v in spec.kwargs.items() if k != "render_mode"}, default=repr))
+    return dict(id=spec.id, max_episode_steps=spec.max_episode_steps, kwargs=kwargs)
+
+
+def _stored(value: th.Tensor, dtype: str) -> th.Tensor:
+    value = value.detach().cpu().clone(memory_format=th.contiguous_format)
+    half = value.half() if dtype == "float16" and value.is_floating_point() else value
+    return half if half.isfinite().all() else value  # half precision ends at 65,504
+
+
+# -- Reading -----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _described(path: str | Path, algorithm: type[WorldModelAlgorithm]) -> Iterator[None]:
+    """Whatever a card that nobody checked makes our constructors raise becomes one sentence."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ValueError(f"{path} does not describe a {algorithm.__name__} that can be built ({reason}).") from error
+
+
+def _build(
+    algorithm: type[WorldModelAlgorithm], card: dict[str, Any], n_envs: int, device: th.device
+) -> WorldModelAlgorithm:
+    """
+    :param algorithm: class of the agent
+    :param card: its card
+    :param n_envs: number of environments
+    :param device: device
+    :return: the agent with fresh tensors
+    """
+    arguments, classes = card["arguments"], _classes()
+    foreign = arguments.keys() - set(_argument_names(algorithm))
+    if foreign:
+        raise ValueError(f"no arguments {sorted(foreign)}")
+    policy_kwargs = {
+        name: classes[value["class"]] if isinstance(value, dict) and value.keys() == {"class"} else value
+        for name, value in arguments["policy_kwargs"].items()
+    }
+    arguments = {**arguments, "policy_kwargs": policy_kwargs, "train_freq": tuple(arguments["train_freq"])}
+    if card["policy"] not in algorithm.policy_aliases:
+        raise ValueError(f"no policy {card['policy']!r}")
+    observation_space, action_space = (space_from_json(card[f"{kind}_space"]) for kind in ("observation", "action"))
+    state = {name: card["state"][name] for name in algorithm.kept_in_agent_files}
+    if not all(value is None or isinstance(value, int) for value in state.values()):
+        raise ValueError(f"no state {state}")
+    return build_agent(
+        algorithm, card["policy"], observation_space, action_space, n_envs, state, device=device, **arguments
+    )

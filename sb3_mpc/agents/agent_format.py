@@ -1,0 +1,134 @@
+"""
+The format of agent files: ``.safetensors`` files with tensors, and a header, the card, that says what they are.
+
+The card is one JSON text under ``sb3_mpc`` in the metadata of the safetensors format. Format version 1 has
+
+* ``format``, ``sha256`` (of the card without it, and of all tensors), ``versions`` of the packages, ``commit``;
+* ``algorithm`` (a key of ``sb3_mpc.ALGORITHMS``), ``policy`` (alias), ``arguments`` (of the constructor), ``state``;
+* ``observation_space``, ``action_space`` and ``environment`` (id, max_episode_steps and kwargs, or null);
+* ``vec_normalize``: settings of the ``VecNormalize`` whose statistics are among the tensors, or null;
+* ``dtype`` of the policy's tensors, "float16" where they were rounded;
+* ``preset``, ``seed``, ``steps`` and ``evaluation``, null where nothing is known, and whatever else was given.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch as th
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+
+import sb3_mpc
+from sb3_mpc.common.files import atomic_target, complete_name
+
+FORMAT = 1  # raise it when a reader of the older one would go wrong, and let _check upgrade the older cards
+KEY, SUFFIX = "sb3_mpc", "safetensors"
+PARTS = ("arguments", "state", "steps", "evaluation", "versions", "vec_normalize")  # of a card that are dicts, or null
+
+
+def write_agent(path: str | Path, card: dict[str, Any], tensors: dict[str, th.Tensor]) -> Path:
+    """
+    Write an agent file. An earlier file of that name stays whole until this one is.
+
+    :param path: file to write, ``.safetensors`` is appended if it has no suffix
+    :param card: plain JSON
+    :param tensors: tensors by name
+    :return: the file
+    """
+    card = {**card, "format": FORMAT}
+    data = to_bytes(tensors, {KEY: json.dumps({**card, "sha256": _digest(card, tensors)})})
+    with atomic_target(path, SUFFIX) as target:
+        Path(target).write_bytes(data)  # type: ignore[arg-type]
+    return complete_name(path, SUFFIX)
+
+
+def read_card(path: str | Path) -> dict[str, Any]:
+    """
+    :param path: file written by :func:`save_agent`
+    :return: its card; the tensors are not read
+    :raises ValueError: if it is no agent file of a format that is known here
+    """
+    with _opened(path) as file:
+        return _check(path, file.metadata())
+
+
+def read_agent(path: str | Path) -> tuple[dict[str, Any], dict[str, th.Tensor]]:
+    """
+    :param path: file written by :func:`save_agent`
+    :return: its card and its tensors, which match the checksum
+    :raises ValueError: if it is damaged, or no agent file of a format that is known here
+    """
+    with _opened(path) as file:
+        card = _check(path, file.metadata())
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if card.pop("sha256", None) != _digest(card, tensors):
+        raise ValueError(f"{path} is damaged: its content does not match its checksum, use another copy.")
+    return card, tensors
+
+
+def _digest(card: dict[str, Any], tensors: dict[str, th.Tensor]) -> str:
+    digest = hashlib.sha256(json.dumps(card, sort_keys=True).encode())
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(th.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Any]:
+    path = complete_name(path, SUFFIX)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: check the name of the agent file.")
+    with path.open("rb") as start:
+        if start.read(4) == b"PK\x03\x04":
+            raise ValueError(
+                f"{path} is a zip file, which may run code when it is loaded, and no agent file: if you trust where it "
+                "comes from, use the load() of its algorithm, such as TDMPC2.load."
+            )
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is not a complete agent file: it is truncated, damaged or another kind of file ({error})."
+        ) from error
+
+
+def _check(path: str | Path, metadata: dict[str, str] | None) -> dict[str, Any]:
+    """
+    :param path: file, for the messages
+    :param metadata: what its safetensors header says
+    :return: the card
+    """
+    if not metadata or KEY not in metadata:
+        raise ValueError(f"{path} is a safetensors file, but not an agent: it has no header of sb3_mpc.")
+    try:
+        card = json.loads(metadata[KEY])
+        number, algorithm = card["format"], card["algorithm"]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"{path} has a header that cannot be read: it is damaged, use another copy.") from error
+    if not isinstance(number, int) or number < 1:
+        raise ValueError(f"{path} has the unknown format version {number!r}: it is damaged, use another copy.")
+    if number > FORMAT:
+        raise ValueError(
+            f"{path} has format version {number}, and sb3_mpc {sb3_mpc.__version__} reads up to {FORMAT}: "
+            "pip install --upgrade sb3-mpc"
+        )
+    environment = card.get("environment") or {"id": ""}
+    env_id = environment.get("id") if isinstance(environment, dict) else None
+    if not isinstance(env_id, str) or ":" in env_id:  # of which Gymnasium would import a module
+        raise ValueError(f"{path} names {environment!r} as its environment, which is not the id of one: do not use it.")
+    wrong = [name for name in PARTS if not isinstance(card.get(name) or {}, dict)]
+    wrong += ["environment"] * (not isinstance(environment.get("kwargs") or {}, dict))
+    if wrong or not all(isinstance(count, int) for count in (card.get("steps") or {}).values()):
+        raise ValueError(f"{path} has {(wrong or ['steps'])[0]} of another kind than agent files have: do not use it.")
+    if not isinstance(algorithm, str) or algorithm not in sb3_mpc.ALGORITHMS:
+        raise ValueError(
+            f"{path} holds an agent of the algorithm {algorithm!r}, which this sb3_mpc does not have: it has "
+            f"{', '.join(sb3_mpc.ALGORITHMS)}."
+        )
+    return dict(card)

@@ -1,0 +1,74 @@
+"""World model and planners of BMPC: values of states instead of actions, and a Gaussian prior that is clamped."""
+
+from typing import Any, ClassVar
+
+import torch as th
+
+from sb3_mpc.common.networks.world_model import WorldModel
+from sb3_mpc.common.planning.planner import MPPIPlanner
+
+
+class StateValueModel(WorldModel):
+    """World model whose ensemble values states, and whose prior is a Gaussian, clamped where an action is sampled."""
+
+    values_actions: ClassVar[bool] = False
+
+    def gaussian(self, z: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """
+        :param z: latent states ``[..., D]``
+        :return: mean in [-1, 1] and log standard deviation of the prior, both ``[..., A]``
+        """
+        mean, log_std = self.prior(z)
+        return th.tanh(mean), log_std
+
+    def act(self, z: th.Tensor, noise: th.Tensor | None) -> th.Tensor:
+        """
+        :param z: latent states ``[..., D]``
+        :param noise: standard normal draws ``[..., A]``; the mode of the prior if None
+        :return: actions of the policy prior ``[..., A]`` in [-1, 1]
+        """
+        mean, log_std = self.gaussian(z)
+        return mean if noise is None else (mean + noise * log_std.exp()).clamp(-1, 1)
+
+
+class StateValuePlanner(MPPIPlanner):
+    """MPPI whose sequences end in the value of a state; the arguments are those of its base."""
+
+    needs_terminal_action: ClassVar[bool] = False
+
+    def terminal_value(self, z: th.Tensor, noise: th.Tensor, members: th.Tensor) -> th.Tensor:
+        """
+        :param z: latent states at the end of the horizon ``[E, N, D]``
+        :param noise: not used
+        :param members: pair of value networks ``[2]``, averaged
+        :return: ``[E, N, 1]``
+        """
+        model = self.world_model
+        return model.two_hot.decode(model.value(z, members=members)).mean(0)
+
+
+class ReanalyzePlanner(StateValuePlanner):
+    """
+    Planner of the replayed states: its proposals come from the prior with another range of standard deviations.
+
+    :param args: arguments of the base
+    :param log_std_range: bounds of the log standard deviation of the proposals
+    :param kwargs: arguments of the base
+    """
+
+    world_model: StateValueModel
+
+    def __init__(self, *args: Any, log_std_range: tuple[float, float], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.log_std_range = log_std_range
+
+    def act(self, z: th.Tensor, noise: th.Tensor) -> th.Tensor:
+        """
+        :param z: latent states ``[..., D]``
+        :param noise: standard normal draws ``[..., A]``
+        :return: proposed actions ``[..., A]`` in [-1, 1]
+        """
+        model, (low, high) = self.world_model, self.log_std_range
+        mean, log_std = model.gaussian(z)
+        position = (log_std - model.log_std_min) / (model.log_std_max - model.log_std_min)
+        return (mean + noise * (low + (high - low) * position).exp()).clamp(-1, 1)

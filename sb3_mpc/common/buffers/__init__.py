@@ -1,0 +1,1 @@
+"""Replay of windows of consecutive transitions."""

@@ -1,0 +1,48 @@
+"""Replay of sub-sequences with the plans that led to them, for methods that learn from their planner."""
+
+from typing import Any, ClassVar
+
+import numpy as np
+
+from sb3_mpc.common.buffers.batch import SequenceBatch
+from sb3_mpc.common.buffers.sequence_buffer import SequenceReplayBuffer
+
+
+class PlanReplayBuffer(SequenceReplayBuffer):
+    """
+    Buffer that keeps the Gaussian of the planner beside each transition; the arguments are those of its base.
+
+    Where no action was planned, as during seeding, mean and standard deviation are NaN.
+    """
+
+    row_arrays: ClassVar[tuple[str, ...]] = (*SequenceReplayBuffer.row_arrays, "plans")
+    plans: np.ndarray  # [buffer_size, n_envs, 2, A]
+
+    @property
+    def nbytes(self) -> int:
+        """:return: bytes of a full buffer, final observations not counted"""
+        return super().nbytes + self.buffer_size * self.n_envs * 2 * 4 * self.action_dim
+
+    def _allocate(self) -> None:
+        super()._allocate()
+        self.plans = np.full((self.buffer_size, self.n_envs, 2, self.action_dim), np.nan, dtype=np.float32)
+
+    def add(self, *args: Any, **kwargs: Any) -> None:
+        """Store one transition of each environment, without a plan; see :class:`SequenceReplayBuffer`."""
+        row = self.pos
+        super().add(*args, **kwargs)
+        self.plans[row] = np.nan
+
+    def store_plans(self, plans: np.ndarray, rows: np.ndarray | None = None, envs: np.ndarray | None = None) -> None:
+        """
+        :param plans: mean and standard deviation of N actions ``[2, N, A]``
+        :param rows: rows of their transitions ``[N]``; the newest row of every environment if None
+        :param envs: their environments ``[N]``
+        """
+        buffer_index = (self.pos - 1) % self.buffer_size if rows is None else (rows, envs)
+        self.plans[buffer_index] = plans.swapaxes(0, 1)
+
+    def _add_plans(self, batch: SequenceBatch, buffer_index: list[tuple[np.ndarray, np.ndarray]]) -> SequenceBatch:
+        index = np.array(buffer_index).swapaxes(0, 1)  # [2, H, B]
+        plans = np.moveaxis(self.plans[index[0], index[1]], 2, 0)
+        return batch._replace(plans=self.to_torch(np.ascontiguousarray(plans), copy=False), buffer_index=index)

@@ -1,0 +1,303 @@
+"""Replay of sub-sequences: windows of H transitions that stop, masked, where the episode stops."""
+
+from typing import Any, ClassVar
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import BaseBuffer, ReplayBuffer
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+
+from sb3_mpc.common.buffers.batch import SequenceBatch as SequenceBatch
+from sb3_mpc.common.buffers.memory import check_memory
+
+# Where the observation after a stored transition is found (values >= 0 are places in the list of final observations)
+NEXT_ROW, HEAD = -1, -2
+
+
+class SequenceReplayBuffer(ReplayBuffer):
+    """
+    Ring buffer of transitions from ``n_envs`` environments that samples windows of consecutive transitions.
+
+    Any stored transition may start a window. Each observation is stored once: the next observation of a transition is
+    the observation of the following row, and only those that end an episode (or the stored part of one) are kept apart.
+    A row follows another if it starts from the very observation that the other has led to, so that resets, new
+    environments and reloaded buffers need no special care. Memory is claimed by the first :meth:`add`.
+
+    :param buffer_size: number of transitions, divided among the environments
+    :param observation_space: space of the observations
+    :param action_space: space of the actions
+    :param device: device of the sampled tensors
+    :param n_envs: number of environments
+    :param optimize_memory_usage: accepted for compatibility: observations are never stored twice
+    :param handle_timeout_termination: treat episodes cut by a time limit as not terminated
+    :param horizon: number H of transitions in a window
+    """
+
+    # Arrays with a row for each transition, besides the observations
+    row_arrays: ClassVar[tuple[str, ...]] = ("actions", "rewards", "dones", "timeouts", "_next")
+
+    def __init__(
+        self,
+        buffer_size: int,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        device: th.device | str = "auto",
+        n_envs: int = 1,
+        optimize_memory_usage: bool = False,
+        handle_timeout_termination: bool = True,
+        horizon: int = 3,
+    ) -> None:
+        # ReplayBuffer's constructor would allocate its own layout
+        BaseBuffer.__init__(self, buffer_size, observation_space, action_space, device, n_envs=n_envs)
+        self.buffer_size = max(buffer_size // n_envs, 1)
+        self.optimize_memory_usage = optimize_memory_usage
+        self.handle_timeout_termination = handle_timeout_termination
+        self.horizon = horizon
+        self._is_dict = isinstance(observation_space, spaces.Dict)
+        # A plain observation is stored as a dict of one entry, so that there is one way through the code
+        self._spaces: dict[str, spaces.Space] = (
+            dict(observation_space.spaces) if isinstance(observation_space, spaces.Dict) else {"": observation_space}
+        )
+        self._allocated = False
+        self.seed(None)
+
+    def seed(self, seed: int | None) -> None:
+        """
+        :param seed: seed of the sampling, taken from the operating system if None
+        """
+        self._rng = np.random.default_rng(seed)
+
+    @property
+    def nbytes(self) -> int:
+        """:return: bytes of a full buffer, final observations not counted"""
+        sizes = {key: int(np.prod(s.shape or (), dtype=np.int64)) for key, s in self._spaces.items()}
+        per_step = sum(sizes[key] * np.dtype(s.dtype).itemsize for key, s in self._spaces.items())
+        return self.buffer_size * self.n_envs * (per_step + 4 * self.action_dim + 3 * 4 + 4)
+
+    def check_memory(self) -> None:
+        """:raises MemoryError: if a full buffer would not fit into the memory there is"""
+        if not self._allocated:
+            check_memory(self.nbytes, self.buffer_size * self.n_envs)
+
+    def _allocate(self) -> None:
+        self.check_memory()
+        rows = (self.buffer_size, self.n_envs)
+        self._observations = {
+            key: np.zeros((*rows, *(s.shape or ())), dtype=s.dtype) for key, s in self._spaces.items()
+        }
+        self._head = {key: np.zeros((self.n_envs, *(s.shape or ())), dtype=s.dtype) for key, s in self._spaces.items()}
+        self._final: dict[str, np.ndarray] = {key: head[:0] for key, head in self._head.items()}
+        self._free: list[int] = []
+        self.actions = np.zeros((*rows, self.action_dim), dtype=np.float32)
+        self.rewards = np.zeros(rows, dtype=np.float32)
+        self.dones = np.zeros(rows, dtype=np.float32)
+        self.timeouts = np.zeros(rows, dtype=np.float32)
+        self._next = np.full(rows, HEAD, dtype=np.int32)
+        self._allocated = True
+
+    @property
+    def observations(self) -> np.ndarray | dict[str, np.ndarray]:  # type: ignore[override]
+        """:return: stored observations ``[buffer_size, n_envs, *shape]``, or a dict of them"""
+        return self._observations if self._is_dict else self._observations[""]
+
+    @property
+    def next_observations(self) -> np.ndarray | dict[str, np.ndarray]:  # type: ignore[override]
+        """:return: what the stored transitions led to, put together anew ``[size, n_envs, *shape]``, or a dict"""
+        rows, envs = np.indices((self.size(), self.n_envs)).reshape(2, -1)
+        size = (self.size(), self.n_envs)
+        parts = {k: self._following(k, rows, envs).reshape(*size, *(s.shape or ())) for k, s in self._spaces.items()}
+        return parts if self._is_dict else parts[""]
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in (*type(self).row_arrays, "_observations") or self.__dict__.get("_allocated", True):
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        self._allocate()  # memory is claimed when it is needed
+        return self.__dict__[name]
+
+    def reset(self) -> None:
+        """Forget all transitions."""
+        super().reset()
+        self._allocated = False
+
+    def _split(self, obs: np.ndarray | dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """
+        :param obs: observations of all environments
+        :return: arrays ``[n_envs, *shape]`` of the stored dtype by key
+        """
+        parts = obs if isinstance(obs, dict) else {"": obs}
+        return {
+            key: np.asarray(parts[key]).reshape(self.n_envs, *(s.shape or ())).astype(s.dtype, copy=False)
+            for key, s in self._spaces.items()
+        }
+
+    def _close_head(self, obs: dict[str, np.ndarray]) -> None:
+        """
+        Link the newest row of each environment to the one about to be written, or keep its next observation apart.
+
+        :param obs: observations that the new transitions start from
+        """
+        head = (self.pos - 1) % self.buffer_size
+        follows = self.dones[head] == 0
+        for key, part in obs.items():
+            follows &= (part == self._head[key]).reshape(self.n_envs, -1).all(axis=1)
+        self._next[head, follows] = NEXT_ROW
+        for i in np.flatnonzero(~follows):
+            if not self._free:
+                used, more = len(self._final[next(iter(obs))]), 64 + len(self._final[next(iter(obs))])
+                for key, final in self._final.items():
+                    self._final[key] = np.concatenate([final, np.zeros((more, *final.shape[1:]), dtype=final.dtype)])
+                self._free.extend(range(used + more - 1, used - 1, -1))
+            slot = self._free.pop()
+            for key in obs:
+                self._final[key][slot] = self._head[key][i]
+            self._next[head, i] = slot
+
+    def add(
+        self,
+        obs: np.ndarray | dict[str, np.ndarray],
+        next_obs: np.ndarray | dict[str, np.ndarray],
+        action: np.ndarray,
+        reward: np.ndarray,
+        done: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:
+        """
+        Store one transition of each environment.
+
+        :param obs: observations ``[n_envs, *shape]``
+        :param next_obs: observations that followed, the final ones where an episode ended
+        :param action: actions ``[n_envs, A]`` in [-1, 1]
+        :param reward: ``[n_envs]``
+        :param done: whether the episode ended ``[n_envs]``
+        :param infos: one dict an environment; ``TimeLimit.truncated`` marks an end that is no termination
+        """
+        row, obs, next_obs = self.pos, self._split(obs), self._split(next_obs)
+        if self.size() > 0:
+            self._close_head(obs)
+            if self.full:
+                self._free.extend(int(slot) for slot in self._next[row] if slot >= 0)
+        for key in obs:
+            self._observations[key][row] = obs[key]
+            self._head[key][:] = next_obs[key]
+        self.actions[row] = np.asarray(action).reshape(self.n_envs, self.action_dim)
+        self.rewards[row] = reward
+        self.dones[row] = done
+        if self.handle_timeout_termination:
+            self.timeouts[row] = [bool(info.get("TimeLimit.truncated", False)) for info in infos]
+        self._next[row] = HEAD
+        self.pos += 1
+        if self.pos == self.buffer_size:
+            self.full, self.pos = True, 0
+
+    def sample(self, batch_size: int, env: VecNormalize | None = None) -> SequenceBatch:  # type: ignore[override]
+        """
+        :param batch_size: number B of windows
+        :param env: normalises observations and rewards, if given
+        :return: windows that start at transitions drawn uniformly, with replacement
+        """
+        if self.size() == 0:
+            raise ValueError("The replay buffer is empty: collect transitions before sampling.")
+        rows = self._rng.integers(self.size(), size=batch_size)
+        return self._get_samples(rows, env, self._rng.integers(self.n_envs, size=batch_size))
+
+    def _get_samples(  # type: ignore[override]
+        self, batch_inds: np.ndarray, env: VecNormalize | None = None, env_inds: np.ndarray | None = None
+    ) -> SequenceBatch:
+        """
+        :param batch_inds: rows that the windows start at ``[B]``
+        :param env: normalises observations and rewards, if given
+        :param env_inds: environments of the windows ``[B]``, the first one if None
+        :return: the windows
+        """
+        rows, envs = batch_inds, np.zeros_like(batch_inds) if env_inds is None else env_inds
+        alive = np.ones(len(rows), dtype=bool)
+        observations = {key: [stored[rows, envs]] for key, stored in self._observations.items()}
+        steps: list[tuple[np.ndarray, ...]] = []
+        buffer_index = []
+        for _ in range(self.horizon):
+            buffer_index.append((rows, envs))
+            terminated = self.dones[rows, envs] * (1 - self.timeouts[rows, envs])
+            steps.append((self.actions[rows, envs], self.rewards[rows, envs], terminated, alive))
+            for key, parts in observations.items():
+                parts.append(self._following(key, rows, envs))
+            follows = self._next[rows, envs] == NEXT_ROW
+            rows = np.where(follows, (rows + 1) % self.buffer_size, rows)
+            alive = alive & follows
+        stacked: Any = {key: np.stack(parts) for key, parts in observations.items()}
+        actions, rewards, terminated, mask = (np.stack(parts).astype(np.float32) for parts in zip(*steps, strict=True))
+        self._relabel(stacked, rewards, buffer_index)
+        stacked = self._normalize_obs(stacked if self._is_dict else stacked[""], env)
+        rewards = self._normalize_reward(rewards, env)
+        batch = SequenceBatch(
+            {key: self.to_torch(part, copy=False) for key, part in stacked.items()}
+            if self._is_dict
+            else self.to_torch(stacked, copy=False),
+            self.to_torch(actions, copy=False),
+            self.to_torch(rewards[..., None], copy=False),
+            self.to_torch(terminated[..., None], copy=False),
+            self.to_torch(mask[..., None], copy=False),
+        )
+        return self._add_plans(batch, buffer_index)
+
+    def _following(self, key: str, rows: np.ndarray, envs: np.ndarray) -> np.ndarray:
+        """
+        :param key: part of the observation
+        :param rows: rows of transitions ``[B]``
+        :param envs: their environments ``[B]``
+        :return: what the transitions led to ``[B, *shape]``
+        """
+        link = self._next[rows, envs]
+        following = self._observations[key][(rows + (link == NEXT_ROW)) % self.buffer_size, envs]
+        apart, head = np.flatnonzero(link >= 0), np.flatnonzero(link == HEAD)
+        following[apart] = self._final[key][link[apart]]
+        following[head] = self._head[key][envs[head]]
+        return following
+
+    def _relabel(
+        self,
+        observations: dict[str, np.ndarray],
+        rewards: np.ndarray,
+        buffer_index: list[tuple[np.ndarray, np.ndarray]],
+    ) -> None:
+        """
+        Change windows in place before they are normalised; nothing here.
+
+        :param observations: ``[H + 1, B, *shape]`` by key
+        :param rewards: ``[H, B]``
+        :param buffer_index: rows ``[B]`` and environments ``[B]`` of the transitions of each of the H steps
+        """
+
+    def _add_plans(self, batch: SequenceBatch, buffer_index: list[tuple[np.ndarray, np.ndarray]]) -> SequenceBatch:
+        """
+        :param batch: windows
+        :param buffer_index: rows ``[B]`` and environments ``[B]`` of the transitions of each of the H steps
+        :return: windows with what a derived buffer stores besides; nothing here
+        """
+        return batch
+
+    def set_env(self, env: VecEnv | None) -> None:
+        """
+        :param env: the agent's environment, which a derived buffer may ask; not needed here
+        """
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        if self._allocated:  # unused rows need not travel
+            for name in self.row_arrays:
+                state[name] = state[name][: self.size()]
+            state["_observations"] = {key: stored[: self.size()] for key, stored in self._observations.items()}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        stored = {name: state.pop(name) for name in (*self.row_arrays, "_observations")} if state["_allocated"] else {}
+        kept: dict[str, Any] = {name: state[name] for name in ("_head", "_final", "_free") if name in state}
+        self.__dict__.update(state)
+        if stored:
+            self._allocated = False
+            self._allocate()
+            self.__dict__.update(kept)
+            for key, part in stored.pop("_observations").items():
+                self._observations[key][: self.size()] = part
+            for name, part in stored.items():
+                getattr(self, name)[: self.size()] = part

@@ -1,0 +1,1 @@
+"""How the numerical work is carried out: precision, compilation, CUDA graphs, kernels."""

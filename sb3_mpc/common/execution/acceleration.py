@@ -1,0 +1,130 @@
+"""The one place that decides how the numerical work is executed."""
+
+import math
+import os
+import shutil
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch as th
+from torch import nn
+
+from sb3_mpc.common.execution.cuda_graphs import GraphedFunction
+
+# Compiling takes one to two minutes and saves up to half of a plan or an update on a CPU (zoo/benchmarks): so many of
+# them pay for it
+CALLS_WORTH_COMPILING = 30_000
+# Smaller networks are bound by overheads that reduced precision does not remove
+PARAMETERS_WORTH_REDUCING = 500_000
+# Units that multiply matrices in bfloat16 faster than in float32
+BFLOAT16_UNITS = ("amx_bf16", "avx512_bf16")
+# Numbers that a core of a CPU has at hand, 1 MB of them: layers with larger outputs are bound by memory
+CACHED_NUMBERS = 2**18
+
+
+class Acceleration(NamedTuple):
+    """
+    How the numerical work is executed.
+
+    :param compiles: whether plan and update are compiled
+    :param bfloat16: whether plans are made in bfloat16
+    """
+
+    compiles: bool
+    bfloat16: bool
+
+
+def choose_acceleration(compile: bool | str, model: nn.Module, device: th.device, calls: int = 0) -> Acceleration:
+    """
+    :param compile: the user's switch: False is the eager float32 reference, True compiles, "auto" compiles where that
+        pays; both plan in bfloat16 where the processor has units for it
+    :param model: the networks
+    :param device: device of the model
+    :param calls: number of plans and updates of the run
+    :return: what to do; "auto" leaves short runs alone, small networks in float32, and GPUs as they are until measured
+    :raises ValueError: if the switch is something else
+    """
+    if compile not in (True, False, "auto"):
+        raise ValueError(f'compile={compile!r} is not understood: use True, False or "auto".')
+    large = sum(parameter.numel() for parameter in model.parameters()) >= PARAMETERS_WORTH_REDUCING
+    pays = compile == "auto" and device.type == "cpu" and calls >= CALLS_WORTH_COMPILING and has_compiler()
+    return Acceleration(
+        compiles=compile is True or pays,
+        bfloat16=compile is not False and large and has_bfloat16_units(device),
+    )
+
+
+def has_bfloat16_units(device: th.device) -> bool:
+    """
+    :param device: device of the model
+    :return: whether it is a processor with units for bfloat16
+    """
+    if device.type != "cpu" or not hasattr(th.cpu, "get_capabilities"):
+        return False
+    capabilities = th.cpu.get_capabilities()
+    return any(capabilities.get(unit, False) for unit in BFLOAT16_UNITS)
+
+
+def cached_parts(device: th.device, count: int, numbers: int) -> int:
+    """
+    :param device: device of the model
+    :param count: number of inputs that could be computed at once
+    :param numbers: size of a layer's output for one of them
+    :return: number of parts to compute them in: all at once on a GPU, on a CPU what its caches hold
+    """
+    return math.ceil(count / max(1, CACHED_NUMBERS // numbers)) if device.type == "cpu" else 1
+
+
+def full_precision(x: th.Tensor, wanted: bool = True) -> AbstractContextManager:
+    """
+    :param x: input of what is computed within
+    :param wanted: False for a context without effect
+    :return: context in which matrix products keep the precision of their operands, also where plans are reduced
+    """
+    kind = x.device.type
+    return th.autocast(kind, enabled=False) if wanted and th.is_autocast_enabled(kind) else nullcontext()
+
+
+@cache
+def has_compiler() -> bool:
+    """:return: whether torch.compile works here, tried on one small function: it needs a C++ compiler with headers"""
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        return False
+    try:
+        th.compile(lambda x: x.sin() + 1, dynamic=False)(th.zeros(8))
+    except Exception as error:  # of the compiler, of the linker, of a folder that may not execute, ...
+        reason = " ".join(str(error).split())[:200]
+        warnings.warn(f'compile="auto" does without torch.compile, which does not work here: {reason}', stacklevel=2)
+        return False
+    return True
+
+
+def compile_function(function: Callable[..., Any]) -> Callable[..., Any]:
+    """
+    :param function: function of tensors
+    :return: the function compiled by TorchDynamo for fixed shapes, whose first call takes up to a minute; on GPUs it is
+        replayed as one CUDA graph
+    """
+    compiled = th.compile(function, dynamic=False)
+    return GraphedFunction(compiled) if th.cuda.is_available() else compiled
+
+
+def set_learning_rate(group: dict[str, Any], rate: float, compiled: bool) -> None:
+    """
+    :param group: parameter group of an optimiser
+    :param rate: learning rate
+    :param compiled: whether its step is compiled or recorded: a number would be frozen there, a tensor is changed in
+        place
+    """
+    device = group["params"][0].device
+    if not compiled:
+        group["lr"] = rate
+    elif isinstance(group["lr"], th.Tensor) and group["lr"].device == device:
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = th.tensor(rate, device=device)
+    if compiled and device.type == "cuda" and "capturable" in group:
+        group["capturable"] = True

@@ -1,0 +1,65 @@
+"""Elementwise work that PyTorch does more slowly on a CPU."""
+
+import math
+from typing import Any
+
+import torch as th
+import torch.nn.functional as F
+
+
+class _CpuMish(th.autograd.Function):
+    """Mish with one exponential: ``x n / (n + 2)`` with ``n = e^x (e^x + 2)``; PyTorch's CPU kernel takes three."""
+
+    @staticmethod
+    def forward(ctx: Any, x: th.Tensor) -> th.Tensor:
+        e = x.clamp(max=20.0).exp_()  # beyond, mish(x) = x in single precision
+        n = (e + 2).mul_(e)
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(x, e)
+        return n.div_(n + 2).mul_(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: th.Tensor) -> th.Tensor:
+        x, e = ctx.saved_tensors
+        n = (e + 2).mul_(e)
+        inverse = (n + 2).reciprocal_()
+        slope = (e + 1).mul_(e).mul_(inverse).mul_(inverse).mul_(x).mul_(4)
+        return n.mul_(inverse).add_(slope).mul_(grad)
+
+
+def mish(x: th.Tensor) -> th.Tensor:
+    """
+    :param x: any shape
+    :return: ``x tanh(softplus(x))``, equal to ``torch.nn.functional.mish`` up to rounding
+    """
+    if x.device.type != "cpu":
+        return F.mish(x)
+    # Who compiles or traces gets the formula, fuses and differentiates it itself
+    if th.compiler.is_compiling() or th.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        e = x.clamp(max=20.0).exp()
+        n = e * (e + 2)
+        return x * (n / (n + 2))
+    return _CpuMish.apply(x)  # type: ignore[no-untyped-call]
+
+
+def dropout_mask(shape: tuple[int, ...], rate: float, generator: th.Generator) -> th.Tensor:
+    """
+    :param shape: shape of the mask
+    :param rate: probability that an entry is dropped, in (0, 1)
+    :param generator: source of randomness, on whose device the mask lives
+    :return: independent entries, 0 with probability ``rate`` and ``1 / (1 - rate)`` otherwise
+    """
+    scale = 1 / (1 - rate)
+    if generator.device.type != "cpu":
+        return th.empty(shape, device=generator.device).bernoulli_(1 - rate, generator=generator).mul_(scale)
+    # On a CPU it is cheaper to draw the geometric gaps between the few dropped entries
+    mask = th.full(shape, scale)
+    count = mask.numel()
+    draws = int(count * rate + 5 * math.sqrt(count * rate)) + 8
+    last = -1
+    while last < count - 1:
+        gaps = th.empty(draws, dtype=th.float64).exponential_(-math.log1p(-rate), generator=generator).long() + 1
+        dropped = gaps.cumsum(0) + last
+        last = int(dropped[-1])
+        mask.view(-1)[dropped[dropped < count]] = 0
+    return mask

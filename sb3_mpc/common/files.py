@@ -1,0 +1,77 @@
+"""Files that are whole or not there: atomic writing, and plain words for files that cannot be read."""
+
+import io
+import os
+import pathlib
+import pickle
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# What reading a damaged zip file or pickle may raise
+DAMAGE = (zipfile.BadZipFile, EOFError, pickle.UnpicklingError, UnicodeDecodeError, KeyError, IndexError, zlib.error)
+
+
+def complete_name(path: str | pathlib.Path, suffix: str) -> pathlib.Path:
+    """
+    :param path: path as the user gives it
+    :param suffix: appended to a path that has none, as SB3 does
+    :return: the path of the file
+    """
+    return pathlib.Path(path) if pathlib.Path(path).suffix else pathlib.Path(f"{path}.{suffix}")
+
+
+@contextmanager
+def atomic_target(
+    path: str | pathlib.Path | io.BufferedIOBase, suffix: str
+) -> Iterator[str | pathlib.Path | io.BufferedIOBase]:
+    """
+    Give the writer a temporary file in the same folder, and the file its name only when it is complete and on disk.
+
+    A failed write leaves a previous file of that name as it was. Open files are passed through.
+
+    :param path: where the user wants the file, folders are created
+    :param suffix: appended to a path that has none, as SB3 does
+    :return: context whose value is to be written to
+    """
+    if not isinstance(path, (str, pathlib.Path)):
+        yield path
+        return
+    final = pathlib.Path(os.path.realpath(complete_name(path, suffix)))  # a link stays a link
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp.{suffix}")
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, final)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def explain_damage(path: object, kind: str) -> Iterator[None]:
+    """
+    :param path: file that is read within the context
+    :param kind: what it should be, for the message
+    :raises ValueError: in place of what a truncated or foreign file makes the readers raise
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except DAMAGE as error:
+        raise ValueError(_damaged(path, kind)) from error
+    except ValueError as error:
+        if "wasn't a zip-file" not in str(error):
+            raise
+        raise ValueError(_damaged(path, kind)) from error
+    except (RuntimeError, AssertionError) as error:  # of torch's own zip reader, and of SB3 for a zip file without data
+        if "PytorchStreamReader" not in str(error) and "found in the saved file" not in str(error):
+            raise
+        raise ValueError(_damaged(path, kind)) from error
+
+
+def _damaged(path: object, kind: str) -> str:
+    return f"{path} is not a complete {kind}: it is truncated, damaged or another kind of file, use an earlier one."

@@ -1,0 +1,202 @@
+"""From observations to latent states: image extractor, random shifts and the encoder of the world model."""
+
+from typing import Any
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import is_image_space, preprocess_obs
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
+from stable_baselines3.common.type_aliases import PyTorchObs
+from torch import nn
+
+from sb3_mpc.common.checks import UnsupportedObservationError
+from sb3_mpc.common.networks.layers import SimNorm, init_linear, make_mlp
+
+SHIFT_PAD = 3
+# (kernel, stride) of the four convolutions, 64x64 pixels -> 4x4 features (official code)
+CONV_LAYERS = ((7, 2), (5, 2), (3, 2), (3, 1))
+
+
+def random_shift(images: th.Tensor, shift: th.Tensor) -> th.Tensor:
+    """
+    Shift images by whole pixels after replicating their border (DrQ-v2's augmentation).
+
+    :param images: ``[B, C, height, width]``, any dtype
+    :param shift: columns and rows to move by, ``[B, 2]`` integers in ``0 .. 2 * SHIFT_PAD``, SHIFT_PAD for none
+    :return: ``[B, C, height, width]``, same dtype
+    """
+    batch, _, height, width = images.shape
+    rows = (th.arange(height, device=images.device) + shift[:, 1:] - SHIFT_PAD).clamp(0, height - 1)  # [B, height]
+    columns = (th.arange(width, device=images.device) + shift[:, :1] - SHIFT_PAD).clamp(0, width - 1)  # [B, width]
+    index = th.arange(batch, device=images.device)[:, None, None]
+    return images.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+class PixelExtractor(BaseFeaturesExtractor):
+    """
+    Convolutional features of TD-MPC2: four convolutions with ReLU in between, on images in [0, 1] moved to [-0.5, 0.5].
+
+    There is no linear layer; 64x64 images give ``16 * num_channels`` features. Convolutions that no longer fit a small
+    image are left out.
+
+    :param observation_space: image space, channels first
+    :param features_dim: size of a linear layer behind the convolutions, none if None
+    :param num_channels: channels of every layer
+    :param normalized_image: images are already in [0, 1]
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Box,
+        features_dim: int | None = None,
+        num_channels: int = 32,
+        normalized_image: bool = False,
+    ) -> None:
+        if not is_image_space(observation_space, check_channels=False, normalized_image=normalized_image):
+            raise UnsupportedObservationError(
+                f"CnnPolicy needs image observations, not {observation_space}: use MlpPolicy, or give "
+                "policy_kwargs=dict(normalize_images=False) if these are images that are scaled already."
+            )
+        channels, size = observation_space.shape[0], min(observation_space.shape[1:])
+        layers: list[nn.Module] = []
+        for kernel, stride in CONV_LAYERS:
+            if size < kernel:
+                break
+            layers += [nn.Conv2d(channels, num_channels, kernel, stride=stride), nn.ReLU()]
+            channels, size = num_channels, (size - kernel) // stride + 1
+        if not layers:
+            raise ValueError(f"Images of shape {observation_space.shape} are too small for CnnPolicy: use MlpPolicy.")
+        cnn = nn.Sequential(*layers[:-1], nn.Flatten())  # the last convolution is followed by SimNorm, not by ReLU
+        with th.no_grad():
+            conv_dim = cnn(th.zeros(1, *observation_space.shape)).shape[1]
+        super().__init__(observation_space, features_dim or conv_dim)
+        self.cnn = cnn
+        self.linear = nn.Linear(conv_dim, features_dim) if features_dim else nn.Identity()
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        """
+        :param observations: ``[B, C, height, width]`` in [0, 1]
+        :return: ``[B, features_dim]``
+        """
+        return self.linear(self.cnn(observations - 0.5))
+
+
+class DictExtractor(BaseFeaturesExtractor):
+    """
+    Features of a dict observation: :class:`PixelExtractor` for images, everything else flattened, all concatenated.
+
+    :param observation_space: dict of spaces
+    :param cnn_output_dim: size of the features of each image, as the convolutions give them if None
+    :param num_channels: channels of the convolutions
+    :param normalized_image: images are already in [0, 1]
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Dict,
+        cnn_output_dim: int | None = None,
+        num_channels: int = 32,
+        normalized_image: bool = False,
+    ) -> None:
+        super().__init__(observation_space, features_dim=1)
+        extractors: list[BaseFeaturesExtractor] = []
+        for space in observation_space.spaces.values():
+            if is_image_space(space, normalized_image=normalized_image):
+                assert isinstance(space, spaces.Box)
+                extractors.append(PixelExtractor(space, cnn_output_dim, num_channels, normalized_image))
+            else:
+                extractors.append(FlattenExtractor(space))
+        # In the order of the keys: not every key may name a module
+        self.keys = list(observation_space.spaces)
+        self.extractors = nn.ModuleList(extractors)
+        self._features_dim = sum(extractor.features_dim for extractor in extractors)
+
+    def forward(self, observations: dict[str, th.Tensor]) -> th.Tensor:
+        """
+        :param observations: tensors ``[B, ...]`` by key
+        :return: ``[B, features_dim]``
+        """
+        parts = zip(self.keys, self.extractors, strict=True)
+        return th.cat([extractor(observations[key]) for key, extractor in parts], dim=-1)
+
+
+class Encoder(nn.Module):
+    """
+    Encoder h of the world model: SB3's pre-processing, a features extractor and an MLP that ends in SimNorm.
+
+    Behind a pure image extractor the MLP is left out, as in TD-MPC2; a single linear layer is kept where the features
+    and the latent state differ in size.
+
+    :param observation_space: space of the observations
+    :param features_extractor: SB3 features extractor
+    :param latent_dim: size D of the latent state
+    :param enc_dim: size of the hidden layers
+    :param num_enc_layers: number of layers, the output layer included
+    :param simnorm_dim: features per simplex
+    :param normalize_images: whether images are divided by 255
+    :param image_augmentation: whether images may be shifted at random
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        features_extractor: BaseFeaturesExtractor,
+        latent_dim: int,
+        enc_dim: int = 256,
+        num_enc_layers: int = 2,
+        simnorm_dim: int = 8,
+        normalize_images: bool = True,
+        image_augmentation: bool = True,
+    ) -> None:
+        super().__init__()
+        self.observation_space = observation_space
+        self.normalize_images = normalize_images
+        self.features_extractor = features_extractor
+        features_dim = features_extractor.features_dim
+        if isinstance(features_extractor, PixelExtractor):
+            linear = nn.Identity() if features_dim == latent_dim else nn.Linear(features_dim, latent_dim)
+            self.head = nn.Sequential(linear, SimNorm(simnorm_dim)).apply(init_linear)
+        else:
+            hidden = [enc_dim] * max(num_enc_layers - 1, 1)
+            self.head = make_mlp(features_dim, hidden, latent_dim, SimNorm(simnorm_dim))
+        self.augments = image_augmentation and bool(self._image_keys())
+
+    def _image_keys(self) -> list[str | None]:
+        """
+        :return: keys of the image observations, ``[None]`` if the observation itself is one
+        """
+
+        def is_image(space: spaces.Space) -> bool:
+            return is_image_space(space, normalized_image=not self.normalize_images) and len(space.shape or ()) == 3
+
+        if isinstance(self.observation_space, spaces.Dict):
+            return [key for key, space in self.observation_space.spaces.items() if is_image(space)]
+        return [None] if is_image(self.observation_space) else []
+
+    def forward(self, observations: PyTorchObs, shift: th.Tensor | None = None) -> th.Tensor:
+        """
+        :param observations: raw observations ``[..., *shape]`` (or a dict of them), any number of leading dimensions
+        :param shift: random shifts of the images ``[..., 2]``, see :func:`random_shift`; none if None
+        :return: latent states ``[..., D]``
+        """
+        space = self.observation_space
+        batch_shape: tuple[int, ...]
+        if isinstance(space, spaces.Dict):
+            assert isinstance(observations, dict)
+            key, sub = next(iter(space.spaces.items()))
+            batch_shape = observations[key].shape[: observations[key].ndim - len(sub.shape or ())]
+            flat: Any = {name: observations[name].reshape(-1, *(sub.shape or ())) for name, sub in space.spaces.items()}
+        else:
+            assert isinstance(observations, th.Tensor)
+            batch_shape = observations.shape[: observations.ndim - len(space.shape or ())]
+            flat = observations.reshape(-1, *(space.shape or ()))
+        if shift is not None and self.augments:
+            shift = shift.reshape(-1, 2)
+            for image in self._image_keys():
+                if image is None:
+                    flat = random_shift(flat, shift)
+                else:
+                    flat[image] = random_shift(flat[image], shift)
+        features = self.features_extractor(preprocess_obs(flat, space, normalize_images=self.normalize_images))
+        z = self.head(features)
+        return z.reshape(*batch_shape, z.shape[-1])

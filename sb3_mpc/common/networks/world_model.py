@@ -1,0 +1,195 @@
+"""The implicit world model of TD-MPC2 (Hansen et al. 2024, section 3.1)."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch as th
+from torch import nn
+
+from sb3_mpc.common.networks.gaussian import bound_log_std
+from sb3_mpc.common.networks.layers import EnsembleMLP, SimNorm, make_mlp
+from sb3_mpc.common.networks.two_hot import TwoHot
+
+# Before it has seen data, the termination head should not cut plans short: P(termination) of about 2 %
+TERMINATION_BIAS = -4.0
+
+
+class WorldModel(nn.Module):
+    """
+    Encoder h, latent dynamics d, reward R, value ensemble Q, policy prior p and, once asked for, termination head c.
+
+    Every method takes any number of leading dimensions.
+
+    :param encoder: module from observations to latent states ``[..., D]``
+    :param action_dim: number of action dimensions A
+    :param latent_dim: size D of the latent state
+    :param hidden: sizes of the hidden layers of every head
+    :param prior_hidden: sizes of the hidden layers of the policy prior, ``hidden`` if None
+    :param num_q: number M of value networks
+    :param num_bins: number K of bins of the two-hot coding
+    :param vmin: symlog value of the first bin
+    :param vmax: symlog value of the last bin
+    :param simnorm_dim: features per simplex
+    :param dropout: dropout rate of the first layer of the value networks while training
+    :param log_std_min: smallest log standard deviation of the prior
+    :param log_std_max: largest log standard deviation of the prior
+    :param context_dim: size C of what a derived model adds to the latent state in :meth:`inputs`
+    """
+
+    values_actions: ClassVar[bool] = True  # whether the ensemble values actions (Q) or states (V)
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        action_dim: int,
+        latent_dim: int = 512,
+        hidden: Sequence[int] = (512, 512),
+        prior_hidden: Sequence[int] | None = None,
+        num_q: int = 5,
+        num_bins: int = 101,
+        vmin: float = -10.0,
+        vmax: float = 10.0,
+        simnorm_dim: int = 8,
+        dropout: float = 0.01,
+        log_std_min: float = -10.0,
+        log_std_max: float = 2.0,
+        context_dim: int = 0,
+    ) -> None:
+        super().__init__()
+        self.latent_dim, self.action_dim, self.hidden = latent_dim, action_dim, list(hidden)
+        self.input_dim = latent_dim + context_dim
+        self.num_q, self.dropout = num_q, dropout
+        self.log_std_min, self.log_std_max = log_std_min, log_std_max
+        self.two_hot = TwoHot(num_bins, vmin, vmax)
+        self.encoder = encoder
+        self.dynamics = make_mlp(self.input_dim + action_dim, hidden, latent_dim, SimNorm(simnorm_dim))
+        self.reward_head = make_mlp(self.input_dim + action_dim, hidden, num_bins)
+        nn.init.zeros_(self.reward_head[-1].weight)  # type: ignore[arg-type]
+        self.prior_net = make_mlp(self.input_dim, hidden if prior_hidden is None else prior_hidden, 2 * action_dim)
+        value_dim = self.input_dim + action_dim * self.values_actions
+        self.q_ensemble = EnsembleMLP(num_q, value_dim, hidden, num_bins)
+        self.q_target = EnsembleMLP(num_q, value_dim, hidden, num_bins).requires_grad_(False)
+        self.q_target.load_state_dict(self.q_ensemble.state_dict())
+        self.termination_head: nn.Sequential | None = None
+
+    def add_termination_head(self) -> None:
+        """Create the termination head; its parameters come last, so that optimisers keep their order."""
+        if self.termination_head is None:
+            head = make_mlp(self.input_dim, self.hidden, 1)
+            nn.init.constant_(head[-1].bias, TERMINATION_BIAS)  # type: ignore[arg-type]
+            self.termination_head = head.to(next(self.prior_net.parameters()).device)
+
+    def encode(self, observations: th.Tensor | dict[str, th.Tensor], shift: th.Tensor | None = None) -> th.Tensor:
+        """
+        :param observations: ``[..., *shape]`` or a dict of them
+        :param shift: random shifts of image observations ``[..., 2]``, none if None
+        :return: latent states ``[..., D]``
+        """
+        return self.encoder(observations, shift)
+
+    def inputs(self, z: th.Tensor, action: th.Tensor | None = None) -> th.Tensor:
+        """
+        :param z: latent states ``[..., D]``
+        :param action: ``[..., A]``, for the networks that take one
+        :return: what the networks behind the encoder see ``[..., D + C]`` or ``[..., D + C + A]``
+        """
+        return z if action is None else th.cat([z, action], dim=-1)
+
+    def mask_actions(self, z: th.Tensor, x: th.Tensor) -> th.Tensor:
+        """
+        :param z: latent states ``[..., D]``
+        :param x: one entry for each action dimension ``[..., A]``
+        :return: x, zero in the action dimensions that do not exist in these states; here all do
+        """
+        return x
+
+    def num_actions(self, z: th.Tensor) -> th.Tensor | int:
+        """
+        :param z: latent states ``[..., D]``
+        :return: number of action dimensions that exist in these states, for all or for each ``[..., 1]``
+        """
+        return self.action_dim
+
+    def discount(self, z: th.Tensor, gamma: float) -> th.Tensor | float:
+        """
+        :param z: latent states ``[..., D]``
+        :param gamma: discount factor of the agent
+        :return: discount factor in these states, for all or for each ``[..., 1]``
+        """
+        return gamma
+
+    def next(self, z: th.Tensor, action: th.Tensor) -> th.Tensor:
+        """
+        :param z: latent states ``[..., D]``
+        :param action: ``[..., A]``
+        :return: predicted next latent states ``[..., D]``
+        """
+        return self.dynamics(self.inputs(z, action))
+
+    def reward(self, z: th.Tensor, action: th.Tensor) -> th.Tensor:
+        """
+        :param z: latent states ``[..., D]``
+        :param action: ``[..., A]``
+        :return: reward logits ``[..., K]``; ``two_hot.decode`` turns them into scalars
+        """
+        return self.reward_head(self.inputs(z, action))
+
+    def termination(self, z: th.Tensor) -> th.Tensor:
+        """
+        :param z: latent states ``[..., D]`` that an action has led to
+        :return: logit of the probability that the episode terminated there ``[..., 1]``
+        """
+        assert self.termination_head is not None, "the termination head does not exist yet"
+        return self.termination_head(self.inputs(z))
+
+    def continues(self, z: th.Tensor) -> th.Tensor | float:
+        """
+        :param z: latent states ``[..., D]`` that an action has led to
+        :return: 0 where the episode is predicted to have terminated, 1 elsewhere ``[..., 1]``
+        """
+        return 1.0 if self.termination_head is None else (self.termination(z) <= 0).to(z.dtype)
+
+    def prior(self, z: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """
+        :param z: latent states ``[..., D]``
+        :return: mean before tanh and log standard deviation of the policy prior, both ``[..., A]``
+        """
+        mean, raw = self.prior_net(self.inputs(z)).chunk(2, dim=-1)
+        return mean, bound_log_std(raw, self.log_std_min, self.log_std_max)
+
+    def act(self, z: th.Tensor, noise: th.Tensor | None) -> th.Tensor:
+        """
+        :param z: latent states ``[..., D]``
+        :param noise: standard normal draws ``[..., A]``; the mode of the prior if None
+        :return: actions of the policy prior ``[..., A]`` in [-1, 1]
+        """
+        mean, log_std = self.prior(z)
+        return th.tanh(mean if noise is None else mean + noise * log_std.exp())
+
+    def value(
+        self,
+        z: th.Tensor,
+        action: th.Tensor | None = None,
+        members: th.Tensor | None = None,
+        dropout_mask: th.Tensor | None = None,
+        target: bool = False,
+        detach: bool = False,
+    ) -> th.Tensor:
+        """
+        :param z: latent states ``[..., D]``
+        :param action: ``[..., A]``; without effect on values of states
+        :param members: indices ``[M']`` of the value networks to evaluate, all of them if None
+        :param dropout_mask: see :meth:`EnsembleMLP.forward`
+        :param target: whether to use the slowly moving copy
+        :param detach: gradients reach ``z`` and ``action``, not the parameters
+        :return: value logits ``[M', ..., K]``
+        """
+        ensemble = self.q_target if target else self.q_ensemble
+        return ensemble(self.inputs(z, action if self.values_actions else None), members, dropout_mask, detach)
+
+    @th.no_grad()
+    def update_target(self, tau: float) -> None:
+        """
+        :param tau: step of the target value networks towards the online ones
+        """
+        th._foreach_lerp_(list(self.q_target.parameters()), list(self.q_ensemble.parameters()), tau)

@@ -1,0 +1,183 @@
+"""Saving and loading in SB3's formats, atomically, with what a run needs to resume as if never interrupted."""
+
+import io
+import json
+import pathlib
+import zipfile
+from collections.abc import Iterable
+from typing import Any, ClassVar, TypeVar
+
+import torch as th
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.type_aliases import GymEnv, TensorDict
+
+from sb3_mpc.common.buffers.sequence_buffer import SequenceReplayBuffer
+from sb3_mpc.common.files import DAMAGE, atomic_target, complete_name, explain_damage
+from sb3_mpc.common.policies.world_model_policy import WorldModelPolicy
+
+SelfPersistence = TypeVar("SelfPersistence", bound="Persistence")
+
+
+def _method_name(algorithm: type) -> str:
+    """:return: the class of this package that an algorithm is, or that it is derived from"""
+    return next(cls.__name__ for cls in algorithm.__mro__ if cls.__module__.startswith("sb3_mpc."))
+
+
+def _read_method(path: str | pathlib.Path | io.BufferedIOBase) -> str | None:
+    """:return: the method that has saved a model, None if the file does not tell"""
+    try:
+        with zipfile.ZipFile(complete_name(path, "zip") if isinstance(path, (str, pathlib.Path)) else path) as archive:
+            name = json.loads(archive.read("data")).get("_saved_by")
+    except (OSError, ValueError, AttributeError, *DAMAGE):  # said better by who reads it all
+        return None
+    return name if isinstance(name, str) else None
+
+
+class Persistence(OffPolicyAlgorithm):
+    """
+    The part of an algorithm that saves and loads: SB3's formats, written atomically, with what a run needs to resume as
+    if never interrupted, its random numbers included.
+    """
+
+    # What the algorithm provides
+    buffer_class: ClassVar[type[SequenceReplayBuffer]]
+    policy: WorldModelPolicy
+    replay_buffer: SequenceReplayBuffer
+    episodic: bool | str
+    horizon: int
+
+    def forget_compiled(self) -> None:
+        """Drop what was compiled for the networks as they were; called whenever they are exchanged or extended."""
+        raise NotImplementedError
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """
+        :param seed: seed of Python, NumPy, PyTorch, the environment and the agent's own generators; nothing if None
+        """
+        super().set_random_seed(seed)
+        self._seed_generators(seed)
+
+    def _seed_generators(self, seed: int | None) -> None:
+        if seed is not None and getattr(self, "policy", None) is not None:
+            self.policy.seed(seed)
+            self.replay_buffer.seed(seed)
+            self.action_space.seed(seed)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_compiled_update", "_last_plan"]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        return ["policy", "policy.model_optimizer", "policy.pi_optimizer"], []
+
+    def save(
+        self,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """
+        Save the model as SB3 does, with the state of its random numbers. An earlier file stays whole until this one is.
+
+        :param path: file to write, ``.zip`` is appended if it has no suffix
+        :param exclude: names of attributes to leave out, besides the usual ones
+        :param include: names of attributes to keep that are usually left out
+        """
+        self._saved_by = _method_name(type(self))
+        self._rng_state = dict(policy=self.policy.get_rng_state(), action_space=self.action_space.np_random)
+        with atomic_target(path, "zip") as target:
+            super().save(target, exclude, include)
+
+    def set_parameters(
+        self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
+    ) -> None:
+        """
+        Load parameters of networks and optimisers, see SB3. They may come from before the first termination was seen.
+
+        :param load_path_or_dict: file, or what ``get_parameters`` has returned
+        :param exact_match: whether all parameters must be there
+        :param device: device to load a file on
+        """
+        if isinstance(load_path_or_dict, dict):  # the policy settles which parameters its optimisers have
+            load_path_or_dict = dict(sorted(load_path_or_dict.items(), key=lambda item: item[0] != "policy"))
+        super().set_parameters(load_path_or_dict, exact_match, device)
+        if self.episodic is True:
+            self.policy.enable_termination()
+        self.forget_compiled()
+
+    @classmethod
+    def load(
+        cls: type[SelfPersistence],
+        path: str | pathlib.Path | io.BufferedIOBase,
+        env: GymEnv | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> SelfPersistence:
+        """
+        Load a model, see SB3. Its random numbers continue where they stopped, unless another ``seed`` is given.
+
+        :param path: file to read
+        :param env: environment to go on with
+        :param device: device of the model
+        :param custom_objects: replacements for saved objects
+        :param print_system_info: whether to print the systems of then and now
+        :param force_reset: whether training starts with a reset
+        :param kwargs: arguments to change
+        :return: the model
+        :raises ValueError: if the file is damaged, or the environment is another one
+        """
+        saved_by = _read_method(path)
+        if saved_by not in (None, _method_name(cls)):
+            raise ValueError(f"{path} was saved by {saved_by}, not by {_method_name(cls)}: use {saved_by}.load().")
+        with explain_damage(path, f"{cls.__name__} model"):
+            try:
+                model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+            except ValueError as error:
+                if "spaces do not match" not in str(error):
+                    raise
+                raise ValueError(
+                    f"{path} was trained in another environment than the one given to load(): {error}."
+                ) from error
+        state = getattr(model, "_rng_state", None)
+        if state is not None and "seed" not in kwargs:
+            model.policy.set_rng_state(state["policy"])
+            model.action_space._np_random = state["action_space"]
+        return model
+
+    def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
+        """
+        :param path: file to write, ``.pkl`` is appended if it has no suffix
+        """
+        with atomic_target(path, "pkl") as target:
+            super().save_replay_buffer(target)
+
+    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
+        """
+        :param path: file written by :meth:`save_replay_buffer`
+        :param truncate_last_traj: with ``HerReplayBuffer``, whether to take the last episode for finished; no effect
+            otherwise: the buffer sees by itself whether an episode goes on
+        :raises ValueError: if the file is damaged or does not fit; the present buffer is kept
+        """
+        current: Any = self.__dict__.get("replay_buffer")  # scripts delete it first, to have room for two
+        try:
+            with explain_damage(path, "replay buffer"):
+                super().load_replay_buffer(path, truncate_last_traj)
+            loaded = self.replay_buffer
+            if not isinstance(loaded, self.buffer_class):
+                raise ValueError(
+                    f"{path} holds a {type(loaded).__name__}, not a {self.buffer_class.__name__} of this package as "
+                    f"{type(self).__name__} needs it."
+                )
+            for name, saved, wanted in (
+                ("observation space", loaded.observation_space, self.observation_space),
+                ("action space", loaded.action_space, self.action_space),
+                ("number of environments", loaded.n_envs, self.n_envs),
+            ):
+                if saved != wanted:
+                    raise ValueError(f"{path} does not fit this model: its {name} is {saved}, the model's is {wanted}.")
+            loaded.horizon = self.horizon
+        except Exception:
+            self.replay_buffer = current
+            raise

@@ -1,0 +1,252 @@
+"""
+Model-predictive path integral control with a policy prior (TD-MPC2, section 3.2), batched over environments.
+
+A plan is a pure function of its inputs: all random numbers are drawn beforehand into a :class:`PlanNoise`.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar
+
+import torch as th
+from torch import nn
+
+from sb3_mpc.common.execution.acceleration import cached_parts, compile_function, full_precision
+from sb3_mpc.common.networks.layers import draw_members
+from sb3_mpc.common.networks.world_model import WorldModel
+from sb3_mpc.common.planning.plan import Plan, PlanNoise
+
+LARGE_ACTION_DIM, EXTRA_ITERATIONS = 20, 2  # more iterations for large action spaces (official code)
+
+
+class MPPIPlanner(nn.Module):
+    """
+    Iterated sampling around a Gaussian over action sequences, refitted to the elites of each iteration.
+
+    :param world_model: model that scores the sequences; shared with the policy, not owned
+    :param horizon: length H of the sequences
+    :param gamma: discount factor
+    :param iterations: number of refits; two more are made for 20 or more action dimensions
+    :param num_samples: number N of sequences per iteration
+    :param num_elites: number K of sequences that refit the Gaussian
+    :param num_pi_trajs: number P of sequences proposed by the policy prior
+    :param min_std: lower bound of the standard deviation
+    :param max_std: initial standard deviation and its upper bound
+    :param temperature: factor in front of the return in the weights of the elites
+    """
+
+    needs_terminal_action: ClassVar[bool] = True  # whether the terminal value is that of an action
+    iterated: ClassVar[tuple[str, ...]] = ("evaluate",)  # heavy methods that each iteration calls
+
+    def __init__(
+        self,
+        world_model: WorldModel,
+        horizon: int = 3,
+        gamma: float = 0.99,
+        iterations: int = 6,
+        num_samples: int = 512,
+        num_elites: int = 64,
+        num_pi_trajs: int = 24,
+        min_std: float = 0.05,
+        max_std: float = 2.0,
+        temperature: float = 0.5,
+    ) -> None:
+        super().__init__()
+        if horizon < 1 or iterations < 1 or not min_std <= max_std:
+            wrong = f"{horizon=}, {iterations=}, {min_std=}, {max_std=}"
+            raise ValueError(f"The planner needs horizon >= 1, iterations >= 1 and min_std <= max_std, got {wrong}.")
+        if not 1 <= num_elites <= num_samples or not 0 <= num_pi_trajs <= num_samples:
+            wrong = f"{num_elites=}, {num_pi_trajs=}, {num_samples=}"
+            raise ValueError(
+                f"The planner needs num_elites from 1 and num_pi_trajs from 0 to num_samples, got {wrong}."
+            )
+        self.world_model: WorldModel
+        object.__setattr__(self, "world_model", world_model)  # not a module of its own: the policy registers it
+        self.horizon, self.gamma = horizon, gamma
+        self.action_dim = world_model.action_dim
+        self.iterations = iterations + EXTRA_ITERATIONS * (self.action_dim >= LARGE_ACTION_DIM)
+        self.num_samples, self.num_elites, self.num_pi_trajs = num_samples, num_elites, num_pi_trajs
+        self.min_std, self.max_std, self.temperature = min_std, max_std, temperature
+        self._compiled: dict[str, Callable[..., th.Tensor]] = {}
+
+    def compile_iteration(self) -> None:
+        """Compile what is nearly all of the work and the same in each iteration."""
+        self._compiled = self._compiled or {name: compile_function(getattr(self, name)) for name in self.iterated}
+
+    def maybe_compiled(self, name: str) -> Callable[..., th.Tensor]:
+        """:return: the method of this name, compiled if that was asked for"""
+        return self._compiled.get(name) or getattr(self, name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_compiled": {}}  # bound to this object
+
+    def draw(self, n_envs: int, generator: th.Generator, explore: bool) -> PlanNoise:
+        """
+        :param n_envs: number E of environments
+        :param generator: source of randomness, on whose device the noise lives
+        :param explore: draw an elite and exploration noise as in training; otherwise the elites' mean is the action
+        :return: random numbers of one plan
+        """
+        device = generator.device
+        normal = partial(th.randn, generator=generator, device=device)
+        horizon, proposals, action_dim = self.horizon, self.num_pi_trajs, self.action_dim
+        selection = (
+            th.empty(n_envs, self.num_elites, device=device).exponential_(generator=generator) if explore else None
+        )
+        return PlanNoise(
+            proposals=normal(horizon, n_envs, proposals, action_dim),
+            samples=normal(self.iterations, horizon, n_envs, self.num_samples - proposals, action_dim),
+            terminal=normal(self.iterations, n_envs * self.needs_terminal_action, self.num_samples, action_dim),
+            members=draw_members(self.iterations, self.world_model.num_q, generator),
+            selection=selection,
+            exploration=normal(n_envs, action_dim) if explore else None,
+        )
+
+    def act(self, z: th.Tensor, noise: th.Tensor) -> th.Tensor:
+        """
+        :param z: latent states ``[..., D]``
+        :param noise: standard normal draws ``[..., A]``
+        :return: actions that the prior proposes ``[..., A]``
+        """
+        return self.world_model.act(z, noise)
+
+    def propose(self, z: th.Tensor, noise: th.Tensor) -> th.Tensor:
+        """
+        Roll the policy prior out in the model.
+
+        :param z: latent states ``[E, D]``
+        :param noise: ``[H, E, P, A]``
+        :return: action sequences ``[H, E, P, A]``
+        """
+        z = z.unsqueeze(1).expand(-1, self.num_pi_trajs, -1)
+        actions = []
+        for t in range(self.horizon):
+            actions.append(self.act(z, noise[t]))
+            if t < self.horizon - 1:
+                z = self.world_model.next(z, actions[-1])
+        return th.stack(actions)
+
+    def sample(self, mean: th.Tensor, std: th.Tensor, proposals: th.Tensor | None, noise: th.Tensor) -> th.Tensor:
+        """
+        :param mean: ``[H, E, A]``
+        :param std: ``[H, E, A]``
+        :param proposals: sequences of the prior ``[H, E, P, A]``, if any
+        :param noise: ``[H, E, N - P, A]``
+        :return: candidate sequences ``[H, E, N, A]`` in [-1, 1], the proposals first
+        """
+        samples = (mean.unsqueeze(2) + std.unsqueeze(2) * noise).clamp(-1, 1)
+        return samples if proposals is None else th.cat([proposals, samples], dim=2)
+
+    def evaluate(self, z: th.Tensor, actions: th.Tensor, noise: th.Tensor, members: th.Tensor) -> th.Tensor:
+        """
+        Discounted rewards of the model over the horizon plus the value of the state it ends in.
+
+        :param z: latent states ``[E, D]``
+        :param actions: candidate sequences ``[H, E, N, A]``
+        :param noise: draws of the terminal actions ``[E, N, A]``
+        :param members: pair of value networks ``[2]``
+        :return: estimated returns ``[E, N]``
+        """
+        model = self.world_model
+        z = z.unsqueeze(1).expand(-1, actions.shape[2], -1)
+        latents = [z]
+        for action in actions:
+            latents.append(model.next(latents[-1], action))
+        rewards = self.rewards(th.stack(latents[:-1]), actions)  # [H, E, N, 1]
+        values = self.terminal_value(latents[-1], noise, members)
+        returns = th.cat([rewards, values.unsqueeze(0)])
+        steps = th.arange(self.horizon + 1, device=z.device, dtype=z.dtype).view(-1, 1, 1, 1)
+        if model.termination_head is not None:
+            # nothing is earned once a step is predicted to end the episode
+            ended = (model.termination(th.stack(latents[1:])) > 0).to(z.dtype).cumsum(0).clamp(max=1)
+            returns = th.cat([returns[:1], returns[1:] * (1 - ended)])
+        return (returns * model.discount(z, self.gamma) ** steps).sum(0).squeeze(-1).nan_to_num(0)
+
+    def evaluate_in_parts(self, z: th.Tensor, actions: th.Tensor, noise: th.Tensor, members: th.Tensor) -> th.Tensor:
+        """See :meth:`evaluate`, here for as many environments at once as is fast."""
+        evaluate, (_, n_envs, samples, _) = self.maybe_compiled("evaluate"), actions.shape
+        model = self.world_model
+        parts = cached_parts(z.device, n_envs, samples * max([model.latent_dim, *model.hidden]))
+        if parts == 1 or th.compiler.is_compiling():  # a compiled update would unroll the parts
+            return evaluate(z, actions, noise, members)
+        if self._compiled:  # once, for one shape
+            parts = next(count for count in range(parts, n_envs + 1) if n_envs % count == 0)
+        noise = noise.expand(n_envs if len(noise) else 0, -1, -1)
+        pieces = zip(*(x.tensor_split(parts, d) for x, d in ((z, 0), (actions, 1), (noise, 0))), strict=True)
+        return th.cat([evaluate(*piece, members) for piece in pieces])
+
+    def rewards(self, z: th.Tensor, actions: th.Tensor) -> th.Tensor:
+        """
+        :param z: latent states ``[H, E, N, D]``
+        :param actions: ``[H, E, N, A]``
+        :return: what each step adds to the return, before discounting ``[H, E, N, 1]``
+        """
+        return self.world_model.two_hot.decode(self.world_model.reward(z, actions))
+
+    def terminal_value(self, z: th.Tensor, noise: th.Tensor, members: th.Tensor) -> th.Tensor:
+        """
+        :param z: latent states at the end of the horizon ``[E, N, D]``
+        :param noise: draws of the terminal actions ``[E, N, A]``
+        :param members: pair of value networks ``[2]``, averaged
+        :return: ``[E, N, 1]``
+        """
+        model = self.world_model
+        return model.two_hot.decode(model.value(z, model.act(z, noise), members)).mean(0)
+
+    def refit(self, actions: th.Tensor, values: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor, th.Tensor]:
+        """
+        :param actions: candidate sequences ``[H, E, N, A]``
+        :param values: estimated returns ``[E, N]``
+        :return: mean and standard deviation ``[H, E, A]``, weights ``[E, K]`` and indices ``[E, K]`` of the elites
+        """
+        elite_values, elites = values.topk(self.num_elites, dim=1)
+        weights = th.exp(self.temperature * (elite_values - elite_values[:, :1]))
+        weights = weights / weights.sum(1, keepdim=True)
+        chosen = self.gather(actions, elites)
+        w = (weights / (weights.sum(1, keepdim=True) + 1e-9)).unsqueeze(-1)  # [E, K, 1]
+        mean = (w * chosen).sum(2)
+        std = (w * (chosen - mean.unsqueeze(2)).square()).sum(2).sqrt()
+        return mean, std.clamp(self.min_std, self.max_std), weights, elites
+
+    @staticmethod
+    def gather(actions: th.Tensor, index: th.Tensor) -> th.Tensor:
+        """
+        :param actions: ``[H, E, N, A]``
+        :param index: ``[E, K]``
+        :return: the sequences of each environment at its indices ``[H, E, K, A]``
+        """
+        return actions.take_along_dim(index[None, :, :, None], dim=2)
+
+    @th.no_grad()
+    def plan(self, z: th.Tensor, prev_mean: th.Tensor, noise: PlanNoise) -> Plan:
+        """
+        :param z: latent states ``[E, D]``
+        :param prev_mean: mean of the previous plan ``[E, H, A]``; zeros at the start of an episode
+        :param noise: random numbers
+        :return: action and distribution for each environment
+        """
+        mask = self.world_model.mask_actions
+        mean = mask(z, th.cat([prev_mean[:, 1:], th.zeros_like(prev_mean[:, :1])], dim=1).transpose(0, 1))
+        std = mask(z, th.full_like(mean, self.max_std))
+        proposals = self.propose(z, noise.proposals) if self.num_pi_trajs > 0 else None
+        for j in range(self.iterations):
+            actions = self.sample(mean, std, proposals, noise.samples[j])
+            decisive = noise.selection is None and j == self.iterations - 1  # its mean is the action
+            with full_precision(z, decisive):
+                values = self.evaluate_in_parts(z, actions, noise.terminal[j], noise.members[j])
+            mean, std, weights, elites = self.refit(actions, values)
+            std = mask(z, std)
+        if noise.selection is None:
+            action, best = mean[0], elites[:, :1]
+        else:
+            # Gumbel-max trick: argmax(log w - log Exp(1)) is a draw from w
+            best = elites.gather(1, (weights.log() - noise.selection.log()).argmax(1, keepdim=True))
+            action = self.gather(actions, best)[0, :, 0]
+        executed = action if noise.exploration is None else action + std[0] * noise.exploration
+        return Plan(
+            action=executed.clamp(-1, 1),
+            mean=mean.transpose(0, 1),
+            std=std.transpose(0, 1),
+            elite_action=action,
+            elite_value=values.gather(1, best).squeeze(1),
+        )

@@ -1,0 +1,1 @@
+"""Policies that plan through a world model, and SB3's views of them."""

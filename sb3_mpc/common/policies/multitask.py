@@ -1,0 +1,144 @@
+"""
+Several tasks in one agent (TD-MPC2, section 3.3): the same networks, told by a learned embedding which task it is.
+
+Observations are dicts with the number of the task under ``task``. What the tasks differ in, they are padded to: shorter
+observations with zeros, and missing action dimensions are masked wherever the model meets an action.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.type_aliases import Schedule
+from torch import nn
+
+from sb3_mpc.common.checks import UnsupportedObservationError
+from sb3_mpc.common.networks.world_model import WorldModel
+from sb3_mpc.common.policies.world_model_policy import MultiInputPolicy
+
+TASK = "task"  # key of the observation that tells the task
+EMBEDDING_INIT = 0.02  # embeddings start uniformly in +- this (official code)
+
+
+class MultitaskWorldModel(WorldModel):
+    """
+    World model whose latent states ``[..., D + 1]`` carry the number of their task behind the D latent features.
+
+    The number only looks up what belongs to the task: the embedding e ``[..., E]`` that the encoder and all other
+    networks see, the mask of its actions and its discount factor.
+
+    :param task_dim: size E of the embedding
+    :param action_dims: number of action dimensions of each of the T tasks, the first ones of A
+    :param gammas: discount factor of each task
+    :param kwargs: arguments of :class:`WorldModel`; the encoder sees e in place of the number of the task
+    """
+
+    action_masks: th.Tensor
+    gammas: th.Tensor
+
+    def __init__(self, task_dim: int, action_dims: Sequence[int], gammas: Sequence[float], **kwargs: Any) -> None:
+        super().__init__(**kwargs, context_dim=task_dim)
+        self.task_embedding = nn.Embedding(len(action_dims), task_dim, max_norm=1.0)
+        nn.init.uniform_(self.task_embedding.weight, -EMBEDDING_INIT, EMBEDDING_INIT)
+        masks = th.arange(self.action_dim) < th.tensor(action_dims).unsqueeze(1)
+        self.register_buffer("action_masks", masks.float(), persistent=False)  # [T, A]
+        self.register_buffer("gammas", th.tensor(gammas, dtype=th.float32).unsqueeze(1), persistent=False)  # [T, 1]
+
+    def task(self, z: th.Tensor) -> th.Tensor:
+        """
+        :param z: latent states ``[..., D + 1]``
+        :return: numbers of their tasks ``[...]``
+        """
+        return z[..., -1].long()
+
+    def encode(self, observations: th.Tensor | dict[str, th.Tensor], shift: th.Tensor | None = None) -> th.Tensor:
+        """
+        :param observations: dict of ``[..., *shape]`` and the numbers of the tasks ``[...]``
+        :param shift: random shifts of image observations ``[..., 2]``, none if None
+        :return: latent states ``[..., D + 1]``
+        """
+        assert isinstance(observations, dict)
+        task = observations[TASK].long()
+        z = super().encode({**observations, TASK: self.task_embedding(task)}, shift)
+        return th.cat([z, task.unsqueeze(-1).to(z.dtype)], dim=-1)
+
+    def inputs(self, z: th.Tensor, action: th.Tensor | None = None) -> th.Tensor:
+        """:return: latent features, embedding and masked action, in this order ``[..., D + E (+ A)]``"""
+        features = th.cat([z[..., :-1], self.task_embedding(self.task(z))], dim=-1)
+        return super().inputs(features, None if action is None else self.mask_actions(z, action))
+
+    def next(self, z: th.Tensor, action: th.Tensor) -> th.Tensor:
+        """:return: predicted next latent states of the same tasks ``[..., D + 1]``"""
+        return th.cat([super().next(z, action), z[..., -1:]], dim=-1)
+
+    def prior(self, z: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """:return: mean before tanh and log standard deviation, both ``[..., A]`` and zero where the task has none"""
+        mean, log_std = super().prior(z)
+        return self.mask_actions(z, mean), self.mask_actions(z, log_std)
+
+    def act(self, z: th.Tensor, noise: th.Tensor | None) -> th.Tensor:
+        """:return: actions of the policy prior ``[..., A]``, zero where the task has none"""
+        return super().act(z, None if noise is None else self.mask_actions(z, noise))
+
+    def mask_actions(self, z: th.Tensor, x: th.Tensor) -> th.Tensor:
+        """:return: x ``[..., A]``, zero where the task has no action"""
+        return x * self.action_masks[self.task(z)]
+
+    def num_actions(self, z: th.Tensor) -> th.Tensor:
+        """:return: number of action dimensions of the tasks ``[..., 1]``"""
+        return self.action_masks[self.task(z)].sum(-1, keepdim=True)
+
+    def discount(self, z: th.Tensor, gamma: float) -> th.Tensor:
+        """:return: discount factors of the tasks ``[..., 1]``, whatever the agent's"""
+        return self.gammas[self.task(z)]
+
+
+class MultitaskWorldModelPolicy(MultiInputPolicy):
+    """
+    World-model policy for environments with a ``spaces.Discrete`` observation ``task``, as in
+    ``spaces.Dict(obs=spaces.Box(...), task=spaces.Discrete(2))``.
+
+    :param observation_space: space of the observations, a dict
+    :param action_space: space of the actions, as large as that of the largest task
+    :param lr_schedule: learning rate schedule
+    :param action_dims: number of action dimensions of each task; an environment ignores the others
+    :param gammas: discount factor of each task, see :func:`sb3_mpc.common.discount.discount_from_episode_length`
+    :param task_dim: size of the task embedding
+    :param kwargs: arguments of :class:`sb3_mpc.common.policies.world_model_policy.WorldModelPolicy`
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Dict,
+        action_space: spaces.Box,
+        lr_schedule: Schedule,
+        action_dims: Sequence[int],
+        gammas: Sequence[float],
+        task_dim: int = 96,
+        **kwargs: Any,
+    ) -> None:
+        task = observation_space.spaces.get(TASK) if isinstance(observation_space, spaces.Dict) else None
+        if not isinstance(task, spaces.Discrete) or task.start != 0 or not len(action_dims) == len(gammas) == task.n:
+            raise UnsupportedObservationError(
+                "A multitask policy needs a dict observation whose key 'task' is a Discrete space that starts at zero, "
+                f"with one entry of action_dims and gammas for each task, got {observation_space}, {action_dims=}, "
+                f"{gammas=}."
+            )
+        self._tasks: dict[str, Any] = dict(task_dim=task_dim, action_dims=list(action_dims), gammas=list(gammas))
+        # The encoder is built for the embedding in place of the number
+        embedded = {**observation_space.spaces, TASK: spaces.Box(-np.inf, np.inf, (task_dim,), np.float32)}
+        super().__init__(spaces.Dict(embedded), action_space, lr_schedule, **kwargs)
+        self.observation_space = observation_space
+        self._init_kwargs |= self._tasks
+
+    def make_world_model(self, **kwargs: Any) -> WorldModel:
+        """:return: the world model of all tasks"""
+        return MultitaskWorldModel(**self._tasks, **kwargs)
+
+    def _build_optimizers(self, lr_schedule: Schedule, enc_lr_scale: float) -> None:
+        super()._build_optimizers(lr_schedule, enc_lr_scale)
+        assert isinstance(self.world_model, MultitaskWorldModel)
+        embedding = dict(params=[self.world_model.task_embedding.weight], lr=lr_schedule(1), lr_scale=1.0)
+        self.model_optimizer.add_param_group(embedding)

@@ -1,0 +1,222 @@
+"""Acting by planning: prediction that carries its plan, as recurrent policies carry their state."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import PyTorchObs
+
+from sb3_mpc.common.checks import check_finite_observation
+from sb3_mpc.common.execution.acceleration import Acceleration, compile_function
+from sb3_mpc.common.networks.encoders import SHIFT_PAD
+from sb3_mpc.common.networks.world_model import WorldModel
+from sb3_mpc.common.planning.plan import Plan, PlanNoise
+from sb3_mpc.common.planning.planner import MPPIPlanner
+
+# Seed of the random numbers that deterministic plans share
+BANK_SEED = 20240131
+
+
+class PlanningPolicy(BasePolicy):
+    """
+    The half of :class:`~sb3_mpc.common.policies.world_model_policy.WorldModelPolicy` that acts; the other half builds
+    model and planner.
+
+    The policy owns its random numbers: what it draws depends on its seed and on nothing that others draw.
+    """
+
+    action_space: spaces.Box
+    world_model: WorldModel
+    planner: MPPIPlanner
+    augment_at_inference: bool
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, squash_output=True, **kwargs)
+        self.acceleration = Acceleration(compiles=False, bfloat16=False)
+        self._compiled_plan: Callable[..., Plan] | None = None
+        self._bank: PlanNoise | None = None
+        self._views: dict[str, Any] = {}
+        self.generator = th.Generator()
+
+    def seed(self, seed: int) -> None:
+        """
+        :param seed: seed of the policy's own random numbers
+        """
+        self.generator.manual_seed(seed)
+        self._seed = seed
+
+    def get_rng_state(self) -> np.ndarray:
+        """:return: state of the policy's generator, for :meth:`set_rng_state`"""
+        return self.generator.get_state().numpy().copy()
+
+    def set_rng_state(self, state: np.ndarray) -> None:
+        """
+        :param state: as returned by :meth:`get_rng_state`; left aside if it comes from another kind of device
+        """
+        if len(state) == len(self.get_rng_state()):
+            self.generator.set_state(th.from_numpy(state.copy()))
+
+    def to(self, *args: Any, **kwargs: Any) -> "PlanningPolicy":
+        """Move the policy; its generator follows, with the same seed. See ``torch.nn.Module.to``."""
+        super().to(*args, **kwargs)
+        if self.generator.device.type != self.device.type:
+            self.generator = th.Generator(self.device)
+            self.seed(self._seed)
+        self._bank, self._compiled_plan = None, None
+        return self
+
+    def active(self) -> tuple[WorldModel, MPPIPlanner]:
+        """:return: the model and the planner that act"""
+        return self.world_model, self.planner
+
+    def draw_shift(self, *shape: int, generator: th.Generator | None = None) -> th.Tensor | None:
+        """
+        :param shape: batch dimensions
+        :param generator: source of randomness, the policy's own if None
+        :return: random image shifts ``[*shape, 2]``, None if there are no images to shift
+        """
+        if not self.world_model.encoder.augments:
+            return None
+        generator = generator or self.generator
+        return th.randint(2 * SHIFT_PAD + 1, (*shape, 2), generator=generator, device=generator.device)
+
+    def plan(
+        self,
+        observation: PyTorchObs,
+        prev_mean: th.Tensor,
+        shift: th.Tensor | None,
+        noise: PlanNoise,
+        planner: MPPIPlanner | None = None,
+    ) -> Plan:
+        """
+        :param observation: observations ``[E, *shape]``, or a dict of them
+        :param prev_mean: mean of the previous plans ``[E, H, A]``
+        :param shift: image shifts ``[E, 2]``, if any
+        :param noise: random numbers of the plan
+        :param planner: another planner than the one that acts
+        :return: the plan
+        """
+        model, own = self.active()
+        planner = planner or own
+        with th.no_grad():
+            z = model.encode(observation, shift)
+            if not self.acceleration.bfloat16:
+                return planner.plan(z, prev_mean, noise)
+            # The matrix products of the hidden layers alone; what lies between them stays in float32
+            with th.autocast(self.device.type, th.bfloat16):
+                return planner.plan(z, prev_mean, noise)
+
+    def compile_plan(self, planner: MPPIPlanner) -> Callable[..., Plan]:
+        """
+        :param planner: planner that is going to be used
+        :return: :meth:`plan` made fast: on GPUs all of it, one graph; on a CPU what scores the sequences, once and not
+            for every iteration, which takes a fifth of the time to compile and makes plans hardly slower
+        """
+        if self.device.type == "cuda":
+            return compile_function(self.plan)
+        planner.compile_iteration()
+        return self.plan
+
+    def plan_batch(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[Plan, bool]:
+        """
+        Plan for a batch of observations or a single one; the arguments are those of :meth:`predict`.
+
+        :return: the plan and whether the observation was a batch
+        """
+        self.set_training_mode(False)
+        if isinstance(observation, tuple) and len(observation) == 2 and isinstance(observation[1], dict):
+            raise ValueError(
+                "You have passed a tuple to the predict() function instead of a Numpy array or a Dict. "
+                "You are probably mixing Gym API with SB3 VecEnv API: `obs, info = env.reset()` (Gym) "
+                "vs `obs = vec_env.reset()` (SB3 VecEnv)."
+            )
+        check_finite_observation(observation)
+        obs_tensor, vectorized = self.obs_to_tensor(observation)
+        n_envs = len(next(iter(obs_tensor.values())) if isinstance(obs_tensor, dict) else obs_tensor)
+        _, planner = self.active()
+        mean = np.zeros((n_envs, planner.horizon, planner.action_dim), dtype=np.float32)
+        if state is not None:
+            if np.shape(state[0]) != mean.shape or not np.isfinite(state[0]).all():
+                raise ValueError(
+                    f"The state given to predict() has shape {np.shape(state[0])}, this policy and {n_envs} "
+                    f"observation(s) need {mean.shape}, all finite: pass the state that the previous predict() "
+                    "returned, or None."
+                )
+            mean[:] = state[0]
+        if episode_start is not None:
+            starts = np.asarray(episode_start, dtype=bool).reshape(-1)
+            if len(starts) not in (1, n_envs):
+                raise ValueError(
+                    f"episode_start has {len(starts)} entries for {n_envs} observation(s): give one for each."
+                )
+            mean[np.broadcast_to(starts, n_envs)] = 0
+        if deterministic:
+            if self._bank is None:
+                self._bank = planner.draw(1, th.Generator().manual_seed(BANK_SEED), explore=False).to(self.device)
+            noise, shift = self._bank, None
+        else:
+            noise = planner.draw(n_envs, self.generator, explore=True)
+            shift = self.draw_shift(n_envs) if self.augment_at_inference else None
+        if self.acceleration.compiles and self._compiled_plan is None:
+            self._compiled_plan = self.compile_plan(planner)
+        plan = self._compiled_plan or self.plan
+        return plan(obs_tensor, th.as_tensor(mean, device=self.device), shift, noise), vectorized
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """
+        Plan an action. A deterministic plan depends on the observation and the state alone and draws no random number:
+        it uses a fixed set of samples and returns the mean of the elites. A stochastic one explores as in training.
+
+        :param observation: one observation or a batch of them
+        :param state: what the previous call returned, None for a cold start
+        :param episode_start: which environments begin an episode ``[n_envs]``; their part of the state is cleared
+        :param deterministic: whether to plan deterministically
+        :return: actions in the action space and the state for the next call, ``(mean [n_envs, H, A],)``
+        """
+        plan, vectorized = self.plan_batch(observation, state, episode_start, deterministic)
+        actions = self.to_env_actions(plan.action.cpu().numpy())
+        return actions if vectorized else actions[0], (plan.mean.cpu().numpy().copy(),)
+
+    def to_env_actions(self, actions: np.ndarray) -> np.ndarray:
+        """
+        :param actions: ``[E, A]`` in [-1, 1]
+        :return: actions ``[E, *shape]`` of the action space, within its bounds and of its type
+        """
+        space = self.action_space
+        unscaled = self.unscale_action(actions.reshape(-1, *space.shape))
+        return np.clip(unscaled, space.low, space.high).astype(space.dtype)
+
+    def forward(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        """
+        :param observation: ``[E, *shape]``
+        :param deterministic: see :meth:`predict`
+        :return: actions of cold plans ``[E, A]`` in [-1, 1]
+        """
+        return self._predict(observation, deterministic)
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        arrays: Any = (
+            {key: value.cpu().numpy() for key, value in observation.items()}
+            if isinstance(observation, dict)
+            else observation.cpu().numpy()
+        )
+        return self.plan_batch(arrays, deterministic=deterministic)[0].action
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy compiles its own plan, which is bound to this object, and has views of its own
+        return {**self.__dict__, "_compiled_plan": None, "_views": {}}

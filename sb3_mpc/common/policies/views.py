@@ -1,0 +1,98 @@
+"""What users of SAC know as actor and critic: views on the world model that share its parameters."""
+
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import BaseModel, BasePolicy
+from stable_baselines3.common.type_aliases import PyTorchObs
+
+from sb3_mpc.common.checks import check_finite_observation
+from sb3_mpc.common.networks.world_model import WorldModel
+
+
+def share_parts(view: BaseModel, world_model: WorldModel) -> None:
+    """
+    :param view: what is to see a part of the model; only that part is to be among its parameters
+    :param world_model: the model
+    """
+    object.__setattr__(view, "world_model", world_model)
+    object.__setattr__(view, "features_extractor", world_model.encoder.features_extractor)
+
+
+class PriorPolicy(BasePolicy):
+    """
+    The policy prior with its encoder: acts without planning, for export and for comparison.
+
+    It shares its parameters with the policy that it comes from: those of the encoder and of the prior.
+
+    :param observation_space: space of the observations
+    :param action_space: space of the actions
+    :param world_model: trained model
+    """
+
+    world_model: WorldModel
+
+    def __init__(self, observation_space: spaces.Space, action_space: spaces.Box, world_model: WorldModel) -> None:
+        super().__init__(observation_space, action_space, squash_output=True)
+        share_parts(self, world_model)
+        self.encoder, self.prior_net = world_model.encoder, world_model.prior_net
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return dict(
+            observation_space=self.observation_space, action_space=self.action_space, world_model=self.world_model
+        )
+
+    def obs_to_tensor(self, observation: np.ndarray | dict[str, np.ndarray]) -> tuple[PyTorchObs, bool]:
+        """See SB3; a NaN in an observation is refused."""
+        check_finite_observation(observation)
+        return super().obs_to_tensor(observation)
+
+    def forward(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        """
+        :param observation: ``[B, *shape]``
+        :param deterministic: the mode of the prior instead of a sample
+        :return: actions ``[B, A]`` in [-1, 1]
+        """
+        z = self.world_model.encode(observation)
+        noise = None if deterministic else th.randn(z.shape[0], self.world_model.action_dim, device=z.device)
+        return self.world_model.act(z, noise)
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        return self(observation, deterministic)
+
+
+class ValueFunctions(BaseModel):
+    """
+    The value ensemble, seen through the encoder, which is not among its parameters.
+
+    :param observation_space: space of the observations
+    :param action_space: space of the actions
+    :param world_model: trained model
+    :param target: whether to look at the slowly moving copy
+    """
+
+    world_model: WorldModel
+
+    def __init__(
+        self, observation_space: spaces.Space, action_space: spaces.Box, world_model: WorldModel, target: bool = False
+    ) -> None:
+        super().__init__(observation_space, action_space)
+        share_parts(self, world_model)
+        self.target, self.n_critics = target, world_model.num_q
+        self.q_networks = world_model.q_target if target else world_model.q_ensemble
+
+    def forward(self, observation: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, ...]:
+        """
+        :param observation: ``[B, *shape]``
+        :param actions: ``[B, A]`` in [-1, 1]
+        :return: the value of each network ``[B, 1]``
+        """
+        model = self.world_model
+        logits = model.value(model.encode(observation), actions, target=self.target)
+        return tuple(model.two_hot.decode(logits))
+
+    def q1_forward(self, observation: PyTorchObs, actions: th.Tensor) -> th.Tensor:
+        """:return: the value of the first network ``[B, 1]``"""
+        return self(observation, actions)[0]

@@ -1,0 +1,89 @@
+"""Decentralised planning: every action group plans for itself, all at once."""
+
+import torch as th
+
+from sb3_mpc.common.planning.plan import Plan, PlanNoise
+from sb3_mpc.common.planning.planner import MPPIPlanner
+from sb3_mpc.fac_tdmpc.world_model import FactoredWorldModel
+
+
+class FactoredPlanner(MPPIPlanner):
+    """
+    MPPI in which the groups are rows of the batch, so that each has its own elites, mean and standard deviation
+    (Fac-TDMPC, section 4.3). The action behind the last predicted state is planned, too: plans have H + 1 actions.
+
+    The arguments are those of :class:`MPPIPlanner`; there are no proposals of a policy.
+    """
+
+    world_model: FactoredWorldModel  # type: ignore[assignment]
+
+    def __init__(
+        self, world_model: FactoredWorldModel, horizon: int = 3, num_pi_trajs: int = 0, **kwargs: float
+    ) -> None:
+        super().__init__(world_model, horizon=horizon, num_pi_trajs=0, **kwargs)  # type: ignore[arg-type]
+        self.horizon += 1
+
+    def draw(self, n_envs: int, generator: th.Generator, explore: bool) -> PlanNoise:
+        """
+        :param n_envs: number E of environments
+        :param generator: source of randomness, on whose device the noise lives
+        :param explore: draw elites and exploration noise as in training; otherwise the elites' mean is the action
+        :return: random numbers of one plan, with G * E rows in place of E
+        """
+        groups, device = self.world_model.groups, generator.device
+        rows, width = groups.num_groups * n_envs, groups.width
+
+        def normal(*shape: int) -> th.Tensor:
+            return th.randn(*shape, generator=generator, device=device)
+
+        elites = th.empty(rows, self.num_elites, device=device)
+        return PlanNoise(
+            proposals=th.empty(0, device=device),
+            samples=normal(self.iterations, self.horizon, rows, self.num_samples, width),
+            terminal=th.empty(self.iterations, 0, device=device),
+            members=th.empty(self.iterations, 0, device=device),
+            selection=elites.exponential_(generator=generator) if explore else None,
+            exploration=normal(rows, width) if explore else None,
+        )
+
+    def evaluate(self, z: th.Tensor, actions: th.Tensor, noise: th.Tensor, members: th.Tensor) -> th.Tensor:
+        """
+        :param z: blocks of latent states ``[G * E, m]``
+        :param actions: candidate sequences of the groups ``[H + 1, G * E, N, a]``
+        :param noise: not used
+        :param members: not used
+        :return: each group's part of the estimated returns ``[G * E, N]``
+        """
+        model = self.world_model
+        z = z.unsqueeze(1).expand(-1, actions.shape[2], -1)
+        returns = th.zeros_like(z[..., :1])
+        for t, action in enumerate(actions[:-1]):
+            returns = returns + self.gamma**t * model.reward(z, action)
+            z = model.next(z, action)
+        value = model.value(z, actions[-1]).mean(0)
+        return (returns + self.gamma ** (len(actions) - 1) * value).squeeze(-1).nan_to_num(0)
+
+    def evaluate_in_parts(self, z: th.Tensor, actions: th.Tensor, noise: th.Tensor, members: th.Tensor) -> th.Tensor:
+        """See :meth:`evaluate`, which needs the rows of all groups; they are one batch of small products."""
+        return self.maybe_compiled("evaluate")(z, actions, noise, members)
+
+    @th.no_grad()
+    def plan(self, z: th.Tensor, prev_mean: th.Tensor, noise: PlanNoise) -> Plan:
+        """
+        :param z: latent states ``[E, G * m]``
+        :param prev_mean: mean of the previous plan ``[E, H + 1, A]``; zeros at the start of an episode
+        :param noise: random numbers, of one environment for all or of each
+        :return: action and distribution for each environment
+        """
+        groups, n_envs = self.world_model.groups, len(z)
+        samples = noise.samples
+        if samples.shape[2] != groups.num_groups * n_envs:  # the environments share their random numbers
+            samples = samples.repeat_interleave(n_envs, dim=2)
+        rows = super().plan(self.world_model.split(z), groups.split(prev_mean, 0), noise._replace(samples=samples))
+        return Plan(
+            action=groups.join(rows.action),
+            mean=groups.join(rows.mean),
+            std=groups.join(rows.std),
+            elite_action=groups.join(rows.elite_action),
+            elite_value=groups.add(rows.elite_value),
+        )

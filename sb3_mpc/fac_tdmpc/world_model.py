@@ -1,0 +1,210 @@
+"""A world model that falls apart into one small model for each group of action dimensions."""
+
+from collections.abc import Sequence
+
+import torch as th
+from torch import nn
+
+from sb3_mpc.common.networks.gaussian import bound_log_std
+from sb3_mpc.common.networks.layers import SimNorm, StackedLinear
+
+LOG_STD_MIN, LOG_STD_MAX = -3.0, 1.0
+
+
+class GroupedMLP(nn.Module):
+    """
+    One MLP for each of G groups, evaluated by batched matrix products; equal to a loop over G independent MLPs.
+
+    :param num_groups: number G of groups
+    :param in_features: size of the input of each
+    :param hidden: sizes of the hidden layers
+    :param out_features: size of the output
+    :param out_activation: activation after a LayerNorm of the output; a plain linear output that starts at zero if None
+    """
+
+    def __init__(
+        self,
+        num_groups: int,
+        in_features: int,
+        hidden: Sequence[int],
+        out_features: int,
+        out_activation: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        sizes = [in_features, *hidden]
+        layers = [StackedLinear(num_groups, n_in, n_out) for n_in, n_out in zip(sizes[:-1], sizes[1:], strict=True)]
+        layers.append(StackedLinear(num_groups, sizes[-1], out_features, out_activation is not None, out_activation))
+        if out_activation is None:
+            nn.init.zeros_(layers[-1].weight)
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        """
+        :param x: ``[G, N, in_features]``
+        :return: ``[G, N, out_features]``
+        """
+        for layer in self.layers:
+            x = layer(x, None, None, False)
+        return x
+
+
+class ActionGroups(nn.Module):
+    """
+    Which action dimensions belong together. Groups of different sizes are filled up with entries that are always zero.
+
+    :param groups: indices of the action dimensions of each of the G groups
+    """
+
+    index: th.Tensor
+    mask: th.Tensor
+    place: th.Tensor
+
+    def __init__(self, groups: Sequence[Sequence[int]]) -> None:
+        super().__init__()
+        width = max(len(group) for group in groups)
+        self.num_groups, self.width = len(groups), width
+        self.action_dim = sum(len(group) for group in groups)
+        filled = [[*group, *[group[0]] * (width - len(group))] for group in groups]
+        self.register_buffer("index", th.tensor(filled), persistent=False)
+        mask = [[1.0] * len(group) + [0.0] * (width - len(group)) for group in groups]
+        self.register_buffer("mask", th.tensor(mask), persistent=False)
+        place = {dim: g * width + i for g, group in enumerate(groups) for i, dim in enumerate(group)}
+        self.register_buffer("place", th.tensor([place[dim] for dim in range(self.action_dim)]), persistent=False)
+
+    def split(self, x: th.Tensor, dim: int) -> th.Tensor:
+        """
+        :param x: entries of all action dimensions ``[..., E, ..., A]``
+        :param dim: which dimension E is, counted from the front
+        :return: those of the groups ``[..., G * E, ..., a]``, the E rows of the first group first
+        """
+        parts = (x[..., self.index] * self.mask).movedim(-2, dim)  # [..., G, E, ..., a]
+        return parts.flatten(dim, dim + 1)
+
+    def join(self, x: th.Tensor) -> th.Tensor:
+        """
+        :param x: entries of the groups ``[G * E, ..., a]``
+        :return: those of all action dimensions ``[E, ..., A]``
+        """
+        parts = x.reshape(self.num_groups, -1, *x.shape[1:]).movedim(0, -2)  # [E, ..., G, a]
+        return parts.flatten(-2)[..., self.place]
+
+    def add(self, x: th.Tensor) -> th.Tensor:
+        """
+        :param x: what each group contributes ``[G * E, ...]``
+        :return: their sums ``[E, ...]``
+        """
+        return x.reshape(self.num_groups, -1, *x.shape[1:]).sum(0)
+
+
+class FactoredWorldModel(nn.Module):
+    """
+    Central encoder, and dynamics, reward and value of each action group on its own block of the latent state
+    (Fac-TDMPC, section 4.1). Rewards and values of the groups add up to those of the whole.
+
+    The methods take the blocks of E states as rows ``[G * E, N, m]``, the E rows of the first group first.
+
+    :param encoder: module from observations to latent states ``[..., G * m]``
+    :param groups: the action groups
+    :param latent_dim: size G * m of the latent state
+    :param hidden: sizes of the hidden layers of each group's networks
+    :param num_q: number M of value networks
+    :param simnorm_dim: features per simplex, divides m
+    """
+
+    termination_head = None  # the distilled rewards and values know about terminations
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        groups: ActionGroups,
+        latent_dim: int,
+        hidden: Sequence[int],
+        num_q: int,
+        simnorm_dim: int,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.groups = encoder, groups
+        self.latent_dim, self.action_dim, self.num_q = latent_dim, groups.action_dim, num_q
+        block = latent_dim // groups.num_groups
+        inputs = block + groups.width
+
+        def mlp(in_features: int, out_features: int, out_activation: nn.Module | None = None) -> GroupedMLP:
+            return GroupedMLP(groups.num_groups, in_features, hidden, out_features, out_activation)
+
+        self.dynamics = mlp(inputs, block, SimNorm(simnorm_dim))
+        self.reward_head = mlp(inputs, 1)
+        self.q_heads = nn.ModuleList(mlp(inputs, 1) for _ in range(num_q))
+        self.prior_net = mlp(block, 2 * groups.width)
+
+    def encode(self, observations: th.Tensor | dict[str, th.Tensor], shift: th.Tensor | None = None) -> th.Tensor:
+        """
+        :param observations: ``[..., *shape]`` or a dict of them
+        :param shift: random shifts of image observations ``[..., 2]``, none if None
+        :return: latent states ``[..., G * m]``
+        """
+        return self.encoder(observations, shift)
+
+    def split(self, z: th.Tensor) -> th.Tensor:
+        """
+        :param z: latent states ``[E, G * m]``
+        :return: blocks of the groups ``[G * E, m]``
+        """
+        return th.cat(z.chunk(self.groups.num_groups, dim=-1))
+
+    def _apply_groups(self, network: nn.Module, x: th.Tensor) -> th.Tensor:
+        """
+        :param network: a grouped MLP
+        :param x: ``[G * E, N, in]``
+        :return: ``[G * E, N, out]``
+        """
+        return network(x.reshape(self.groups.num_groups, -1, x.shape[-1])).reshape(*x.shape[:-1], -1)
+
+    def next(self, z: th.Tensor, action: th.Tensor) -> th.Tensor:
+        """
+        :param z: blocks of latent states ``[G * E, N, m]``
+        :param action: actions of the groups ``[G * E, N, a]``
+        :return: predicted next blocks ``[G * E, N, m]``
+        """
+        return self._apply_groups(self.dynamics, th.cat([z, action], dim=-1))
+
+    def reward(self, z: th.Tensor, action: th.Tensor) -> th.Tensor:
+        """
+        :param z: blocks of latent states ``[G * E, N, m]``
+        :param action: actions of the groups ``[G * E, N, a]``
+        :return: each group's part of the reward ``[G * E, N, 1]``
+        """
+        return self._apply_groups(self.reward_head, th.cat([z, action], dim=-1))
+
+    def value(self, z: th.Tensor, action: th.Tensor) -> th.Tensor:
+        """
+        :param z: blocks of latent states ``[G * E, N, m]``
+        :param action: actions of the groups ``[G * E, N, a]``
+        :return: each group's part of the values ``[M, G * E, N, 1]``
+        """
+        x = th.cat([z, action], dim=-1)
+        return th.stack([self._apply_groups(head, x) for head in self.q_heads])
+
+    def prior(self, z: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """
+        :param z: blocks of latent states ``[G * E, N, m]``
+        :return: mean in [-1, 1] and log standard deviation of the groups' policies, both ``[G * E, N, a]``
+        """
+        mean, raw = self._apply_groups(self.prior_net, z).chunk(2, dim=-1)
+        return th.tanh(mean), bound_log_std(raw, LOG_STD_MIN, LOG_STD_MAX)
+
+    def act(self, z: th.Tensor, noise: th.Tensor | None) -> th.Tensor:
+        """
+        :param z: latent states ``[E, G * m]``
+        :param noise: standard normal draws ``[E, A]``; the mode if None
+        :return: actions of the groups' policies, put together ``[E, A]``
+        """
+        mean, log_std = (self.groups.join(part.squeeze(1)) for part in self.prior(self.split(z).unsqueeze(1)))
+        return mean if noise is None else (mean + noise * log_std.exp()).clamp(-1, 1)
+
+    def mask_actions(self, z: th.Tensor, x: th.Tensor) -> th.Tensor:
+        """
+        :param z: blocks of latent states ``[G * E, m]``
+        :param x: one entry for each action of the groups ``[..., G * E, a]``
+        :return: x, zero where a smaller group has been filled up
+        """
+        return x * self.groups.mask.repeat_interleave(len(z) // self.groups.num_groups, dim=0)

@@ -1,0 +1,65 @@
+"""Presets: the hyper-parameters of each method for each environment, ``presets/<algo>.yml``."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+def preset_file(algo: str) -> Path:
+    """
+    :param algo: key of a method, such as ``"tdmpc2"``
+    :return: its presets
+    """
+    return PRESETS / f"{algo}.yml"
+
+
+def preset_key(entries: Mapping[str, Any], env_id: str) -> str:
+    """
+    :param entries: content of a file of presets
+    :param env_id: id of an environment
+    :return: the entry that counts: the id, its suite (for pixels ``<suite>-pixels``), "gymnasium" or "default"
+    """
+    env_id = env_id.rpartition(":")[2]
+    suite = env_id.partition("/")[0] if "/" in env_id else "gymnasium" if _of_gymnasium(env_id) else ""
+    names = [env_id, *([f"{suite}-pixels"] if "-pixels-" in env_id else []), suite]
+    return next((name for name in names if name in entries), "default")
+
+
+def _of_gymnasium(env_id: str) -> bool:
+    import gymnasium as gym
+
+    return env_id in gym.registry and str(gym.registry[env_id].entry_point).startswith("gymnasium.envs")
+
+
+def reduced(entries: Mapping[str, Any], name: str | None) -> dict[str, Any]:
+    """
+    :param entries: content of a file of presets
+    :param name: what ``--preset`` says, None for nothing
+    :return: settings that are laid over those of the environment
+    :raises ValueError: if there is no such entry
+    """
+    if name is None:
+        return {}
+    if name not in entries:
+        raise ValueError(f'There is no preset "{name}": "cpu" and "small" are two, or give single settings by -params.')
+    return dict(entries[name])
+
+
+def load_preset(algo: str, env_id: str, preset: str | None = None) -> dict[str, Any]:
+    """
+    :param algo: key of a method
+    :param env_id: id of an environment
+    :param preset: name of a reduced preset, such as ``"cpu"``
+    :return: arguments of the class, and ``policy``, ``n_timesteps``, ``n_envs`` and so on of rl_zoo3
+    """
+    import yaml
+    from stable_baselines3.common.utils import LinearSchedule
+
+    entries = yaml.safe_load(preset_file(algo).read_text())
+    settings = {**entries[preset_key(entries, env_id)], **reduced(entries, preset)}
+    rate = str(settings.get("learning_rate"))
+    if rate.startswith("lin_"):  # rl_zoo3's name for a rate that falls to zero
+        settings["learning_rate"] = LinearSchedule(float(rate.removeprefix("lin_")), 0.0, 1.0)
+    return settings
