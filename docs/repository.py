@@ -1,6 +1,7 @@
 """
-Pages that the repository has already: README.md is the front page, and what it links to comes along, and so on. Links
-are written as they hold in the repository and rewritten here; links to whole folders become plain text.
+Hook of mkdocs: README.md is the front page of the site, and every file that a page links to comes along. Links are
+written as they hold in the repository and rewritten here to the built pages. README.md writes its links in full,
+because PyPI shows it, too; those are treated alike. Relative links to whole folders become plain text.
 """
 
 import os
@@ -14,7 +15,11 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "docs" / "pages"
 START = ["README.md", "CHANGELOG.md", "zoo/README.md"]
-LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?:|#)([^)#]*)(#[^)]*)?\)")
+REPOSITORY = "sb3-mpc/sb3-mpc"  # on GitHub
+ADDRESS = re.compile(
+    rf"https://(?:github\.com/{REPOSITORY}/(?:blob|tree)|raw\.githubusercontent\.com/{REPOSITORY})/main/"
+)
+LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s]+)(#[^)\s]*)?\)")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -38,14 +43,25 @@ def linked(page: Path) -> list[Path]:
     :param page: file of the repository
     :return: what of the repository it links to
     """
-    targets = [(page.parent / target).resolve() for _, _, target, _ in LINK.findall(page.read_text())]
-    return [target for target in targets if target.is_relative_to(ROOT)]
+    targets = [local(page, target) for _, _, target, _ in LINK.findall(page.read_text(encoding="utf-8"))]
+    return [target for target in targets if target is not None and target.is_relative_to(ROOT)]
+
+
+def local(page: Path, target: str) -> Path | None:
+    """
+    :param page: file of the repository
+    :param target: where one of its links leads, without the heading
+    :return: that path in this clone, ``None`` for other sites
+    """
+    if address := ADDRESS.match(target):
+        return ROOT / target[address.end() :]
+    return None if re.match(r"\w+:", target) else (page.parent / target).resolve()
 
 
 def place(path: Path) -> str:
     """
     :param path: file of the repository
-    :return: where it stands among the built pages
+    :return: its path among the built pages
     """
     return path.relative_to(PAGES if path.is_relative_to(PAGES) else ROOT).as_posix()
 
@@ -56,16 +72,16 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     :param page: the page
     :param config: configuration
     :param files: all files
-    :return: text whose links lead to the built pages, without those to folders
+    :return: text whose links lead to the built pages, without relative ones to folders
     """
     source = Path(page.file.abs_src_path or ROOT)
 
     def rewritten(link: re.Match[str]) -> str:
-        target = (source.parent / link[3]).resolve()
-        if target.is_dir():
-            return link[2]
-        if not target.is_file() or not target.is_relative_to(ROOT):
-            return link[0]  # mkdocs says what is wrong
+        target = local(source, link[3])
+        if target is not None and target.is_dir():
+            return link[0] if ADDRESS.match(link[3]) else link[2]
+        if target is None or not target.is_file() or not target.is_relative_to(ROOT):
+            return link[0]  # another site, or a wrong link, which mkdocs or the tests report
         there = os.path.relpath(place(target), os.path.dirname(place(source)) or ".").replace(os.sep, "/")
         return f"{link[1]}[{link[2]}]({there}{link[4] or ''})"
 

@@ -3,6 +3,8 @@
 import re
 import sys
 from pathlib import Path
+from runpy import run_path
+from types import SimpleNamespace
 
 import pytest
 
@@ -67,17 +69,55 @@ def test_every_method_has_a_page_and_every_page_is_in_the_menu():
     for name in texts:
         assert f"- {name}\n" in menu
     for method in sb3_mpc.__all__:
-        assert any(f"::: sb3_mpc.{method}\n" in text and '"can_i_use.md"' in text for text in texts.values()), method
+        pages = [text for text in texts.values() if f"::: sb3_mpc.{method}\n" in text]
+        assert any("from_sac.md#what-is-supported" in text for text in pages), method
 
 
 TEXTS = [*ROOT.glob("*.md"), ROOT / "zoo" / "README.md", *(ROOT / "docs" / "pages").glob("*.md")]
+HOOK = run_path(str(ROOT / "docs" / "repository.py"))
 
 
 @pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.name)
 def test_links_hold_in_the_repository(page):
-    for target, heading in re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)]*))?\)", page.read_text()):
-        path = (page.parent / target).resolve() if target else page
+    """Also those that are written in full."""
+    for _, _, target, heading in HOOK["LINK"].findall(page.read_text()):
+        path = HOOK["local"](page, target)
+        if path is None:
+            continue
         assert path.exists(), target
         if heading:
-            titles = re.findall(r"^#+ (.*)", path.read_text(), re.MULTILINE)
-            assert heading in [re.sub(r"[^\w\- ]", "", title).lower().replace(" ", "-") for title in titles], heading
+            check_heading(path, heading)
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.name)
+def test_links_within_a_page_hold(page):
+    for heading in re.findall(r"\]\((#[^)]*)\)", page.read_text()):
+        check_heading(page, heading)
+
+
+def check_heading(page: Path, heading: str) -> None:
+    """
+    :param page: page
+    :param heading: anchor of a heading of it, with the leading #
+    """
+    titles = re.findall(r"^#+ (.*)", page.read_text(), re.MULTILINE)
+    assert heading[1:] in [re.sub(r"[^\w\- ]", "", title).lower().replace(" ", "-") for title in titles], heading
+
+
+def test_front_page_is_short_and_its_links_also_work_on_pypi():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 130
+    for picture, _, target, _ in HOOK["LINK"].findall(text):
+        assert target.startswith("https://"), target
+        if picture:
+            assert target.startswith("https://raw.githubusercontent.com/"), target
+
+
+def test_links_in_full_lead_to_the_built_pages():
+    github = f"https://github.com/{HOOK['REPOSITORY']}"
+    raw = f"https://raw.githubusercontent.com/{HOOK['REPOSITORY']}/main"
+    links = f"![a]({raw}/envs/suites.png) [b]({github}/blob/main/docs/pages/faq.md#faq) "
+    others = f"[c]({github}/tree/main/examples) [d](https://arxiv.org/abs/2310.16828)"
+    page = SimpleNamespace(file=SimpleNamespace(abs_src_path=str(ROOT / "zoo" / "README.md")))
+    built = HOOK["on_page_markdown"](links + others, page, None, None)
+    assert built == "![a](../envs/suites.png) [b](../faq.md#faq) " + others
