@@ -9,7 +9,7 @@ is made::
 
     env = gym.make("dmc/walker-walk-v0")
 
-``python -m sb3_mpc.envs`` lists what there is, ``python -m sb3_mpc.envs --check`` tries it out.
+``python -m sb3_mpc.envs`` lists suites and tasks, ``python -m sb3_mpc.envs --check`` tests the installed suites.
 """
 
 from sb3_mpc.envs import dmc, humanoid_bench, maniskill, metaworld, myosuite

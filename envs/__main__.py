@@ -1,6 +1,6 @@
 """
 ``python -m sb3_mpc.envs`` lists the suites and their tasks; ``python -m sb3_mpc.envs dmc`` makes each task of a suite
-and adds the sizes of observations and actions; ``--check`` makes, steps and draws one task of every installed suite.
+and adds the sizes of observations and actions; ``--check`` makes, steps and renders one task of every installed suite.
 """
 
 import argparse
@@ -19,14 +19,14 @@ from sb3_mpc.envs.registry import Suite
 
 
 def main() -> int:
-    """:return: the exit status: 1 if something that is installed does not work"""
+    """:return: the exit status: 1 if an installed suite does not work"""
     parser = argparse.ArgumentParser(prog="python -m sb3_mpc.envs", description=__doc__)
     parser.add_argument("suite", nargs="*", help=f"of {', '.join(SUITES)}; all if none is given", metavar="SUITE")
-    parser.add_argument("--check", action="store_true", help="make, step and draw one task of every installed suite")
+    parser.add_argument("--check", action="store_true", help="make, step and render one task of every installed suite")
     args = parser.parse_args()
     for name in args.suite:
         if name not in SUITES:
-            parser.error(f'There is no suite "{name}"; there are {", ".join(SUITES)}.')
+            parser.error(f'There is no suite "{name}": use {", ".join(SUITES)}.')
     suites = [SUITES[name] for name in args.suite or SUITES]
     if args.check:
         failed = [suite for suite in suites if not check(suite)]
@@ -78,10 +78,10 @@ def list_with_sizes(suite: Suite) -> None:
 
 def check(suite: Suite) -> bool:
     """
-    Try a suite out and print what works and what does not, with what would help.
+    Test a suite and print whether it works, with the error if not.
 
-    :param suite: The suite
-    :return: False if it is installed and does not work; drawing does not count, since states need none
+    :param suite: the suite
+    :return: False if it is installed and does not work; failed rendering is tolerated, since states do not need it
     """
     if suite.version is None:
         print(f"{suite.title}: not installed: {suite.install}")
@@ -105,17 +105,17 @@ def check(suite: Suite) -> bool:
     try:
         with quiet():
             frame: Any = env.render()
-        drawn = "draws" if isinstance(frame, np.ndarray) and frame.std() > 0 else "draws nothing but one colour"
+        rendering = "renders" if isinstance(frame, np.ndarray) and frame.std() > 0 else "renders only one colour"
     except Exception as error:
-        drawn = f"works on states but does not draw: {error}"
-    print(f"{suite.title} {suite.version}: {task_id} runs, {speed:.0f} decisions/s; {drawn}", flush=True)
+        rendering = f"works with states but does not render: {error}"
+    print(f"{suite.title} {suite.version}: {task_id} runs, {speed:.0f} decisions/s; {rendering}", flush=True)
     env.close()
     return True
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep what simulators print and warn of while they are loaded away from the list."""
+    """Suppress the output and the warnings of simulators."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield

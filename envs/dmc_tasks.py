@@ -1,8 +1,8 @@
 """
 The eleven tasks that TD-MPC2 (https://arxiv.org/abs/2310.16828) adds to the DeepMind Control Suite.
 
-Each is a task of dm_control with another reward; physics, observations, first states and time limits are those of its
-domain but for longer floors, the arm with three links and the first states of the ball in the cup. Importing this
+Each is a task of dm_control with another reward; physics, observations, initial states and time limits are those of its
+domain, except for longer floors, the arm with three links and the initial states of the ball in the cup. Importing this
 module imports dm_control.
 """
 
@@ -21,13 +21,13 @@ INFINITY = float("inf")
 
 def linear(value: float | np.floating, bounds: tuple[float, float], margin: float, value_at_margin: float) -> float:
     """
-    Score a value: 1 within the bounds, less by a linear ramp outside of them.
+    Score a value: 1 within the bounds, decreasing linearly outside of them.
 
-    :param value: The value
-    :param bounds: Lower and upper end of the range that is wanted
-    :param margin: Distance from the range at which the score is ``value_at_margin``
-    :param value_at_margin: Score at that distance
-    :return: The score in [0, 1]
+    :param value: the value
+    :param bounds: lower and upper end of the desired range
+    :param margin: distance from the range at which the score is ``value_at_margin``
+    :param value_at_margin: score at that distance
+    :return: the score in [0, 1]
     """
     return float(tolerance(value, bounds, margin, "linear", value_at_margin))
 
@@ -36,8 +36,8 @@ def high(height: float) -> float:
     """
     Score a height in metres.
 
-    :param height: Height of a body above the floor
-    :return: 1 from 1.2 metres on, falling to 0.1 at 0.6 metres
+    :param height: height of a body above the floor in metres
+    :return: 1 at 1.2 metres or more, decreasing to 0.1 at 0.6 metres
     """
     return float(tolerance(height, (1.2, INFINITY), margin=0.6))
 
@@ -46,8 +46,8 @@ class WalkerBackwards(walker.PlanarWalker):
     """
     Walk or run backwards, upright.
 
-    :param speed: Speed in m/s from which on the reward is full
-    :param random: Random stream of the first states
+    :param speed: speed in m/s from which the reward is largest
+    :param random: random number generator of the initial states
     """
 
     def __init__(self, speed: float, random: np.random.RandomState) -> None:
@@ -55,7 +55,7 @@ class WalkerBackwards(walker.PlanarWalker):
         self.speed = speed
 
     def get_reward(self, physics: Any) -> float:
-        """:return: The reward of the present state, in [0, 1]"""
+        """:return: the reward of the present state, in [0, 1]"""
         stand = (3 * high(physics.torso_height()) + (1 + physics.torso_upright()) / 2) / 4
         move = linear(physics.horizontal_velocity(), (-INFINITY, -self.speed), self.speed / 2, 0.5)
         return float(stand * (5 * move + 1) / 6)
@@ -65,16 +65,16 @@ class CheetahBackwards(cheetah.Cheetah):
     """Run backwards."""
 
     def get_reward(self, physics: Any) -> float:
-        """:return: The reward of the present state, in [0, 1]"""
+        """:return: the reward of the present state, in [0, 1]"""
         return linear(physics.speed(), (-INFINITY, -8), 8, 0)
 
 
 class CheetahOnOneFoot(cheetah.Cheetah):
     """
-    Run forwards on one pair of legs, the other one high up.
+    Run forwards on one leg, with the other foot raised.
 
-    :param raised: Name of the foot that is up, ``"bfoot"`` (back) or ``"ffoot"`` (front)
-    :param random: Random stream of the first states
+    :param raised: name of the raised foot, ``"bfoot"`` (back) or ``"ffoot"`` (front)
+    :param random: random number generator of the initial states
     """
 
     def __init__(self, raised: str, random: np.random.RandomState) -> None:
@@ -82,17 +82,17 @@ class CheetahOnOneFoot(cheetah.Cheetah):
         self.raised = raised
 
     def get_reward(self, physics: Any) -> float:
-        """:return: The reward of the present state, in [0, 1]"""
+        """:return: the reward of the present state, in [0, 1]"""
         foot, torso = physics.named.data.xpos[[self.raised, "torso"], "z"]
         up = (3 * high(foot) + 2 * high(torso)) / 5
         return up * (5 * linear(physics.speed(), (6, INFINITY), 6, 0) + 1) / 6
 
 
 class CheetahJump(cheetah.Cheetah):
-    """Be high up with torso and both feet, without running."""
+    """Lift torso and both feet high up, without running."""
 
     def get_reward(self, physics: Any) -> float:
-        """:return: The reward of the present state, in [0, 1]"""
+        """:return: the reward of the present state, in [0, 1]"""
         back, front, torso = physics.named.data.xpos[["bfoot", "ffoot", "torso"], "z"]
         up = (high((torso + back) / 2) + high((torso + front) / 2)) / 2
         return (5 * up + linear(physics.speed(), (-0.5, 0.5), 0.5, 0)) / 6
@@ -102,14 +102,14 @@ class HopperBackwards(hopper.Hopper):
     """
     Hop backwards.
 
-    :param random: Random stream of the first states
+    :param random: random number generator of the initial states
     """
 
     def __init__(self, random: np.random.RandomState) -> None:
         super().__init__(hopping=True, random=random)
 
     def get_reward(self, physics: Any) -> float:
-        """:return: The reward of the present state, in [0, 1]"""
+        """:return: the reward of the present state, in [0, 1]"""
         return float(tolerance(physics.height(), (0.6, 2))) * linear(physics.speed(), (-INFINITY, -1), 0.5, 0.5)
 
 
@@ -117,12 +117,12 @@ class PendulumSpin(pendulum.SwingUp):
     """Spin fast, in either direction."""
 
     def get_reward(self, physics: Any) -> float:
-        """:return: The reward of the present state, in [0, 1]"""
+        """:return: the reward of the present state, in [0, 1]"""
         return linear(np.linalg.norm(physics.angular_velocity()), (9, INFINITY), 4.5, 0.5)
 
 
 class CupSpin(ball_in_cup.BallInCup):
-    """Swing the ball around the cup, far away and fast. Nine of ten episodes begin with the ball in the cup."""
+    """Swing the ball around the cup, far from it and fast. Nine of ten episodes begin with the ball in the cup."""
 
     def initialize_episode(self, physics: Any) -> None:
         """Draw positions of the ball until one is free of collisions and, mostly, in the cup."""
@@ -133,7 +133,7 @@ class CupSpin(ball_in_cup.BallInCup):
                 return
 
     def get_reward(self, physics: Any) -> float:
-        """:return: The reward of the present state, in [0, 1]"""
+        """:return: the reward of the present state, in [0, 1]"""
         distance = linear(np.linalg.norm(physics.ball_to_target()), (0.5, INFINITY), 0.25, 0.5)
         speed = linear(np.linalg.norm(physics.named.data.qvel[["ball_x", "ball_z"]]), (6, INFINITY), 3, 0.5)
         return (1 - physics.in_target()) * (distance + 2 * speed) / 3
@@ -175,7 +175,7 @@ def three_link_reacher() -> str:
 
 TaskMaker = Callable[[np.random.RandomState], base.Task]
 
-#: (domain, task) as in dm_control -> what makes the task from a random stream
+#: (domain, task) as in dm_control -> function that makes the task from a random number generator
 TASKS: dict[tuple[str, str], TaskMaker] = {
     ("ball_in_cup", "spin"): CupSpin,
     ("cheetah", "run_backwards"): CheetahBackwards,
@@ -190,7 +190,7 @@ TASKS: dict[tuple[str, str], TaskMaker] = {
     ("walker", "run_backwards"): partial(WalkerBackwards, 8.0),
 }
 
-# Module of the domain, and seconds of a control step as in dm_control, where a thousand of them are an episode
+# Module of the domain, and control time step in seconds as in dm_control, whose episodes have 1000 of them
 _DOMAINS: dict[str, tuple[Any, float]] = {
     "ball_in_cup": (ball_in_cup, 0.02),
     "cheetah": (cheetah, 0.01),
@@ -200,7 +200,7 @@ _DOMAINS: dict[str, tuple[Any, float]] = {
     "walker": (walker, 0.025),
 }
 
-# Half the length of the floors in metres. It is a matter of looks: the simulated floor is endless.
+# Half the length of the floors in metres. It matters for rendering only: the simulated floor is infinite.
 _FLOORS = {"cheetah": ("ground", 200.0), "walker": ("floor", 500.0)}
 
 
@@ -209,9 +209,9 @@ def load(domain: str, task: str, random: np.random.RandomState) -> control.Envir
     Load one of the tasks, as ``dm_control.suite.load`` loads those of dm_control.
 
     :param domain: dm_control's name of the domain
-    :param task: Name of the task in ``TASKS``
-    :param random: Random stream of the first states
-    :return: The environment
+    :param task: name of the task in ``TASKS``
+    :param random: random number generator of the initial states
+    :return: the environment
     """
     module, control_timestep = _DOMAINS[domain]
     xml, assets = module.get_model_and_assets()

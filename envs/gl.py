@@ -1,4 +1,4 @@
-"""Drawing with MuJoCo, and the choice of an OpenGL backend on machines without a display."""
+"""Rendering with MuJoCo, and the choice of an OpenGL backend on machines without a display."""
 
 import ctypes
 import ctypes.util
@@ -16,10 +16,10 @@ def set_headless_backend() -> None:
     """
     Set ``MUJOCO_GL`` where MuJoCo's own choice would fail, to be called before a simulator is imported.
 
-    MuJoCo and dm_control try GLFW first. It imports without a display and fails when the first frame is drawn, so on
-    Linux without a display we choose EGL, else OSMesa, else no rendering at all: training on states needs none and
-    must not fail for the lack of it. A ``MUJOCO_GL`` set by the user is left alone, and so are desktops and other
-    systems, where MuJoCo chooses well. The variable is inherited by worker processes, so they choose alike.
+    MuJoCo and dm_control try GLFW first. It imports without a display and fails when the first frame is rendered. So on
+    Linux without a display we choose EGL, else OSMesa, else no rendering, which training on states does not need. A
+    ``MUJOCO_GL`` set by the user is not changed; on desktops and other systems MuJoCo's own choice works. Worker
+    processes inherit the variable and so the backend.
     """
     has_display = "DISPLAY" in os.environ or "WAYLAND_DISPLAY" in os.environ
     if not sys.platform.startswith("linux") or has_display or os.environ.get("MUJOCO_GL"):
@@ -35,9 +35,9 @@ def set_headless_backend() -> None:
 
 def _has_egl_device() -> bool:
     """
-    Ask EGL for its devices; the library alone may be there without a driver, and dm_control then fails at import.
+    Ask EGL for its devices; the library may be installed without a driver, and dm_control then fails at import.
 
-    :return: Whether EGL is installed and offers at least one device (a GPU or Mesa's software renderer)
+    :return: whether EGL is installed and offers at least one device (a GPU or Mesa's software renderer)
     """
     try:
         egl = ctypes.CDLL("libEGL.so.1")
@@ -56,23 +56,23 @@ def _has_egl_device() -> bool:
 
 @contextmanager
 def explain_missing_gl() -> Iterator[None]:
-    """Turn the errors of MuJoCo and dm_control about OpenGL, whose types differ, into one that says what to do."""
+    """Turn errors of MuJoCo and dm_control about OpenGL, whose types differ, into one that names the fix."""
     try:
         yield
     except Exception as error:
         if "GL" not in str(error):
             raise
         raise RuntimeError(
-            "This needs OpenGL for drawing: install EGL (on Debian or Ubuntu `apt install libegl1 libgl1-mesa-dri`) "
+            "Rendering needs OpenGL: install EGL (on Debian or Ubuntu `apt install libegl1 libgl1-mesa-dri`) "
             "and unset the environment variable MUJOCO_GL, or set it to a backend that works (egl, osmesa, glfw)."
         ) from error
 
 
 class MujocoCamera:
     """
-    Draws a simulation of MuJoCo through one camera, in any size.
+    Renders a MuJoCo simulation through one camera, in any size.
 
-    :param camera: Name or number of a camera of the model; -1 for one that sees the whole model
+    :param camera: name or number of a camera of the model; -1 for one that sees the whole model
     """
 
     def __init__(self, camera: str | int) -> None:
@@ -81,19 +81,19 @@ class MujocoCamera:
 
     def frame(self, model: Any, data: Any, height: int, width: int) -> NDArray[np.uint8]:
         """
-        Draw the present state.
+        Render the present state.
 
-        :param model: The ``mujoco.MjModel``
-        :param data: Its ``mujoco.MjData``
-        :param height: Height in pixels
-        :param width: Width in pixels
-        :return: The frame [height, width, 3]
+        :param model: the ``mujoco.MjModel``
+        :param data: its ``mujoco.MjData``
+        :param height: height in pixels
+        :param width: width in pixels
+        :return: the frame [height, width, 3]
         """
         import mujoco
 
-        # The renderer is slow to create and drawn upon by one model in one size.
-        drawn = self._renderer
-        if drawn is None or drawn.model is not model or (drawn.height, drawn.width) != (height, width):
+        # A renderer is slow to create and serves one model in one size.
+        renderer = self._renderer
+        if renderer is None or renderer.model is not model or (renderer.height, renderer.width) != (height, width):
             self.close()
             buffer = model.vis.global_
             buffer.offheight, buffer.offwidth = max(buffer.offheight, height), max(buffer.offwidth, width)

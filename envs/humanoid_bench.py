@@ -1,12 +1,12 @@
 """
 HumanoidBench: ``humanoid-bench/<robot>-<task>-v0`` with the robots ``h1hand`` (with dexterous hands) and ``h1``.
 
-The protocol is that of its paper: no action repeat, the benchmark's own time limits, most of 1000 steps, and an end
-where the robot falls. An episode is a success once its return reaches the task's success bar. That is what
-``info["success"]`` says, in place of what some of the manipulation tasks call so.
+The protocol is that of its paper: no action repeat, the benchmark's own time limits, most of 1000 steps, and a
+termination when the robot falls. An episode is a success once its return reaches the task's success bar;
+``info["success"]`` reports this, and replaces the entry of that name that some manipulation tasks have.
 
-The package asks for versions from 2024 of everything that it uses. With ``pip install --no-deps`` it runs on today's
-nevertheless, because what has become incompatible is replaced while it is imported; its files stay as they are.
+The package requires versions from 2024 of its dependencies. Installed by ``pip install --no-deps`` it runs with present
+versions, because incompatible modules are replaced when it is imported; its files are not changed.
 """
 
 import importlib.util
@@ -29,15 +29,15 @@ _LOCOMOTION = """
     stand walk run reach hurdle crawl maze sit_simple sit_hard balance_simple balance_hard stair slide pole
 """
 
-# The manipulation tasks that load, by robot. Of the others, kitchen's model is refused by MuJoCo 3, and highbar has no
-# model with hands.
+# The manipulation tasks that load, by robot. MuJoCo 3 rejects the model of kitchen, and highbar has no model with
+# hands.
 _MANIPULATION = {
     "h1hand": "basketball bookshelf_simple bookshelf_hard cabinet cube door insert_normal insert_small package "
     "powerlift push room spoon truck window",
     "h1": "basketball door highbar_simple package push truck",
 }
 
-# Of 1000 steps are the episodes of all tasks but these.
+# Episodes of all other tasks have 1000 steps.
 _LIMITS = {"basketball": 500, "cube": 500, "insert_normal": 500, "insert_small": 500, "push": 500}
 
 SUITE = Suite(
@@ -50,7 +50,7 @@ SUITE = Suite(
         "&& pip install --no-deps -e humanoid-bench"
     ),
     metric="return, and success: return >= the task's bar",
-    protocol="action repeat 1, 1000 steps (some manipulation tasks 500), ends with a fall",
+    protocol="action repeat 1, 1000 steps (some manipulation tasks 500), terminates at a fall",
     sample="h1hand-walk-v0",
     tasks={
         f"{robot}-{task.replace('_', '-')}-v0": Task(_LIMITS.get(task, 1000), {"robot": robot, "task": task})
@@ -71,16 +71,16 @@ def make(
     camera: str | None = None,
 ) -> gym.Env:
     """
-    Make an environment without the time limit of ``gym.make``, which passes its keyword arguments on to here.
+    Entry point of ``gym.make``, which passes keyword arguments on and adds the time limit.
 
-    :param robot: One of ``ROBOTS``
+    :param robot: one of ``ROBOTS``
     :param task: HumanoidBench's name of the task, such as ``"sit_simple"``
-    :param action_repeat: Steps of the benchmark per decision; its time limit then counts decisions
+    :param action_repeat: steps of the benchmark per decision; its time limit then counts decisions
     :param render_mode: ``"rgb_array"`` or None
-    :param width: Width in pixels of the frames of ``render()``
-    :param height: Height in pixels of the frames of ``render()``
-    :param camera: Name of the camera for ``render()``; None for the task's own
-    :return: The environment
+    :param width: width in pixels of the frames of ``render()``
+    :param height: height in pixels of the frames of ``render()``
+    :param camera: name of the camera for ``render()``; None for the task's own
+    :return: the environment
     """
     return ControlInterface(HumanoidBench(robot, task, render_mode, width, height, camera), action_repeat)
 
@@ -89,12 +89,12 @@ class HumanoidBench(RenderedEnv):
     """
     A task of HumanoidBench: observations are float64 vectors [D], actions float32 vectors [A] in [-1, 1].
 
-    :param robot: One of ``ROBOTS``
+    :param robot: one of ``ROBOTS``
     :param task: HumanoidBench's name of the task
     :param render_mode: ``"rgb_array"`` or None
-    :param width: Width in pixels of the frames of ``render()``
-    :param height: Height in pixels of the frames of ``render()``
-    :param camera: Name of the camera; None for the task's own
+    :param width: width in pixels of the frames of ``render()``
+    :param height: height in pixels of the frames of ``render()``
+    :param camera: name of the camera; None for the task's own
     """
 
     def __init__(
@@ -114,32 +114,32 @@ class HumanoidBench(RenderedEnv):
         """
         Start an episode.
 
-        :param seed: Determines the whole episode; without it the random stream goes on
-        :param options: Not used
-        :return: The first observation [D] and the info of the benchmark
+        :param seed: determines the whole episode; without it the random number generator continues
+        :param options: not used
+        :return: the first observation [D] and the info of the benchmark
         """
         super().reset(seed=seed)
         self._return = 0.0
         if hasattr(self.humanoid.task, "step_counter"):
-            self.humanoid.task.step_counter = 0  # by which spoon's target turns, on and on
+            self.humanoid.task.step_counter = 0  # spoon's target turns with it; the benchmark never resets it
         episode = int(self.np_random.integers(2**31))
-        # Some tasks draw from NumPy's global stream, which is not ours to change. And package shows the destination of
-        # the episode before in its first observation; when the same episode is begun twice, that is the right one.
-        shared = np.random.get_state()
+        # Some tasks draw from NumPy's global generator, which we restore afterwards. The first observation of package
+        # has the destination of the previous episode: after two resets with one seed it is the right one.
+        global_state = np.random.get_state()
         try:
             for _ in range(2):
                 np.random.seed(episode)
                 observation, info = self.humanoid.reset(seed=episode)
         finally:
-            np.random.set_state(shared)
+            np.random.set_state(global_state)
         return observation, info
 
     def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float64], float, bool, bool, dict[str, Any]]:
         """
         Carry out one step.
 
-        :param action: The action [A] in [-1, 1]
-        :return: The observation [D], the reward, whether the episode terminated (the robot fell), whether it was
+        :param action: the action [A] in [-1, 1]
+        :return: the observation [D], the reward, whether the episode terminated (the robot fell), whether it was
             truncated (never), and the terms of the reward as info, with ``"success"``: whether the return so far
             reaches the task's success bar
         """
@@ -149,16 +149,16 @@ class HumanoidBench(RenderedEnv):
 
     def frame(self, height: int, width: int) -> NDArray[np.uint8]:
         """
-        Draw the present state.
+        Render the present state.
 
-        :param height: Height in pixels
-        :param width: Width in pixels
-        :return: The frame [height, width, 3]
+        :param height: height in pixels
+        :param width: width in pixels
+        :return: the frame [height, width, 3]
         """
         return self._camera.frame(self.humanoid.model, self.humanoid.data, height, width)
 
     def close(self) -> None:
-        """Free what the frames were drawn with."""
+        """Free the renderer."""
         self._camera.close()
 
 
@@ -166,30 +166,30 @@ def _load(robot: str, task: str) -> Any:
     """
     Load a task with position control.
 
-    :param robot: One of ``ROBOTS``
+    :param robot: one of ``ROBOTS``
     :param task: HumanoidBench's name of the task
-    :return: The ``humanoid_bench.env.HumanoidEnv``
+    :return: the ``humanoid_bench.env.HumanoidEnv``
     """
     set_headless_backend()
     with SUITE.importing():
         _replace_incompatible_modules()
         from humanoid_bench.env import TASKS, HumanoidEnv
-    # Without a render mode, for else every environment opens a window or a context of OpenGL at once.
+    # Without a render mode: otherwise every environment would open a window or an OpenGL context at once.
     return HumanoidEnv(robot=robot, control="pos", task=task, render_mode=None, **TASKS[task].kwargs)
 
 
 def _replace_incompatible_modules() -> None:
-    """Put what humanoid_bench is to find in place of its modules that do not run on today's versions."""
+    """Replace modules of humanoid_bench that do not run with present versions of its dependencies."""
     package = importlib.util.find_spec("humanoid_bench")
     if package is None or package.submodule_search_locations is None:
         raise ModuleNotFoundError(name="humanoid_bench")
     from dm_control.mujoco import index
     from dm_control.mujoco.wrapper.mjbindings import sizes
 
-    # Pretrained low-level policies, which the tasks do not use, converted by a module that imports jax
+    # It converts pretrained low-level policies, which the tasks do not use, and imports jax
     policies = ModuleType("humanoid_bench.mjx.flax_to_torch")
     vars(policies).update(TorchModel=None, TorchPolicy=None)
-    # Among other modules, which stay, copies of two of dm_control's that were made for an older MuJoCo
+    # Two of its modules are copies of dm_control's for an older MuJoCo; the others are kept
     dm_control_parts = ModuleType("humanoid_bench.dmc_deps")
     dm_control_parts.__path__ = [f"{folder}/dmc_deps" for folder in package.submodule_search_locations]
     vars(dm_control_parts).update(dmc_index=index, dmc_sizes=sizes)

@@ -2,9 +2,9 @@
 ManiSkill 3: ``maniskill/<task>-v1`` for tasks of the TD-MPC2 papers and ``maniskill/<its own id>`` for the others.
 
 The protocol of the papers: states as observations, end-effector control, every action repeated twice, 100 decisions
-whatever happens, the normalised dense reward, and success if the last step is one. ManiSkill 3 has no dense reward for
-turn-faucet, which has the sparse one, and no lift-cube. Under ManiSkill's own ids, such as
-``maniskill/PegInsertionSide-v1``, its own controllers, time limits and terminations (at success) hold.
+without termination, the normalised dense reward, and success at the last step. In ManiSkill 3, turn-faucet has no dense
+reward, so that it has the sparse one, and there is no lift-cube. ManiSkill's own ids, such as
+``maniskill/PegInsertionSide-v1``, have its own controllers, time limits and terminations (at success).
 
 ``gym.make`` simulates on the CPU, with or without a Vulkan device; ``make_vec`` simulates thousands of environments on
 an NVIDIA GPU at once.
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 ACTION_REPEAT = 2
 
 _NO_VULKAN = (
-    "finds no device for it: install the driver of a GPU, or Mesa 24.3 or newer for drawing on the CPU (on Debian 12 "
+    "finds no device for it: install the driver of a GPU, or Mesa 24.3 or newer to render on the CPU (on Debian 12 "
     "`apt install -t bookworm-backports mesa-vulkan-drivers`)."
 )
 
@@ -43,7 +43,7 @@ PAPER_TASKS = {
     "turn-faucet": ("TurnFaucet-v1", "pd_ee_delta_pose"),
 }
 
-# ManiSkill's ids by the length of their episodes, without those that have no reward
+# ManiSkill's ids by the number of steps in an episode, without those that have no reward
 _STOCK = {
     50: "LiftPegUpright PickCube PickCubeSO100 PickCubeWidowXAI PickSingleYCB PlaceSphere PokeCube PullCube PushCube "
     "StackCube",
@@ -70,7 +70,7 @@ SUITE = Suite(
     distribution="mani-skill",
     install='pip install "sb3-mpc[maniskill]"',
     metric="success at the last step",
-    protocol="action repeat 2, 100 decisions; own ids: own limits, ends at success",
+    protocol="action repeat 2, 100 decisions; own ids: own limits, terminations at success",
     sample="pick-cube-v1",
     tasks={
         **{
@@ -97,16 +97,16 @@ def make(
     height: int = 384,
 ) -> gym.Env:
     """
-    Make an environment without the time limit of ``gym.make``, which passes its keyword arguments on to here.
+    Entry point of ``gym.make``, which passes keyword arguments on and adds the time limit.
 
     :param task: ManiSkill's id, such as ``"PickCube-v1"``
     :param control_mode: ManiSkill's name of a controller; None for the task's first one
-    :param action_repeat: Steps of ManiSkill per decision
-    :param terminates: Whether an episode ends where ManiSkill says so, that is with success or failure
-    :param render_mode: ``"rgb_array"`` or None; drawing needs a Vulkan device
-    :param width: Width in pixels of the frames of ``render()``
-    :param height: Height in pixels of the frames of ``render()``
-    :return: The environment
+    :param action_repeat: steps of ManiSkill per decision
+    :param terminates: whether ManiSkill's terminations, at success or failure, end an episode
+    :param render_mode: ``"rgb_array"`` or None; rendering needs a Vulkan device
+    :param width: width in pixels of the frames of ``render()``
+    :param height: height in pixels of the frames of ``render()``
+    :return: the environment
     """
     return ControlInterface(ManiSkill(task, control_mode, terminates, render_mode, width, height), action_repeat)
 
@@ -117,10 +117,10 @@ class ManiSkill(RenderedEnv):
 
     :param task: ManiSkill's id
     :param control_mode: ManiSkill's name of a controller; None for the task's first one
-    :param terminates: Whether an episode ends where ManiSkill says so
+    :param terminates: whether ManiSkill's terminations end an episode
     :param render_mode: ``"rgb_array"`` or None
-    :param width: Width in pixels of the frames of ``render()``
-    :param height: Height in pixels of the frames of ``render()``
+    :param width: width in pixels of the frames of ``render()``
+    :param height: height in pixels of the frames of ``render()``
     """
 
     def __init__(
@@ -140,18 +140,18 @@ class ManiSkill(RenderedEnv):
         """
         Start an episode.
 
-        :param seed: Determines the whole episode; without it the random stream goes on
-        :param options: Passed on to ManiSkill
-        :return: The first observation [D] and an empty info
+        :param seed: determines the whole episode; without it the random number generator continues
+        :param options: passed on to ManiSkill
+        :return: the first observation [D] and an empty info
         """
         super().reset(seed=seed)
-        # Without a seed of its own ManiSkill would draw the episode from PyTorch's global stream.
+        # Without a seed ManiSkill would draw the episode from PyTorch's global generator.
         episode = int(self.np_random.integers(2**31))
-        # PhysX remembers contacts of the past: what begins with a seed begins with a new simulation.
+        # PhysX keeps contacts of past episodes: a reset with a seed creates a new simulation.
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about what ManiSkill itself is made of
+            warnings.simplefilter("ignore")  # about ManiSkill's own code
             self.sapien.reset(seed=episode, options={"reconfigure": seed is not None, **(options or {})})
-        # Some tasks observe the contacts of the last step, which was one of the last episode.
+        # Some tasks observe the contacts of the previous step, which would be one of the previous episode.
         self.sapien.unwrapped.scene.step()
         observation, _ = self.sapien.reset(seed=episode, options=options)
         return observation[0].numpy(), {}
@@ -160,9 +160,9 @@ class ManiSkill(RenderedEnv):
         """
         Carry out one step.
 
-        :param action: The action [A]
-        :return: The observation [D], the reward, whether the episode terminated, whether it was truncated (never), and
-            as info ``"success"`` and ``"fail"`` where the task knows them
+        :param action: the action [A]
+        :return: the observation [D], the reward, whether the episode terminated, whether it was truncated (never), and
+            as info ``"success"`` and ``"fail"`` if the task reports them
         """
         observation, reward, terminated, _, info = self.sapien.step(action)
         ended = self.terminates and bool(terminated)
@@ -171,16 +171,18 @@ class ManiSkill(RenderedEnv):
 
     def frame(self, height: int, width: int) -> NDArray[np.uint8]:
         """
-        Draw the present state.
+        Render the present state.
 
-        :param height: Height in pixels, which must be the one given to the environment
-        :param width: Width in pixels, likewise
-        :return: The frame [height, width, 3]
+        :param height: height in pixels, which must be the one given to the environment
+        :param width: width in pixels, likewise
+        :return: the frame [height, width, 3]
+        :raises ValueError: if the size is another one
+        :raises RuntimeError: if there is no Vulkan device
         """
         if (height, width) != (self.height, self.width):
-            raise ValueError("ManiSkill draws in one size only: give width and height when the environment is made.")
+            raise ValueError("ManiSkill renders in one size only: give width and height when the environment is made.")
         if not _has_renderer():
-            raise RuntimeError(f"ManiSkill draws with Vulkan and {_NO_VULKAN}")
+            raise RuntimeError(f"ManiSkill renders with Vulkan and {_NO_VULKAN}")
         return np.asarray(self.sapien.unwrapped.render_rgb_array()[0].cpu().numpy())
 
     def close(self) -> None:
@@ -192,13 +194,14 @@ def make_vec(task_id: str, num_envs: int, sim_backend: str = "physx_cuda", **kwa
     """
     Simulate many environments at once on an NVIDIA GPU, for ``TDMPC2("MlpPolicy", make_vec(id, 1024))``.
 
-    :param task_id: An id as for ``gym.make``, such as ``"maniskill/pick-cube-v1"``
-    :param num_envs: Number of environments
+    :param task_id: an id as for ``gym.make``, such as ``"maniskill/pick-cube-v1"``
+    :param num_envs: number of environments
     :param sim_backend: ``"physx_cuda"``; ``"physx_cpu"`` simulates one environment only
-    :param kwargs: As for ``make``: ``control_mode``, ``action_repeat``, ``terminates``
-    :return: The environments, with SB3's monitor
+    :param kwargs: as for ``make``: ``control_mode``, ``action_repeat``, ``terminates``
+    :return: the environments, with SB3's monitor
+    :raises RuntimeError: if ``sim_backend`` needs a GPU and there is none
     """
-    # Here, for SB3 takes seconds to import, and the ids are to be had without it.
+    # Imported here, because SB3 takes seconds to import and registering the ids does not need it.
     from stable_baselines3.common.vec_env import VecMonitor
 
     from sb3_mpc.envs.maniskill_vec import ManiSkillVecEnv
@@ -219,14 +222,14 @@ def make_vec(task_id: str, num_envs: int, sim_backend: str = "physx_cuda", **kwa
 
 def _load(task: str, control_mode: str | None, num_envs: int, sim_backend: str, size: tuple[int, int]) -> Any:
     """
-    Load a task with states as observations and the normalised dense reward, or the sparse one where that is all.
+    Load a task with states as observations and the normalised dense reward, or the sparse one if there is no other.
 
     :param task: ManiSkill's id
     :param control_mode: ManiSkill's name of a controller; None for the task's first one
-    :param num_envs: Number of environments in one simulation
+    :param num_envs: number of environments in one simulation
     :param sim_backend: ``"physx_cpu"`` or ``"physx_cuda"``
-    :param size: Width and height of frames in pixels
-    :return: The ``mani_skill.envs.sapien_env.BaseEnv``, its actions flattened
+    :param size: width and height of frames in pixels
+    :return: the ``mani_skill.envs.sapien_env.BaseEnv``, its actions flattened
     """
     with SUITE.importing():
         import mani_skill.envs  # noqa: F401  (registers the tasks)
@@ -236,7 +239,7 @@ def _load(task: str, control_mode: str | None, num_envs: int, sim_backend: str, 
 
     from mani_skill.utils.logging_utils import logger
 
-    logger.setLevel(logging.ERROR)  # it has a lot to say about its own tasks
+    logger.setLevel(logging.ERROR)  # it logs many warnings about its own tasks
     renderer = "none"
     if _has_renderer():
         renderer = "gpu" if torch.cuda.is_available() else "cpu"
@@ -257,7 +260,7 @@ def _load(task: str, control_mode: str | None, num_envs: int, sim_backend: str, 
 
 
 def _has_renderer() -> bool:
-    """:return: whether Sapien finds a Vulkan device that it can draw with"""
+    """:return: whether Sapien finds a Vulkan device to render with"""
     import sapien
 
     if not isinstance(sapien.render.RenderMaterial, type) or issubclass(sapien.render.RenderMaterial, _Nothing):
@@ -270,7 +273,7 @@ def _has_renderer() -> bool:
 
 
 class _Nothing:
-    """Takes the place of the parts that things are drawn with: everything can be done with it, and nothing happens."""
+    """Replacement of the rendering classes: it accepts any call and any access to attributes, and does nothing."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
@@ -284,26 +287,26 @@ class _Nothing:
 
 
 def _do_without_renderer() -> None:
-    """Keep ManiSkill, which describes how things look even if nothing is drawn, from asking for a Vulkan device."""
+    """Replace the rendering classes that ManiSkill uses even without rendering, and that need a Vulkan device."""
     import sapien
 
     for name in ("RenderMaterial", "RenderTexture2D", "RenderShapeTriangleMesh", "RenderBodyComponent"):
-        real = getattr(sapien.render, name)
-        if issubclass(real, _Nothing):
+        original = getattr(sapien.render, name)
+        if issubclass(original, _Nothing):
             continue
-        nothing = type(name, (_Nothing,), {})
+        replacement = type(name, (_Nothing,), {})
         for module in list(sys.modules.values()):
-            if vars(module).get(name) is real:
-                setattr(module, name, nothing)
+            if vars(module).get(name) is original:
+                setattr(module, name, replacement)
 
 
 @contextmanager
 def _failures_explained(task: str, renderer: str) -> Iterator[None]:
     """
-    Raise errors that say what to do, above all where ManiSkill would ask on the terminal whether to download assets.
+    Raise errors that name the fix, in particular where ManiSkill would ask on the terminal to download assets.
 
     :param task: ManiSkill's id
-    :param renderer: ``"none"`` where there is no Vulkan device
+    :param renderer: ``"none"`` if there is no Vulkan device
     """
     from mani_skill.utils import download_asset
 
@@ -323,9 +326,9 @@ def _failures_explained(task: str, renderer: str) -> Iterator[None]:
         if not told:
             raise
         raise FileNotFoundError(f"{missing} {assets}") from error
-    except AttributeError as error:  # it looks for a part that only things with an appearance have
+    except AttributeError as error:  # ManiSkill uses a rendering component that was not created
         if renderer != "none":
             raise
-        raise RuntimeError(f"{task} needs Vulkan even if nothing is drawn and {_NO_VULKAN}") from error
+        raise RuntimeError(f"{task} needs Vulkan even without rendering and {_NO_VULKAN}") from error
     finally:
         download_asset.prompt_yes_no = ask

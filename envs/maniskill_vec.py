@@ -14,12 +14,12 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvO
 class ManiSkillVecEnv(VecEnv):
     """
     Many environments in one simulation, under the protocol of ``ControlInterface``: actions in [-1, 1], repeated
-    actions, summed rewards, time limits in decisions. Environments whose episode has ended begin the next one alone.
+    actions, summed rewards, time limits in decisions. An environment whose episode has ended is reset alone.
 
     :param env: ManiSkill's environment
-    :param spec: Of the id; its time limit holds
-    :param action_repeat: Steps of ManiSkill per decision
-    :param terminates: Whether an episode ends where ManiSkill says so
+    :param spec: spec of the id, which has the time limit
+    :param action_repeat: steps of ManiSkill per decision
+    :param terminates: whether ManiSkill's terminations end an episode
     """
 
     def __init__(self, env: Any, spec: EnvSpec, action_repeat: int, terminates: bool) -> None:
@@ -47,9 +47,9 @@ class ManiSkillVecEnv(VecEnv):
 
     def step_async(self, actions: np.ndarray) -> None:
         """
-        Remember the actions.
+        Keep the actions for :meth:`step_wait`.
 
-        :param actions: In [-1, 1], [num_envs, A]
+        :param actions: actions [num_envs, A] in [-1, 1]
         """
         self._actions = actions
 
@@ -59,26 +59,26 @@ class ManiSkillVecEnv(VecEnv):
         native = self._low + (self._high - self._low) * (actions + 1) / 2
         terminated = th.zeros(self.num_envs, dtype=th.bool, device=self.device)
         rewards = th.zeros(self.num_envs, device=self.device)
-        observations = known = None
+        observations = successes = None
         for _ in range(self.action_repeat):
-            seen, reward, ended, _, info = self.env.step(native)
+            latest, reward, ended, _, info = self.env.step(native)
             success = {key: info[key].bool() for key in ("success",) if key in info}
-            if observations is None or known is None:
-                observations, known = seen, success
-            else:  # what has ended within the decision stays as it ended
-                observations = th.where(terminated[:, None], observations, seen)
-                known = {key: th.where(terminated, known[key], success[key]) for key in success}
+            if observations is None or successes is None:
+                observations, successes = latest, success
+            else:  # environments that terminated before the last repetition keep what they returned then
+                observations = th.where(terminated[:, None], observations, latest)
+                successes = {key: th.where(terminated, successes[key], success[key]) for key in success}
             rewards += th.where(terminated, th.zeros_like(rewards), reward)
             if self.terminates:
                 terminated = terminated | ended.bool()
-        assert observations is not None and known is not None
+        assert observations is not None and successes is not None
         self._decisions += 1
         ends = terminated.cpu().numpy()
         truncated = ~ends & (self._decisions >= (self.spec.max_episode_steps or np.inf))
         done = ends | truncated
         after = observations.cpu().numpy()
         infos: list[dict[str, Any]] = [{"TimeLimit.truncated": bool(cut)} for cut in truncated]
-        for values in known.values():
+        for values in successes.values():
             for info, value in zip(infos, values.cpu().numpy(), strict=True):
                 info["success"] = info["is_success"] = bool(value)
         if done.any():
@@ -95,7 +95,7 @@ class ManiSkillVecEnv(VecEnv):
         self.env.close()
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """:return: the attribute of this object or else of ManiSkill's environment, once for each index"""
+        """:return: the attribute of this object, or else of ManiSkill's environment, for each index"""
         value = getattr(self, attr_name) if hasattr(self, attr_name) else self.env.get_wrapper_attr(attr_name)
         return [value for _ in self._get_indices(indices)]
 
@@ -115,5 +115,5 @@ class ManiSkillVecEnv(VecEnv):
         return [False for _ in self._get_indices(indices)]
 
     def get_images(self) -> Sequence[np.ndarray | None]:
-        """:return: nothing to draw"""
+        """:return: None for each environment: rendering is not supported"""
         return [None] * self.num_envs

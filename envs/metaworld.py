@@ -1,8 +1,8 @@
 """
-Meta-World: ``metaworld/<task>-v3`` for the 50 tasks of MT50, the goal among the observations.
+Meta-World: ``metaworld/<task>-v3`` for the 50 tasks of MT50, with the goal in the observation.
 
 The protocol is that of the TD-MPC2 papers: every action is repeated twice, an episode lasts 100 decisions, objects and
-goal are drawn anew at every reset, and an episode is a success if its last step is. Episodes never terminate.
+goal are drawn at random at every reset, and an episode is a success if its last step is. Episodes never terminate.
 """
 
 from typing import Any
@@ -34,7 +34,7 @@ SUITE = Suite(
     module="sb3_mpc.envs.metaworld",
     package="metaworld",
     distribution="metaworld",
-    # Its metadata ask for MuJoCo 3.3.0, which excludes dm_control; with what is below it runs on newer ones.
+    # Its metadata require MuJoCo 3.3.0, which excludes dm_control; with the changes below it runs with newer versions.
     install="pip install --no-deps metaworld==3.1.1",
     metric="success at the last step",
     protocol="action repeat 2, 100 decisions, random objects and goals",
@@ -53,15 +53,15 @@ def make(
     camera: str = "corner2",
 ) -> gym.Env:
     """
-    Make an environment without the time limit of ``gym.make``, which passes its keyword arguments on to here.
+    Entry point of ``gym.make``, which passes keyword arguments on and adds the time limit.
 
-    :param task: A name of ``TASKS``, such as ``"assembly"``
-    :param action_repeat: Steps of the simulator per decision; one episode has at most 499
+    :param task: a name of ``TASKS``, such as ``"assembly"``
+    :param action_repeat: steps of the simulator per decision; one episode has at most 499
     :param render_mode: ``"rgb_array"`` or None
-    :param width: Width in pixels of the frames of ``render()``
-    :param height: Height in pixels of the frames of ``render()``
-    :param camera: Name of the camera for ``render()``
-    :return: The environment
+    :param width: width in pixels of the frames of ``render()``
+    :param height: height in pixels of the frames of ``render()``
+    :param camera: name of the camera for ``render()``
+    :return: the environment
     """
     return ControlInterface(MetaWorld(task, render_mode, width, height, camera), action_repeat)
 
@@ -71,14 +71,14 @@ class MetaWorld(RenderedEnv):
     A task of Meta-World whose objects and goal change with every episode: observations are float64 vectors [39],
     actions float32 vectors [4].
 
-    It holds Meta-World's environment and is none itself: that one has a method ``compute_reward`` of its own, by which
-    SB3 would take it for a goal-conditioned environment.
+    It uses Meta-World's environment and is not derived from it: SB3 would treat an environment with Meta-World's method
+    ``compute_reward`` as goal-conditioned.
 
-    :param task: A name of ``TASKS``
+    :param task: a name of ``TASKS``
     :param render_mode: ``"rgb_array"`` or None
-    :param width: Width in pixels of the frames of ``render()``
-    :param height: Height in pixels of the frames of ``render()``
-    :param camera: Name of the camera; ``"corner2"`` stands where the papers put it, but upright
+    :param width: width in pixels of the frames of ``render()``
+    :param height: height in pixels of the frames of ``render()``
+    :param camera: name of the camera; ``"corner2"`` has the position of the papers, but is upright
     """
 
     def __init__(self, task: str, render_mode: str | None, width: int, height: int, camera: str) -> None:
@@ -95,9 +95,9 @@ class MetaWorld(RenderedEnv):
         """
         Start an episode with new objects and a new goal.
 
-        :param seed: Determines the whole episode; without it the random stream goes on
-        :param options: Not used
-        :return: The first observation [39] and an empty info
+        :param seed: determines the whole episode; without it the random number generator continues
+        :param options: not used
+        :return: the first observation [39] and an empty info
         """
         super().reset(seed=seed)
         self.sawyer.np_random = self.np_random
@@ -109,8 +109,8 @@ class MetaWorld(RenderedEnv):
         """
         Carry out one step.
 
-        :param action: The action [4]: movement of the hand and the gripper's force
-        :return: The observation [39], the reward, whether the episode terminated (never), whether Meta-World's own
+        :param action: the action [4]: movement of the hand and the gripper's force
+        :return: the observation [39], the reward, whether the episode terminated (never), whether Meta-World's own
             limit of 500 steps is reached, and Meta-World's info with its ``"success"``
         """
         observation, reward, terminated, truncated, info = self.sawyer.step(action)
@@ -118,25 +118,25 @@ class MetaWorld(RenderedEnv):
 
     def frame(self, height: int, width: int) -> NDArray[np.uint8]:
         """
-        Draw the present state.
+        Render the present state.
 
-        :param height: Height in pixels
-        :param width: Width in pixels
-        :return: The frame [height, width, 3]
+        :param height: height in pixels
+        :param width: width in pixels
+        :return: the frame [height, width, 3]
         """
         return self._camera.frame(self.sawyer.model, self.sawyer.data, height, width)
 
     def close(self) -> None:
-        """Free what the frames were drawn with."""
+        """Free the renderer."""
         self._camera.close()
 
 
 def _load(task: str) -> Any:
     """
-    Load a task with random objects and goals that follow ``np_random``, the goal observable.
+    Load a task with an observable goal, and with objects and goals that are drawn by ``np_random``.
 
-    :param task: A name of ``TASKS``
-    :return: The environment of Meta-World
+    :param task: a name of ``TASKS``
+    :return: the environment of Meta-World
     """
     set_headless_backend()
     with SUITE.importing():
@@ -145,22 +145,22 @@ def _load(task: str) -> Any:
     SawyerMocapBase.reset_mocap_welds = _reset_mocap_welds
     sawyer = ALL_V3_ENVIRONMENTS[f"{task}-v3"]()
     sawyer._partially_observable = False
-    del sawyer.sawyer_observation_space  # cached from the time when the goal was hidden
+    del sawyer.sawyer_observation_space  # cached before, without the goal
     sawyer._freeze_rand_vec = False
     sawyer.seeded_rand_vec = True
     sawyer._set_task_called = True
     corner = sawyer.model.camera("corner2")
     corner.pos = (0.75, 0.075, 0.7)
     w, x, y, z = corner.quat
-    corner.quat = (-z, y, -x, w)  # it hangs upside down
+    corner.quat = (-z, y, -x, w)  # turn it by 180 degrees: it is mounted upside down
     return sawyer
 
 
 def _reset_mocap_welds(sawyer: Any) -> None:
     """
-    Set the welds between hand and mocap body as Meta-World does, for versions of MuJoCo that keep more numbers a weld.
+    Set the welds between hand and mocap body as Meta-World does, for versions of MuJoCo with more numbers per weld.
 
-    :param sawyer: The environment of Meta-World
+    :param sawyer: the environment of Meta-World
     """
     import mujoco
 

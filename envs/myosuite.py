@@ -3,8 +3,8 @@ MyoSuite: musculoskeletal control, ``myosuite/<task>-v0`` for the ten hand tasks
 ``myosuite/<its own id>`` for all others.
 
 The protocol of the papers: an episode lasts 100 decisions, terminations are ignored, and it is a success if the task is
-solved at the last step; ``-hard`` tasks draw the goal at random. Under MyoSuite's own ids, such as
-``myosuite/myoHandKeyTurnRandom-v0``, its own time limits and terminations hold; ``myoSarc...``, ``myoFati...`` and
+solved at the last step; ``-hard`` tasks draw the goal at random. MyoSuite's own ids, such as
+``myosuite/myoHandKeyTurnRandom-v0``, have its own time limits and terminations; ``myoSarc...``, ``myoFati...`` and
 ``myoReaf...`` are its tasks with weak muscles, tiring muscles and a transferred tendon.
 """
 
@@ -31,7 +31,7 @@ PAPER_TASKS: dict[str, str] = {
     for suffix, goal in (("", "Fixed"), ("-hard", "Random"))
 }
 
-# MyoSuite's ids by the length of their episodes. All but the multi-agent game of tag, which is no task for one agent.
+# MyoSuite's ids by the number of steps in an episode, without the game of tag, which needs several agents.
 _STOCK = {
     50: "myoHandPenTwirlFixed-v0 myoHandPenTwirlRandom-v0 myoHandReorient100-v0 myoHandReorient8-v0 "
     "myoHandReorientID-v0 myoHandReorientOOD-v0",
@@ -61,14 +61,14 @@ _WITHOUT_CONDITIONS = {
     1000: "myoMimicBimanual-v0 myoMimicFullbody-v0 myoMuscleMimicBimanual-v0 myoMuscleMimicFullbody-v0",
 }
 
-#: MyoSuite's ids -> the length of their episodes
+#: MyoSuite's ids -> number of steps in an episode
 STOCK_TASKS: dict[str, int] = {
     condition + name.removeprefix("myo") if condition else name: steps
     for conditions, ids in ((("", "myoSarc", "myoFati", "myoReaf"), _STOCK), (("",), _WITHOUT_CONDITIONS))
     for steps, names in ids.items()
     for name in names.split()
     for condition in conditions
-    if condition != "myoReaf" or name.startswith("myoHand")  # a transferred tendon of the thumb
+    if condition != "myoReaf" or name.startswith("myoHand")  # the transferred tendon is one of the thumb
 }
 
 SUITE = Suite(
@@ -78,7 +78,7 @@ SUITE = Suite(
     distribution="myosuite",
     install='pip install "sb3-mpc[myosuite]"',
     metric="solved at the last step",
-    protocol="100 decisions whatever happens; own ids: own limits and ends",
+    protocol="100 decisions, no termination; own ids: own limits and terminations",
     sample="key-turn-hard-v0",
     tasks={
         **{f"{task}-v0": Task(100, {"task": stock, "terminates": False}) for task, stock in PAPER_TASKS.items()},
@@ -98,16 +98,16 @@ def make(
     camera: str | int | None = None,
 ) -> gym.Env:
     """
-    Make an environment without the time limit of ``gym.make``, which passes its keyword arguments on to here.
+    Entry point of ``gym.make``, which passes keyword arguments on and adds the time limit.
 
     :param task: MyoSuite's id, such as ``"myoHandKeyTurnRandom-v0"``
-    :param terminates: Whether an episode ends where MyoSuite says so
-    :param action_repeat: Steps of MyoSuite per decision; the time limit then counts decisions
+    :param terminates: whether MyoSuite's terminations end an episode
+    :param action_repeat: steps of MyoSuite per decision; the time limit then counts decisions
     :param render_mode: ``"rgb_array"`` or None
-    :param width: Width in pixels of the frames of ``render()``
-    :param height: Height in pixels of the frames of ``render()``
-    :param camera: Name or number of the camera for ``render()``; None for the papers' (hands) or the task's own
-    :return: The environment
+    :param width: width in pixels of the frames of ``render()``
+    :param height: height in pixels of the frames of ``render()``
+    :param camera: name or number of the camera for ``render()``; None for the papers' (hands) or the task's own
+    :return: the environment
     """
     return ControlInterface(MyoSuite(task, terminates, render_mode, width, height, camera), action_repeat)
 
@@ -117,11 +117,11 @@ class MyoSuite(RenderedEnv):
     A task of MyoSuite: observations are float32 vectors [D], actions float32 vectors [A].
 
     :param task: MyoSuite's id
-    :param terminates: Whether an episode ends where MyoSuite says so
+    :param terminates: whether MyoSuite's terminations end an episode
     :param render_mode: ``"rgb_array"`` or None
-    :param width: Width in pixels of the frames of ``render()``
-    :param height: Height in pixels of the frames of ``render()``
-    :param camera: Name or number of the camera; None for the papers' (hands) or the task's own
+    :param width: width in pixels of the frames of ``render()``
+    :param height: height in pixels of the frames of ``render()``
+    :param camera: name or number of the camera; None for the papers' (hands) or the task's own
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class MyoSuite(RenderedEnv):
         set_headless_backend()
         with SUITE.importing():
             import myosuite  # noqa: F401  (registers its ids)
-        # Its wrappers belong to the task (muscle conditions, an end where the simulation diverges), its limit does not.
+        # Its wrappers belong to the task (muscle conditions, end of diverged simulations), its time limit does not.
         self.myo = gym.make(task, max_episode_steps=-1, disable_env_checker=True)
         self.terminates = terminates
         self.observation_space, self.action_space = self.myo.observation_space, self.myo.action_space
@@ -149,7 +149,7 @@ class MyoSuite(RenderedEnv):
             own = self.simulation.render_camera
             camera = "hand_side_inter" if "hand_side_inter" in cameras else -1 if own is None else own
         self._camera = MujocoCamera(camera)
-        if model.nlight == 0:  # some scenes have no lamp but a faint one on the camera
+        if model.nlight == 0:  # some scenes have no light but a weak one at the camera
             model.vis.headlight.ambient[:], model.vis.headlight.diffuse[:] = 0.4, 0.8
 
     def reset(
@@ -158,9 +158,9 @@ class MyoSuite(RenderedEnv):
         """
         Start an episode.
 
-        :param seed: Determines the whole episode; without it the random stream goes on
-        :param options: Passed on to MyoSuite
-        :return: The first observation [D] and an empty info
+        :param seed: determines the whole episode; without it the random number generator continues
+        :param options: passed on to MyoSuite
+        :return: the first observation [D] and an empty info
         """
         super().reset(seed=seed)
         observation, _ = self.myo.reset(seed=seed, options=options)
@@ -170,8 +170,8 @@ class MyoSuite(RenderedEnv):
         """
         Carry out one step.
 
-        :param action: The action [A]
-        :return: The observation [D], the reward, whether the episode terminated, whether it was truncated (never), and
+        :param action: the action [A]
+        :return: the observation [D], the reward, whether the episode terminated, whether it was truncated (never), and
             as info ``"success"``: whether the task is solved now
         """
         observation, reward, terminated, _, info = self.myo.step(action)
@@ -180,15 +180,15 @@ class MyoSuite(RenderedEnv):
 
     def frame(self, height: int, width: int) -> NDArray[np.uint8]:
         """
-        Draw the present state.
+        Render the present state.
 
-        :param height: Height in pixels
-        :param width: Width in pixels
-        :return: The frame [height, width, 3]
+        :param height: height in pixels
+        :param width: width in pixels
+        :return: the frame [height, width, 3]
         """
         return self._camera.frame(self.simulation.model, self.simulation.data, height, width)
 
     def close(self) -> None:
-        """Free the simulation and what the frames were drawn with."""
+        """Free the simulation and the renderer."""
         self._camera.close()
         self.myo.close()

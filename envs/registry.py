@@ -1,4 +1,4 @@
-"""What a suite is, and how its tasks become ids of Gymnasium."""
+"""Suites and the registration of their tasks with Gymnasium."""
 
 import importlib.metadata
 import importlib.util
@@ -15,8 +15,8 @@ class Task:
     """
     One id of a suite.
 
-    :param decisions: Length of an episode in decisions of the agent
-    :param kwargs: What the suite's ``make`` needs to know
+    :param decisions: length of an episode in decisions of the agent
+    :param kwargs: arguments of the suite's ``make``
     """
 
     decisions: int
@@ -26,17 +26,17 @@ class Task:
 @dataclass(frozen=True)
 class Suite:
     """
-    A benchmark suite: tasks of one simulator package, measured in one way. No field needs that package.
+    A benchmark suite: tasks of one simulator package with one metric. No field needs that package to be installed.
 
-    :param title: The name that its papers use
-    :param module: Module of ``sb3_mpc.envs`` whose function ``make`` makes the environments
-    :param package: The package to import
-    :param distribution: The name under which that package is installed
-    :param install: The command that installs it
-    :param metric: What the papers report of an episode
-    :param protocol: How the papers run an episode, in a few words
-    :param sample: A task that shows whether the suite works
-    :param tasks: The tasks by the names that follow the slash of their ids, version included
+    :param title: name of the suite in the papers
+    :param module: module of ``sb3_mpc.envs`` whose function ``make`` makes the environments
+    :param package: name of the package to import
+    :param distribution: name of the package for pip
+    :param install: command that installs it
+    :param metric: metric of an episode in the papers
+    :param protocol: short description of the papers' protocol
+    :param sample: task that tests whether the suite works
+    :param tasks: tasks by name, the part of the id after the slash, version included
     """
 
     title: str
@@ -68,7 +68,7 @@ class Suite:
             return "unknown" if importlib.util.find_spec(self.package) else None
 
     def register(self) -> None:
-        """Register the ids with Gymnasium; nothing of the suite is imported before an environment is made."""
+        """Register the ids with Gymnasium; the suite's package is imported when the first environment is made."""
         for name, task in self.tasks.items():
             gym.register(
                 id=f"{self.name}/{name}",
@@ -79,11 +79,11 @@ class Suite:
 
     @contextmanager
     def importing(self) -> Iterator[None]:
-        """Explain a failed import of the suite's package in one sentence, to be entered around the import."""
+        """Context for importing the suite's package; a failed import is explained in one sentence."""
         try:
             yield
         except ModuleNotFoundError as error:
-            missing = "" if error.name in (None, self.package) else f", whose import misses {error.name}"
+            missing = "" if error.name in (None, self.package) else f", whose import fails without {error.name}"
             raise ModuleNotFoundError(
                 f"{self.title} tasks need {self.package}{missing}: {self.install}", name=error.name
             ) from error
@@ -91,10 +91,10 @@ class Suite:
 
 def frames_for_a_window(make: Callable[..., gym.Env]) -> Callable[..., gym.Env]:
     """
-    Let ``gym.make`` show ``render_mode="human"`` in a window of its own, drawn from the frames of ``"rgb_array"``.
+    Let ``gym.make`` support ``render_mode="human"`` by its own window, which shows the frames of ``"rgb_array"``.
 
-    :param make: The entry point of a suite
-    :return: The same function
+    :param make: the entry point of a suite
+    :return: the same function
     """
-    vars(make)["metadata"] = {"render_modes": ["rgb_array"]}  # where gym.make looks for what it may ask for
+    vars(make)["metadata"] = {"render_modes": ["rgb_array"]}  # gym.make reads the supported modes here
     return make

@@ -24,21 +24,23 @@ def record_video(
     **env_kwargs: Any,
 ) -> list[Path]:
     """
-    Film whole episodes of an agent, seen through the usual camera of the environment::
+    Record videos of whole episodes of an agent, through the default camera of the environment::
 
         model = TDMPC2.load("walker")
         record_video(model, "dmc/walker-walk-v0", "videos")
 
-    :param model: Any agent or policy of Stable-Baselines3, planning and recurrent ones included
-    :param env_id: Id of the environment as for ``gym.make``
-    :param folder: Where the files go; it is created, and files of the same name are replaced
-    :param episodes: Number of episodes, which is the number of files
-    :param seed: Determines the episodes; without it they are drawn at random
-    :param deterministic: Whether the agent acts deterministically
-    :param name: How the names of the files begin; None for the id, written with ``-`` for ``/``
-    :param normalization: File written by ``VecNormalize.save()``, for agents that were trained with ``VecNormalize``
-    :param env_kwargs: Passed on to ``gym.make``, for instance ``width``, ``height`` or ``camera`` of DMControl
-    :return: The files ``<folder>/<name>-episode-<number>.mp4``
+    :param model: any agent or policy of Stable-Baselines3, planning and recurrent ones included
+    :param env_id: id of the environment as for ``gym.make``
+    :param folder: folder of the files; it is created, and files of the same name are replaced
+    :param episodes: number of episodes; each has its own file
+    :param seed: determines the episodes; without it they are drawn at random
+    :param deterministic: whether the agent acts deterministically
+    :param name: prefix of the files' names; None for the id with ``-`` in place of ``/``
+    :param normalization: file written by ``VecNormalize.save()``, for agents that were trained with ``VecNormalize``
+    :param env_kwargs: passed on to ``gym.make``, for instance ``width``, ``height`` or ``camera`` of DMControl
+    :return: the files ``<folder>/<name>-episode-<number>.mp4``
+    :raises ValueError: if ``episodes`` is less than 1
+    :raises gymnasium.error.DependencyNotInstalled: without moviepy
     """
     if episodes < 1:
         raise ValueError(f"episodes must be at least 1, but is {episodes}.")
@@ -48,8 +50,8 @@ def record_video(
     name = name or env_id.rpartition(":")[2].replace("/", "-")
     env = gym.make(env_id, render_mode="rgb_array", **env_kwargs)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*Overwriting existing videos")  # said of every folder that exists
-        # The evaluation begins one more episode than it finishes, which needs no file.
+        warnings.filterwarnings("ignore", ".*Overwriting existing videos")  # raised for every existing folder
+        # evaluate_policy begins one more episode, which is not recorded.
         recorder: gym.Env = gym.wrappers.RecordVideo(
             env, str(folder), episode_trigger=lambda episode: episode < episodes, name_prefix=name
         )

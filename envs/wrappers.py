@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 class RenderedEnv(gym.Env):
     """
-    An environment that draws itself in any size; the adapters of the suites are such.
+    Base class of the suites' environments, which render in any size.
 
-    A suite whose tasks know success says so in ``info["success"]``.
+    Tasks that define success report it in ``info["success"]``.
 
     :param render_mode: ``"rgb_array"`` or None
-    :param width: Width in pixels of the frames of ``render()``
-    :param height: Height in pixels of the frames of ``render()``
+    :param width: width in pixels of the frames of ``render()``
+    :param height: height in pixels of the frames of ``render()``
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}
@@ -27,19 +27,19 @@ class RenderedEnv(gym.Env):
 
     def frame(self, height: int, width: int) -> NDArray[np.uint8]:
         """
-        Draw the present state in any size.
+        Render the present state in any size.
 
-        :param height: Height in pixels
-        :param width: Width in pixels
-        :return: The frame [height, width, 3]
+        :param height: height in pixels
+        :param width: width in pixels
+        :return: the frame [height, width, 3]
         """
         raise NotImplementedError
 
     def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
         """
-        Draw the present state.
+        Render the present state.
 
-        :return: The frame [height, width, 3] if ``render_mode`` is ``"rgb_array"``, else None
+        :return: the frame [height, width, 3] if ``render_mode`` is ``"rgb_array"``, else None
         """
         return self.frame(self.height, self.width) if self.render_mode == "rgb_array" else None
 
@@ -49,8 +49,9 @@ class ControlInterface(gym.Wrapper, RecordConstructorArgs):
     The interface that agents are trained on: float32 observations, float32 actions in [-1, 1], repeated actions,
     summed rewards, plain Python types for reward and flags, and success under SB3's name ``info["is_success"]`` too.
 
-    :param env: An environment with flat observations [D] and bounded actions [A]
-    :param action_repeat: How many steps of ``env`` one decision lasts; repetition stops where the episode ends
+    :param env: an environment with flat observations [D] and bounded actions [A]
+    :param action_repeat: number of steps of ``env`` per decision; repetition stops at the end of the episode
+    :raises ValueError: if ``action_repeat`` is less than 1
     """
 
     def __init__(self, env: gym.Env, action_repeat: int = 1) -> None:
@@ -77,9 +78,9 @@ class ControlInterface(gym.Wrapper, RecordConstructorArgs):
         """
         Start an episode.
 
-        :param seed: Determines the whole episode; without it the random stream goes on
-        :param options: Passed on to the environment
-        :return: The first observation [D] and the info of the environment
+        :param seed: determines the whole episode; without it the random number generator continues
+        :param options: passed on to the environment
+        :return: the first observation [D] and the info of the environment
         """
         observation, info = self.env.reset(seed=seed, options=options)
         return np.asarray(observation, dtype=np.float32), info
@@ -88,9 +89,9 @@ class ControlInterface(gym.Wrapper, RecordConstructorArgs):
         """
         Carry out one decision.
 
-        :param action: The action [A] in [-1, 1]
-        :return: The observation [D] after the last repetition, the sum of the rewards, whether the episode terminated,
-            whether it was truncated, and the info of the last repetition; its success is that of the last repetition
+        :param action: the action [A] in [-1, 1]
+        :return: the observation [D] after the last repetition, the sum of the rewards, whether the episode terminated,
+            whether it was truncated, and the info of the last repetition, success included
         """
         # In double precision the sum is exact: actions whose bounds are -1 and 1 already pass through unchanged.
         native_action = self._low + self._half_range * (np.asarray(action, dtype=np.float64) + 1.0)
@@ -109,12 +110,12 @@ class PixelObservation(gym.Wrapper, RecordConstructorArgs):
     """
     Observe the last frames instead of the state: uint8 [3 * frames, size, size], oldest frame first.
 
-    The environment draws through its method ``frame(height, width)``, which returns uint8 [height, width, 3]; so the
-    small frames that the agent sees and the larger ones of ``render()`` do not get into each other's way.
+    The environment renders by its method ``frame(height, width)``, which returns uint8 [height, width, 3]; so the small
+    frames in observations and the larger ones of ``render()`` are independent.
 
-    :param env: An environment that has such a method
-    :param size: Height and width of a frame in pixels
-    :param frames: Number of frames in one observation
+    :param env: environment with such a method
+    :param size: height and width of a frame in pixels
+    :param frames: number of frames in one observation
     """
 
     def __init__(self, env: gym.Env, size: int = 64, frames: int = 3) -> None:
@@ -131,9 +132,9 @@ class PixelObservation(gym.Wrapper, RecordConstructorArgs):
         """
         Start an episode; its first frame fills the whole stack.
 
-        :param seed: Passed on to the environment
-        :param options: Passed on to the environment
-        :return: The first observation [3 * frames, size, size] and the info of the environment
+        :param seed: passed on to the environment
+        :param options: passed on to the environment
+        :return: the first observation [3 * frames, size, size] and the info of the environment
         """
         _, info = self.env.reset(seed=seed, options=options)
         self._frames.extend([self._next_frame()] * (self._frames.maxlen or 1))
@@ -143,13 +144,13 @@ class PixelObservation(gym.Wrapper, RecordConstructorArgs):
         """
         Carry out one decision.
 
-        :param action: The action [A]
-        :return: The observation [3 * frames, size, size], and the rest as the environment returns it
+        :param action: the action [A]
+        :return: the observation [3 * frames, size, size], and the rest as the environment returns it
         """
         _, reward, terminated, truncated, info = self.env.step(action)
         self._frames.append(self._next_frame())
         return np.concatenate(self._frames), float(reward), terminated, truncated, info
 
     def _next_frame(self) -> NDArray[np.uint8]:
-        """Draw the present state, channels first [3, size, size]."""
+        """Render the present state, channels first [3, size, size]."""
         return np.moveaxis(np.asarray(self._draw(self.size, self.size), dtype=np.uint8), -1, 0)

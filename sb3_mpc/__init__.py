@@ -1,4 +1,4 @@
-"""Planning with learned world models, as Stable-Baselines3 algorithms."""
+"""Model-based reinforcement learning with planning, as Stable-Baselines3 algorithm classes."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -17,9 +17,9 @@ __version__ = "0.1.0"
 
 __all__ = ["BMPC", "MBDPO", "TDMPC2", "FacTDMPC", "TDMPCSquare"]
 
-#: The methods: their names in files and on the command line, which are those of their folders, and their classes. Other
-#: lists are made from this one. The classes are loaded at first use, so that `import sb3_mpc.envs` does not wait for
-#: PyTorch; ``ALGORITHMS`` loads them all.
+#: The one list of the methods: name in files and on the command line, which is also the name of the folder, and class.
+#: A class is imported at its first use, so that `import sb3_mpc.envs` does not import PyTorch; ``ALGORITHMS`` imports
+#: all of them.
 METHODS = {
     "tdmpc2": "TDMPC2",
     "tdmpc_square": "TDMPCSquare",

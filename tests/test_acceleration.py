@@ -66,7 +66,7 @@ def test_compiler_that_does_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
     acceleration.has_compiler.cache_clear()
     monkeypatch.setattr(th, "compile", fail)
     assert not choose_acceleration(False, LARGE, CPU, 10**9).compiles  # which tries nothing
-    with pytest.warns(UserWarning, match='compile="auto" does without torch.compile, .* Python.h is missing'):
+    with pytest.warns(UserWarning, match='compile="auto" runs without torch.compile, .* Python.h is missing'):
         assert not choose_acceleration("auto", LARGE, CPU, 10**9).compiles
     acceleration.has_compiler.cache_clear()
 

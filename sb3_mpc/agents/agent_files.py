@@ -1,10 +1,10 @@
 """
 Trained agents as files that hold data only: one ``.safetensors`` file with the policy's tensors, and a header, the
-card, that says what they are. Loading one executes nothing from it.
+card, that describes the agent. Loading a file executes nothing from it.
 
-A file is to act with and to train on from, not to resume a run: optimisers, replay buffer and random numbers are in
-SB3's zip (``model.save``) and in the checkpoints of ``python -m sb3_mpc.zoo train``. The format is described in
-:mod:`sb3_mpc.agents.agent_format`.
+A loaded agent can act and can be trained further, but a run cannot be resumed from it: optimisers, replay buffer and
+random number state are saved in SB3's zip (``model.save``) and in the checkpoints of ``python -m sb3_mpc.zoo train``.
+The format is described in :mod:`sb3_mpc.agents.agent_format`.
 """
 
 import inspect
@@ -35,23 +35,23 @@ from sb3_mpc.common.networks.encoders import DictExtractor, PixelExtractor
 from sb3_mpc.common.networks.world_model import WorldModel
 from sb3_mpc.common.planning.planner import MPPIPlanner
 
-# What belongs to the machine or to a run in training, not to the agent
+# Arguments that belong to the machine or to the training run, not to the agent
 NOT_KEPT = {"policy", "env", "expert", "action_noise", "replay_buffer_class", "replay_buffer_kwargs", "device"}
 NOT_KEPT |= {"stats_window_size", "tensorboard_log", "verbose", "_init_setup_model"}
-STATISTICS = "vec_normalize/"  # prefix of the tensors that are not the policy's
+STATISTICS = "vec_normalize/"  # prefix of the tensors that do not belong to the policy
 
 
 def save_agent(model: WorldModelAlgorithm, path: str | Path, dtype: str = "float32", **card: Any) -> Path:
     """
-    Write an agent to one file. An earlier file of that name stays whole until this one is.
+    Write an agent to one file. An existing file of that name is replaced only when the new one is complete.
 
     :param model: the agent; its class and its policy's class must be of this package
     :param path: file to write, ``.safetensors`` is appended if it has no suffix
     :param dtype: "float32", or "float16" for a file of half the size whose actions differ slightly
-    :param card: what else the file should say: ``preset``, ``evaluation``, ``steps`` and so on, as plain JSON;
-        ``environment``, an id, if the agent has no environment that tells it
-    :return: the file
-    :raises ValueError: if something of the agent cannot be stored as data
+    :param card: further entries of the card as plain JSON, such as ``preset``, ``evaluation`` or ``steps``; and
+        ``environment``, an id, if the agent has no environment with a ``spec``
+    :return: path of the file
+    :raises ValueError: if a part of the agent cannot be stored as plain data
     """
     if dtype not in ("float32", "float16"):
         raise ValueError(f'dtype={dtype!r} is unknown: use "float32" or "float16".')
@@ -78,16 +78,17 @@ def save_agent(model: WorldModelAlgorithm, path: str | Path, dtype: str = "float
 
 def load_agent(path: str | Path, env: GymEnv | None = None, device: th.device | str = "auto") -> WorldModelAlgorithm:
     """
-    Load an agent. Nothing in the file is executed, whoever wrote it.
+    Load an agent. Nothing in the file is executed, even if it comes from an untrusted source.
 
-    An agent that was trained under ``VecNormalize`` needs the plain environment, which is wrapped with the statistics
-    of the file: act in ``model.get_env()``. To train on, set ``training`` and maybe ``norm_reward`` of that wrapper.
+    For an agent that was trained with ``VecNormalize``, pass the environment without that wrapper: it is wrapped here
+    with the statistics of the file, and ``model.get_env()`` is the environment to act in. To continue training, set
+    ``training``, and ``norm_reward`` if rewards were normalised, of that wrapper to True.
 
     :param path: file written by :func:`save_agent`
-    :param env: environment to act or to train on in; may be None
+    :param env: environment to act or train in; may be None
     :param device: device of the agent
     :return: the agent
-    :raises ValueError: if the file is damaged or no agent, or the environment does not fit
+    :raises ValueError: if the file is damaged or not an agent file, or if the environment does not match the agent
     """
     card, tensors = read_agent(path)
     algorithm, device = sb3_mpc.ALGORITHMS[card["algorithm"]], get_device(device)
@@ -100,7 +101,8 @@ def load_agent(path: str | Path, env: GymEnv | None = None, device: th.device | 
         model = _build(algorithm, card, 1 if venv is None else venv.num_envs, device)
         model.policy.load_state_dict(tensors)
         model.policy.set_training_mode(False)
-    if normalized if venv is None else settings is not None and unwrap_vec_normalize(venv) is not None:
+    already_wrapped = venv is not None and settings is not None and unwrap_vec_normalize(venv) is not None
+    if already_wrapped or (venv is None and normalized):
         raise ValueError(
             f"{path} was trained under VecNormalize: give load_agent the environment without VecNormalize, "
             "which it wraps with the statistics of the file, and act in model.get_env()."
@@ -123,16 +125,16 @@ def build_agent(
     **arguments: Any,
 ) -> WorldModelAlgorithm:
     """
-    Make an agent that has no environment.
+    Build an agent that has no environment.
 
-    :param algorithm: its class
-    :param policy: alias of its policy
+    :param algorithm: class of the agent
+    :param policy: alias of its policy, such as "MlpPolicy"
     :param observation_space: space of its observations
     :param action_space: space of its actions
-    :param n_envs: number of environments that it will have
+    :param n_envs: number of environments that it will be used with
     :param state: attributes to set before the networks are built
-    :param arguments: arguments of the class
-    :return: the agent
+    :param arguments: arguments of the constructor
+    :return: the agent, with newly initialised networks
     """
     model = algorithm(policy, None, _init_setup_model=False, **arguments)
     model.observation_space, model.action_space, model.n_envs = observation_space, action_space, n_envs
@@ -146,7 +148,7 @@ def build_agent(
 
 
 def _description(model: WorldModelAlgorithm) -> dict[str, Any]:
-    """:return: what re-creates the agent but for its tensors"""
+    """:return: all that is needed to rebuild the agent, except its tensors"""
     cls = type(model)
     keys = {known: key for key, known in sb3_mpc.ALGORITHMS.items()}
     aliases = {known: alias for alias, known in cls.policy_aliases.items()}
@@ -157,9 +159,9 @@ def _description(model: WorldModelAlgorithm) -> dict[str, Any]:
                 f"model.save(), which is SB3's format."
             )
     arguments: dict[str, Any] = {name: getattr(model, name) for name in _argument_names(cls)}
-    arguments["learning_rate"] = float(model.lr_schedule(1.0))  # of a schedule, where it starts
+    arguments["learning_rate"] = float(model.lr_schedule(1.0))  # of a schedule, the initial value
     arguments["train_freq"] = [model.train_freq.frequency, model.train_freq.unit.value]  # type: ignore[union-attr]
-    if model.compile is True:  # who loads the agent may have no compiler, and has not asked for one
+    if model.compile is True:  # the machine that loads the agent may have no compiler
         arguments["compile"] = "auto"
     classes = {known: name for name, known in _classes().items()}
     arguments["policy_kwargs"] = {
@@ -184,7 +186,7 @@ def _argument_names(algorithm: type[WorldModelAlgorithm]) -> list[str]:
 
 
 def _classes() -> dict[str, type]:
-    """:return: the classes that may stand in ``policy_kwargs``, by name"""
+    """:return: the classes that may appear in ``policy_kwargs``, by name"""
     own = [value for cls in sb3_mpc.ALGORITHMS.values() for value in cls.policy_defaults.values()]
     known = [WorldModel, MPPIPlanner, PixelExtractor, DictExtractor, FlattenExtractor, th.optim.Adam, th.optim.AdamW]
     return {value.__name__: value for value in (*known, *own) if isinstance(value, type)}
@@ -211,7 +213,7 @@ def _environment(env: VecEnv | None, env_id: str | None) -> dict[str, Any] | Non
     spec = env_attribute(env, "spec")
     if spec is None:
         return None
-    # For the reader, no environment is made from it
+    # For people who read the card: no environment is made from it
     kwargs = json.loads(json.dumps({k: v for k, v in spec.kwargs.items() if k != "render_mode"}, default=repr))
     return dict(id=spec.id, max_episode_steps=spec.max_episode_steps, kwargs=kwargs)
 
@@ -219,7 +221,7 @@ def _environment(env: VecEnv | None, env_id: str | None) -> dict[str, Any] | Non
 def _stored(value: th.Tensor, dtype: str) -> th.Tensor:
     value = value.detach().cpu().clone(memory_format=th.contiguous_format)
     half = value.half() if dtype == "float16" and value.is_floating_point() else value
-    return half if half.isfinite().all() else value  # half precision ends at 65,504
+    return half if half.isfinite().all() else value  # the largest number in half precision is 65,504
 
 
 # -- Reading -----------------------------------------------------------------------------------------------------------
@@ -227,7 +229,7 @@ def _stored(value: th.Tensor, dtype: str) -> th.Tensor:
 
 @contextmanager
 def _described(path: str | Path, algorithm: type[WorldModelAlgorithm]) -> Iterator[None]:
-    """Whatever a card that nobody checked makes our constructors raise becomes one sentence."""
+    """Turn any error that an unchecked card causes in the constructors into one clear sentence."""
     try:
         yield
     except Exception as error:
@@ -243,23 +245,23 @@ def _build(
     :param card: its card
     :param n_envs: number of environments
     :param device: device
-    :return: the agent with fresh tensors
+    :return: the agent, with newly initialised networks
     """
     arguments, classes = card["arguments"], _classes()
     foreign = arguments.keys() - set(_argument_names(algorithm))
     if foreign:
-        raise ValueError(f"no arguments {sorted(foreign)}")
+        raise ValueError(f"unknown arguments {sorted(foreign)}")
     policy_kwargs = {
         name: classes[value["class"]] if isinstance(value, dict) and value.keys() == {"class"} else value
         for name, value in arguments["policy_kwargs"].items()
     }
     arguments = {**arguments, "policy_kwargs": policy_kwargs, "train_freq": tuple(arguments["train_freq"])}
     if card["policy"] not in algorithm.policy_aliases:
-        raise ValueError(f"no policy {card['policy']!r}")
+        raise ValueError(f"unknown policy {card['policy']!r}")
     observation_space, action_space = (space_from_json(card[f"{kind}_space"]) for kind in ("observation", "action"))
     state = {name: card["state"][name] for name in algorithm.kept_in_agent_files}
     if not all(value is None or isinstance(value, int) for value in state.values()):
-        raise ValueError(f"no state {state}")
+        raise ValueError(f"invalid state {state}")
     return build_agent(
         algorithm, card["policy"], observation_space, action_space, n_envs, state, device=device, **arguments
     )

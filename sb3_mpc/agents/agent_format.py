@@ -1,14 +1,14 @@
 """
-The format of agent files: ``.safetensors`` files with tensors, and a header, the card, that says what they are.
+The format of agent files: ``.safetensors`` files with tensors, and a header, the card, that describes the agent.
 
 The card is one JSON text under ``sb3_mpc`` in the metadata of the safetensors format. Format version 1 has
 
-* ``format``, ``sha256`` (of the card without it, and of all tensors), ``versions`` of the packages, ``commit``;
+* ``format``, ``sha256`` (checksum of the tensors and the other entries), ``versions`` of the packages, ``commit``;
 * ``algorithm`` (a key of ``sb3_mpc.ALGORITHMS``), ``policy`` (alias), ``arguments`` (of the constructor), ``state``;
 * ``observation_space``, ``action_space`` and ``environment`` (id, max_episode_steps and kwargs, or null);
 * ``vec_normalize``: settings of the ``VecNormalize`` whose statistics are among the tensors, or null;
-* ``dtype`` of the policy's tensors, "float16" where they were rounded;
-* ``preset``, ``seed``, ``steps`` and ``evaluation``, null where nothing is known, and whatever else was given.
+* ``dtype`` of the policy's tensors, "float16" if they were rounded;
+* ``preset``, ``seed``, ``steps`` and ``evaluation``, null if unknown, and any further entries given to ``save_agent``.
 """
 
 import hashlib
@@ -25,19 +25,19 @@ from safetensors.torch import save as to_bytes
 import sb3_mpc
 from sb3_mpc.common.files import atomic_target, complete_name
 
-FORMAT = 1  # raise it when a reader of the older one would go wrong, and let _check upgrade the older cards
+FORMAT = 1  # increase it when older readers would misread new files; _check then converts older cards
 KEY, SUFFIX = "sb3_mpc", "safetensors"
-PARTS = ("arguments", "state", "steps", "evaluation", "versions", "vec_normalize")  # of a card that are dicts, or null
+PARTS = ("arguments", "state", "steps", "evaluation", "versions", "vec_normalize")  # entries that are dicts or null
 
 
 def write_agent(path: str | Path, card: dict[str, Any], tensors: dict[str, th.Tensor]) -> Path:
     """
-    Write an agent file. An earlier file of that name stays whole until this one is.
+    Write an agent file. An existing file of that name is replaced only when the new one is complete.
 
     :param path: file to write, ``.safetensors`` is appended if it has no suffix
-    :param card: plain JSON
+    :param card: the card as plain JSON
     :param tensors: tensors by name
-    :return: the file
+    :return: path of the file
     """
     card = {**card, "format": FORMAT}
     data = to_bytes(tensors, {KEY: json.dumps({**card, "sha256": _digest(card, tensors)})})
@@ -50,7 +50,7 @@ def read_card(path: str | Path) -> dict[str, Any]:
     """
     :param path: file written by :func:`save_agent`
     :return: its card; the tensors are not read
-    :raises ValueError: if it is no agent file of a format that is known here
+    :raises ValueError: if it is not an agent file of a known format version
     """
     with _opened(path) as file:
         return _check(path, file.metadata())
@@ -60,7 +60,7 @@ def read_agent(path: str | Path) -> tuple[dict[str, Any], dict[str, th.Tensor]]:
     """
     :param path: file written by :func:`save_agent`
     :return: its card and its tensors, which match the checksum
-    :raises ValueError: if it is damaged, or no agent file of a format that is known here
+    :raises ValueError: if it is damaged, or not an agent file of a known format version
     """
     with _opened(path) as file:
         card = _check(path, file.metadata())
@@ -86,8 +86,8 @@ def _opened(path: str | Path) -> Iterator[Any]:
     with path.open("rb") as start:
         if start.read(4) == b"PK\x03\x04":
             raise ValueError(
-                f"{path} is a zip file, which may run code when it is loaded, and no agent file: if you trust where it "
-                "comes from, use the load() of its algorithm, such as TDMPC2.load."
+                f"{path} is a zip file, which may run code when it is loaded, not an agent file: if you trust its "
+                "source, use the load() of its algorithm, such as TDMPC2.load."
             )
     try:
         with safe_open(str(path), framework="pt") as file:
@@ -101,7 +101,7 @@ def _opened(path: str | Path) -> Iterator[Any]:
 def _check(path: str | Path, metadata: dict[str, str] | None) -> dict[str, Any]:
     """
     :param path: file, for the messages
-    :param metadata: what its safetensors header says
+    :param metadata: metadata in its safetensors header
     :return: the card
     """
     if not metadata or KEY not in metadata:
@@ -120,12 +120,15 @@ def _check(path: str | Path, metadata: dict[str, str] | None) -> dict[str, Any]:
         )
     environment = card.get("environment") or {"id": ""}
     env_id = environment.get("id") if isinstance(environment, dict) else None
-    if not isinstance(env_id, str) or ":" in env_id:  # of which Gymnasium would import a module
-        raise ValueError(f"{path} names {environment!r} as its environment, which is not the id of one: do not use it.")
+    if not isinstance(env_id, str) or ":" in env_id:  # Gymnasium imports the module before a colon
+        raise ValueError(
+            f"{path} names {environment!r} as its environment, which is not an environment id: do not use it."
+        )
     wrong = [name for name in PARTS if not isinstance(card.get(name) or {}, dict)]
-    wrong += ["environment"] * (not isinstance(environment.get("kwargs") or {}, dict))
+    if not isinstance(environment.get("kwargs") or {}, dict):
+        wrong.append("environment")
     if wrong or not all(isinstance(count, int) for count in (card.get("steps") or {}).values()):
-        raise ValueError(f"{path} has {(wrong or ['steps'])[0]} of another kind than agent files have: do not use it.")
+        raise ValueError(f"{path} has a value of the wrong type for {(wrong or ['steps'])[0]}: do not use it.")
     if not isinstance(algorithm, str) or algorithm not in sb3_mpc.ALGORITHMS:
         raise ValueError(
             f"{path} holds an agent of the algorithm {algorithm!r}, which this sb3_mpc does not have: it has "

@@ -13,15 +13,15 @@ PARTS = ("mean", "var", "count")
 
 def normalization_settings(wrapper: VecNormalize) -> dict[str, Any]:
     """
-    :param wrapper: wrapper of an environment
-    :return: its settings
+    :param wrapper: normalising wrapper of an environment
+    :return: its settings by name
     """
     return {name: getattr(wrapper, name) for name in SETTINGS}
 
 
 def normalization_tensors(wrapper: VecNormalize) -> dict[str, th.Tensor]:
     """
-    :param wrapper: wrapper of an environment
+    :param wrapper: normalising wrapper of an environment
     :return: its statistics by name, in double precision
     """
     return {
@@ -36,15 +36,15 @@ def wrap_normalized(env: VecEnv, settings: dict[str, Any], tensors: dict[str, th
     :param env: plain environment
     :param settings: as returned by :func:`normalization_settings`
     :param tensors: as returned by :func:`normalization_tensors`
-    :return: the environment in a wrapper whose statistics stay as they are and which leaves rewards alone
-    :raises ValueError: if the statistics do not fit the environment
+    :return: the environment in a wrapper with fixed statistics, which does not normalise rewards
+    :raises ValueError: if the shapes of the statistics do not match the environment
     """
     wrapper = VecNormalize(env, **{name: settings[name] for name in SETTINGS})
     for name, statistics in _statistics(wrapper).items():
         for part in PARTS:
             value = tensors[f"{name}/{part}"].numpy()
             if value.shape != np.shape(getattr(statistics, part)):
-                raise ValueError(f"statistics of {name} of the shape {value.shape}")
+                raise ValueError(f"the statistics of {name} have the shape {value.shape}")
             setattr(statistics, part, value if value.shape else value.item())
     wrapper.training, wrapper.norm_reward = False, False
     return wrapper

@@ -1,4 +1,4 @@
-"""What a file or a measurement was made with."""
+"""Provenance of agent files and measurements: commit of this package and versions of its dependencies."""
 
 import subprocess
 from importlib.metadata import version
@@ -8,9 +8,9 @@ import sb3_mpc
 
 
 def git_commit() -> str | None:
-    """:return: commit of this package, with "-dirty" if it has been changed since; None if it is not a checkout"""
+    """:return: commit of this package, with "-dirty" if there are uncommitted changes; None if it is not a checkout"""
     root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():  # do not take the project of the user, in which the package is installed
+    if not (root / ".git").exists():  # an installed package: git would find the user's own project
         return None
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]
     try:
@@ -20,6 +20,6 @@ def git_commit() -> str | None:
 
 
 def package_versions() -> dict[str, str]:
-    """:return: versions of this package and of what an agent depends on"""
+    """:return: versions of this package and of the packages that an agent depends on"""
     packages = {name: version(name.replace("_", "-")) for name in ("torch", "stable_baselines3", "gymnasium", "numpy")}
     return dict(sb3_mpc=sb3_mpc.__version__, **packages)

@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-MAX_SIZE = 2**26  # numbers in a space, far more than any observation has
+MAX_SIZE = 2**26  # largest number of entries of a space, far more than any observation has
 
 
 def space_to_json(space: spaces.Space) -> dict[str, Any]:
     """
     :param space: Box, Discrete, MultiDiscrete, MultiBinary, or a Dict of them
-    :return: what :func:`space_from_json` makes the same space of
+    :return: description from which :func:`space_from_json` rebuilds the space
     :raises ValueError: if it is another kind of space
     """
     if isinstance(space, spaces.Dict):
@@ -33,7 +33,7 @@ def space_from_json(described: dict[str, Any]) -> spaces.Space:
     """
     :param described: as returned by :func:`space_to_json`
     :return: the space
-    :raises ValueError: if it is no description of a space
+    :raises ValueError: if it does not describe a space
     """
     kind, dtype = described["type"], np.dtype(described.get("dtype", "float32"))
     if dtype.kind not in "fiub":
@@ -56,7 +56,7 @@ def space_from_json(described: dict[str, Any]) -> spaces.Space:
 
 
 def _numbers(bounds: np.ndarray) -> Any:
-    """:return: the bounds one after the other, or the one that all are; infinite ones as "inf" and "-inf" """
+    """:return: flat list of the bounds, or one number if all are equal; infinite bounds as "inf" and "-inf" """
     flat = [x if math.isfinite(x) else str(x) for x in bounds.reshape(-1).tolist()]
     return flat[0] if len(set(flat)) == 1 else flat
 

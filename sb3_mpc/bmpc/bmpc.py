@@ -1,4 +1,4 @@
-"""BMPC: a policy that imitates the planner, which it bootstraps."""
+"""BMPC: a policy that imitates the planner, which in turn uses the policy and its values."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
@@ -25,28 +25,29 @@ class BMPC(WorldModelAlgorithm):
     """
     Bootstrapped model-predictive control (Wang, Guo, et al. 2025, https://arxiv.org/abs/2503.18871).
 
-    The planner is an expert that the policy pi imitates, so that the policy becomes as good as the planner, and the
-    planner that it guides better still. With the planner's Gaussians ``N(mu_t, sigma_t)`` stored beside the data,
+    The policy pi imitates the planner, and the planner improves with the policy, which it uses for its proposals and
+    values. With the planner's Gaussians ``N(mu_t, sigma_t)`` stored in the replay buffer, the policy loss is
 
     ``L_pi = sum_t rho^t E[KL(pi(.|z_t) || N(mu_t, sigma_t)) / S - alpha H(pi(.|z_t))]``
 
-    where S is the running scale of the divergence. Values are those of states and of the policy itself, learned within
-    the model from any replayed state: ``y = sum_{k<N} gamma^k R(z_k, a_k) + gamma^N V'(z_N)`` with ``z_0 = h(o_t)`` and
-    actions ``a_k`` of the policy. Stored Gaussians grow old; every few updates some are planned anew ("lazy
-    reanalyze") and written back.
+    where S is the running scale of the divergence. State values are learned from rollouts of the policy in the model,
+    which start in replayed states: ``y = sum_{k<N} gamma^k R(z_k, a_k) + gamma^N V'(z_N)`` with ``z_0 = h(o_t)`` and
+    actions ``a_k`` of the policy. Stored Gaussians become outdated; every ``reanalyze_interval`` updates some are
+    planned again ("lazy reanalyze") and written back.
 
-    The arguments of :class:`sb3_mpc.TDMPC2` are taken, too. The policy has two value networks and log standard
+    The arguments of :class:`sb3_mpc.TDMPC2` are accepted, too. The policy has two value networks and log standard
     deviations in [-3, 1] by default. Where paper and official code (https://github.com/wertyuilife2/bmpc) differ, the
-    code is followed; terminations, which it ignores, end the rollouts of the value target as they end plans.
+    code is followed. The official code ignores terminations; here, predicted terminations end plans and the rollouts of
+    the value target.
 
     :param td_horizon: number N of model steps in the value target
-    :param reanalyze_interval: updates from one reanalysis to the next; 0 for none
-    :param reanalyze_batch_size: number of windows in a reanalysis, all states of which are planned anew
-    :param expl_log_std_min: smallest log standard deviation of the policy where it proposes in a reanalysis
-    :param expl_log_std_max: the largest
+    :param reanalyze_interval: number of updates between reanalyses; 0 for none
+    :param reanalyze_batch_size: number of windows in a reanalysis, all states of which are planned again
+    :param expl_log_std_min: smallest log standard deviation of the policy's proposals in a reanalysis
+    :param expl_log_std_max: largest log standard deviation of these proposals
     :param kl_direction: "reverse" for ``KL(pi || expert)`` (official code), "forward" for ``KL(expert || pi)``
-    :param expert_mean: what of a plan the policy imitates: "elite" for the first action of the chosen elite (official
-        code), "mean" for the mean of the planner's Gaussian
+    :param expert_mean: mean that the policy imitates: "elite" for the first action of the chosen elite (official code),
+        "mean" for the mean of the planner's Gaussian
     """
 
     buffer_class = PlanReplayBuffer
@@ -152,7 +153,7 @@ class BMPC(WorldModelAlgorithm):
         return noise._replace(target_actions=th.randn(shape, generator=generator, device=generator.device))
 
     def value_target(self, next_z: th.Tensor, batch: SequenceBatch, noise: UpdateNoise) -> th.Tensor:
-        """Rewards of the policy within the model for N steps from the true states, and the target value behind."""
+        """Rewards of an N-step rollout of the policy in the model from the encoded observations, plus target value."""
         model = self.policy.world_model
         first = model.encode(time_slice(batch.observations, 0), None if noise.shift is None else noise.shift[0])
         z = th.cat([first.unsqueeze(0), next_z[:-1]])
@@ -168,7 +169,7 @@ class BMPC(WorldModelAlgorithm):
     def policy_loss(
         self, zs: th.Tensor, batch: SequenceBatch, noise: UpdateNoise
     ) -> tuple[th.Tensor, dict[str, th.Tensor]]:
-        """Imitation of the stored plans, and entropy before clamping; unplanned steps count as a standard normal."""
+        """KL divergence to the stored plans (a standard normal if there is none), and entropy before clamping."""
         model, scale, zs = self.policy.world_model, self.policy.running_scale, zs[:-1]
         assert isinstance(model, StateValueModel) and batch.plans is not None
         mean, log_std = model.gaussian(zs)
@@ -186,12 +187,12 @@ class BMPC(WorldModelAlgorithm):
     # -- Plans to imitate ----------------------------------------------------------------------------------------------
 
     def plan_to_store(self, plan: Plan) -> th.Tensor:
-        """:return: mean and standard deviation of the first action, that the policy is to imitate ``[2, E, A]``"""
+        """:return: mean and standard deviation of the first action, which the policy imitates ``[2, E, A]``"""
         mean = plan.elite_action if self.expert_mean == "elite" else plan.mean[:, 0]
         return th.stack([mean, plan.std[:, 0]])
 
     def refresh_batch(self, batch: SequenceBatch) -> SequenceBatch:
-        """Lazy reanalyze: in every ``reanalyze_interval``-th update, plan anew for some states of the batch."""
+        """Lazy reanalyze: in every ``reanalyze_interval``-th update, plan again for some states of the batch."""
         if self.reanalyze_interval <= 0:
             return batch
         self._updates_to_reanalyze -= 1
@@ -205,9 +206,9 @@ class BMPC(WorldModelAlgorithm):
     def reanalyze(self, batch: SequenceBatch, count: int, noise: PlanNoise) -> SequenceBatch:
         """
         :param batch: windows
-        :param count: number of windows to plan anew, the first ones
+        :param count: number of windows to plan again, the first ones of the batch
         :param noise: random numbers of ``H * count`` plans
-        :return: windows with the new plans, which are written to the replay buffer, too
+        :return: windows with the new plans, which are also written to the replay buffer
         """
         assert batch.plans is not None and batch.buffer_index is not None
         if self.policy.acceleration.compiles and self._compiled_replan is None:

@@ -1,4 +1,4 @@
-"""World model and planners of BMPC: values of states instead of actions, and a Gaussian prior that is clamped."""
+"""World model and planners of BMPC: state values instead of action values, and a clamped Gaussian prior."""
 
 from typing import Any, ClassVar
 
@@ -9,7 +9,7 @@ from sb3_mpc.common.planning.planner import MPPIPlanner
 
 
 class StateValueModel(WorldModel):
-    """World model whose ensemble values states, and whose prior is a Gaussian, clamped where an action is sampled."""
+    """World model with an ensemble of state values, and a Gaussian prior whose sampled actions are clamped."""
 
     values_actions: ClassVar[bool] = False
 
@@ -32,7 +32,7 @@ class StateValueModel(WorldModel):
 
 
 class StateValuePlanner(MPPIPlanner):
-    """MPPI whose sequences end in the value of a state; the arguments are those of its base."""
+    """MPPI with the value of the last state as terminal value; the arguments are those of its base class."""
 
     needs_terminal_action: ClassVar[bool] = False
 
@@ -41,7 +41,7 @@ class StateValuePlanner(MPPIPlanner):
         :param z: latent states at the end of the horizon ``[E, N, D]``
         :param noise: not used
         :param members: pair of value networks ``[2]``, averaged
-        :return: ``[E, N, 1]``
+        :return: values ``[E, N, 1]``
         """
         model = self.world_model
         return model.two_hot.decode(model.value(z, members=members)).mean(0)
@@ -49,11 +49,11 @@ class StateValuePlanner(MPPIPlanner):
 
 class ReanalyzePlanner(StateValuePlanner):
     """
-    Planner of the replayed states: its proposals come from the prior with another range of standard deviations.
+    Planner of the reanalysis: the prior proposes actions with another range of standard deviations.
 
-    :param args: arguments of the base
+    :param args: arguments of the base class
     :param log_std_range: bounds of the log standard deviation of the proposals
-    :param kwargs: arguments of the base
+    :param kwargs: arguments of the base class
     """
 
     world_model: StateValueModel

@@ -1,1 +1,1 @@
-"""What the five methods share: networks, planner, replay of sequences, policy and training loop."""
+"""What the methods share: networks, planner, replay buffers, policies and the training loop."""

@@ -38,8 +38,8 @@ from sb3_mpc.common.policies.world_model_policy import CnnPolicy, MultiInputPoli
 
 # Random steps before the first update: 5 episodes, at least 1000 (official code)
 SEED_EPISODES, MIN_SEED_STEPS = 5, 1000
-DEFAULT_GAMMA = 0.99  # for environments that do not tell their episode length
-# Arguments of the replay buffer that the agent gives it
+DEFAULT_GAMMA = 0.99  # for environments whose episode length is unknown
+# Arguments of the replay buffer that the agent sets itself
 RESERVED = (
     "buffer_size",
     "observation_space",
@@ -54,7 +54,7 @@ RESERVED = (
 def inherited(arguments: dict[str, Any]) -> dict[str, Any]:
     """
     :param arguments: ``locals()`` at the start of a method's constructor
-    :return: those that are arguments of :class:`WorldModelAlgorithm`, and those that nobody knows, which it refuses
+    :return: the arguments of :class:`WorldModelAlgorithm`, and unknown ones, which it rejects
     """
     known = [name for name in inspect.signature(WorldModelAlgorithm).parameters if name != "unknown"]
     return {name: arguments[name] for name in known} | arguments["unknown"]
@@ -62,12 +62,13 @@ def inherited(arguments: dict[str, Any]) -> dict[str, Any]:
 
 class WorldModelAlgorithm(Collection, Persistence, OffPolicyAlgorithm):
     """
-    Base of the methods: collects with the planner, and updates model, value and policy on windows of the replay buffer.
+    Base class of the methods: collects transitions with the planner, and updates model, values and policy on windows of
+    consecutive transitions from the replay buffer.
 
     :meth:`train` and :meth:`update` are the training step of all methods. A method defines :meth:`value_target` and
-    :meth:`policy_loss`, and overrides what else it does differently: all that it may change is under the heading
-    "Hooks". How it collects and how it is saved is in :mod:`sb3_mpc.common.collection` and
-    :mod:`sb3_mpc.common.persistence`. The arguments are described in :class:`sb3_mpc.TDMPC2`.
+    :meth:`policy_loss` and overrides other hooks where it differs; all hooks are listed under the heading "Hooks".
+    Data collection is in :mod:`sb3_mpc.common.collection`, saving and loading in :mod:`sb3_mpc.common.persistence`. The
+    arguments are described in :class:`sb3_mpc.TDMPC2`.
     """
 
     # -- Construction --------------------------------------------------------------------------------------------------
@@ -165,7 +166,7 @@ class WorldModelAlgorithm(Collection, Persistence, OffPolicyAlgorithm):
     def _setup_model(self) -> None:
         if self.n_steps != 1:
             raise ValueError(
-                f"n_steps={self.n_steps} is not supported: the model looks ahead by itself, use n_steps=1."
+                f"n_steps={self.n_steps} is not supported: the model predicts several steps anyway, use n_steps=1."
             )
         if self.episodic not in (True, False, "auto"):
             raise ValueError(f'episodic={self.episodic!r} is not understood: use True, False or "auto".')
@@ -192,7 +193,7 @@ class WorldModelAlgorithm(Collection, Persistence, OffPolicyAlgorithm):
         self.policy.acceleration = choose_acceleration(self.compile, self.policy.world_model, self.device)
 
     def _resolve_auto(self) -> None:
-        """Replace "auto" by values, once: they are saved with the model."""
+        """Replace "auto" by numbers, once; they are saved with the model."""
         for name in ("gamma", "learning_starts", "pretrain_gradient_steps"):
             value = getattr(self, name)
             if isinstance(value, str) and value != "auto":
@@ -202,7 +203,7 @@ class WorldModelAlgorithm(Collection, Persistence, OffPolicyAlgorithm):
         if isinstance(self.gamma, str):
             self.gamma = DEFAULT_GAMMA if length is None else discount_from_episode_length(length)
         if isinstance(self.pretrain_gradient_steps, str):
-            # These updates belong to the paper's seeding; who sets learning_starts expects SAC's bookkeeping
+            # The paper's updates on the seeding data; with a given learning_starts, users expect as many as SAC makes
             self.pretrain_gradient_steps = seeding if isinstance(self.learning_starts, str) else 0
         if isinstance(self.learning_starts, str):
             self.learning_starts = seeding
@@ -234,7 +235,7 @@ class WorldModelAlgorithm(Collection, Persistence, OffPolicyAlgorithm):
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """
-        :param env: environment to go on with, see SB3
+        :param env: environment to continue with, see SB3
         :param force_reset: whether training starts with a reset
         """
         super().set_env(env, force_reset)
@@ -248,8 +249,9 @@ class WorldModelAlgorithm(Collection, Persistence, OffPolicyAlgorithm):
 
     def train(self, gradient_steps: int, batch_size: int | None = None) -> None:
         """
-        :param gradient_steps: number of updates; the first call adds those of the seeding phase
-        :param batch_size: number of windows in a batch, that of the agent if None
+        :param gradient_steps: number of updates; the first call also makes those on the seeding data
+        :param batch_size: number of windows in a batch, the agent's ``batch_size`` if None
+        :raises ValueError: if a loss becomes NaN or infinite
         """
         batch_size = batch_size or self.batch_size
         self.policy.set_training_mode(True)
@@ -258,7 +260,7 @@ class WorldModelAlgorithm(Collection, Persistence, OffPolicyAlgorithm):
             self._compiled_update = compile_function(self.update)
         if self._n_updates == 0 and int(self.pretrain_gradient_steps) > 0:
             if self.verbose > 0:
-                print(f"Seeding done: {self.pretrain_gradient_steps} updates on the collected transitions follow")
+                print(f"Seeding finished: {self.pretrain_gradient_steps} updates on the collected transitions follow")
             self._updates(int(self.pretrain_gradient_steps), batch_size, pretraining=True)
         self._updates(gradient_steps, batch_size)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
@@ -268,7 +270,7 @@ class WorldModelAlgorithm(Collection, Persistence, OffPolicyAlgorithm):
         """
         :param count: number of updates
         :param batch_size: number of windows in a batch
-        :param pretraining: whether these are the updates on the data of the seeding phase
+        :param pretraining: whether these are the first updates, on the seeding data
         """
         update = self._compiled_update or self.update
         sums: th.Tensor | None = None
@@ -282,7 +284,7 @@ class WorldModelAlgorithm(Collection, Persistence, OffPolicyAlgorithm):
             values = th.stack([value.float() for value in logs.values()])
             sums = values if sums is None else sums + values
         self._n_updates += count
-        if sums is not None:  # the only time that losses travel to the host
+        if sums is not None:  # the only copy of the losses to the host
             means = dict(zip(logs, (sums / count).tolist(), strict=True))
             check_finite_losses(means, self._n_updates)
             for name, value in means.items():
@@ -290,12 +292,13 @@ class WorldModelAlgorithm(Collection, Persistence, OffPolicyAlgorithm):
 
     def update(self, batch: SequenceBatch, noise: UpdateNoise, train_policy: bool = True) -> dict[str, th.Tensor]:
         """
-        One gradient step on the model and the values, one on the policy, and one of the target networks.
+        One gradient step on the model and the values, one on the policy, and one moving-average step of the target
+        networks.
 
         :param batch: windows
-        :param noise: random numbers
-        :param train_policy: whether the policy learns, too
-        :return: what to log, scalars by name
+        :param noise: random numbers, see :meth:`draw_noise`
+        :param train_policy: whether the policy is updated, too
+        :return: values to log, scalars by name
         """
         policy, model = self.policy, self.policy.world_model
         with th.no_grad():
@@ -347,12 +350,12 @@ class WorldModelAlgorithm(Collection, Persistence, OffPolicyAlgorithm):
         "MultiInputPolicy": MultiInputPolicy,
         "MultitaskPolicy": MultitaskWorldModelPolicy,
     }
-    policy_defaults: ClassVar[dict[str, Any]] = {}  # what the method changes in the defaults of the policy
+    policy_defaults: ClassVar[dict[str, Any]] = {}  # arguments of the policy whose defaults the method changes
     buffer_class: ClassVar[type[SequenceReplayBuffer]] = SequenceReplayBuffer  # or one derived from it
-    trains_policy_in_pretraining: ClassVar[bool] = True  # whether the policy learns in the updates after seeding
-    # Plain values that an agent file keeps besides the arguments and the policy's tensors
+    trains_policy_in_pretraining: ClassVar[bool] = True  # whether the updates on the seeding data train the policy
+    # Attributes, plain values, that an agent file keeps besides the arguments and the policy's tensors
     kept_in_agent_files: ClassVar[tuple[str, ...]] = ("num_timesteps", "_n_updates", "_episode_num")
-    ranges: ClassVar[dict[str, tuple[float, ...]]] = {  # least, and most where there is one, of what users set
+    ranges: ClassVar[dict[str, tuple[float, ...]]] = {  # smallest and, if any, largest allowed value of arguments
         **dict.fromkeys(("buffer_size", "batch_size", "horizon", "iterations"), (1,)),
         **dict.fromkeys(("gamma", "tau", "rho"), (0, 1)),
         **dict.fromkeys(
@@ -376,7 +379,7 @@ class WorldModelAlgorithm(Collection, Persistence, OffPolicyAlgorithm):
         :param zs: predicted latent states ``[H + 1, B, D]``, without gradient
         :param batch: windows
         :param noise: random numbers
-        :return: loss of the policy prior, and what to log
+        :return: loss of the policy prior, and values to log, scalars by name
         """
         raise NotImplementedError
 
@@ -391,7 +394,7 @@ class WorldModelAlgorithm(Collection, Persistence, OffPolicyAlgorithm):
 
     def refresh_batch(self, batch: SequenceBatch) -> SequenceBatch:
         """
-        Called before every update but those of the seeding phase.
+        Called before every update except the first ones on the seeding data.
 
         :param batch: windows as sampled
         :return: windows to train on
@@ -401,8 +404,8 @@ class WorldModelAlgorithm(Collection, Persistence, OffPolicyAlgorithm):
     def plan_to_store(self, plan: Plan) -> th.Tensor:
         """
         :param plan: plan for E environments
-        :return: mean and standard deviation of the first action that a buffer of plans keeps ``[2, E, A]``; the mean is
-            that of the chosen elite
+        :return: mean and standard deviation of the first action, for a :class:`PlanReplayBuffer` to store
+            ``[2, E, A]``; the mean is the first action of the chosen elite
         """
         return th.stack([plan.elite_action, plan.std[:, 0]])
 
@@ -429,7 +432,7 @@ class WorldModelAlgorithm(Collection, Persistence, OffPolicyAlgorithm):
         )
 
     def policy_arguments(self) -> dict[str, Any]:
-        """:return: arguments of the policy: the user's, and those that let it act on its own after ``policy.load``"""
+        """:return: arguments of the policy: the user's, and the planner's, so that it can plan after ``policy.load``"""
         arguments = dict(
             enc_lr_scale=self.enc_lr_scale,
             episodic=self.episodic is True,
@@ -439,5 +442,5 @@ class WorldModelAlgorithm(Collection, Persistence, OffPolicyAlgorithm):
         return {**self.policy_defaults, **arguments, **self.policy_kwargs}
 
     def forget_compiled(self) -> None:
-        """Drop what was compiled for the networks as they were; called whenever they are exchanged or extended."""
+        """Discard compiled functions; called whenever networks are replaced or added."""
         self._compiled_update = None

@@ -1,4 +1,4 @@
-"""Measurements during training."""
+"""Callbacks that measure during training."""
 
 import numpy as np
 import torch as th
@@ -12,16 +12,17 @@ from sb3_mpc.common.algorithm import WorldModelAlgorithm
 
 class OverestimationCallback(BaseCallback):
     """
-    How far the learned values are off (TD-M(PC)², section on value overestimation), for any method of this package.
+    Measure how far the learned values overestimate the returns (TD-M(PC)², section on value overestimation), for any
+    method of this package.
 
     The policy prior acts by its mode, without planning, for a number of episodes. Their mean discounted return is
     compared with the mean value of their first states. Logged under ``overestimation/`` are ``value``, ``mc_return``
-    and ``relative``, the difference as a fraction of the return. Returns end where the episode is truncated, so that
-    episodes should be long compared with ``1 / (1 - gamma)``.
+    and ``relative``, the difference as a fraction of the return. A return is cut off where its episode is truncated, so
+    that episodes should be long compared with ``1 / (1 - gamma)`` steps.
 
-    :param eval_env: environment to measure in, apart from the one of the training and wrapped alike (with
-        ``VecNormalize(..., training=False)`` where the training normalises, rewards included)
-    :param eval_freq: measure every so many calls, one for each step of the (vectorised) environment
+    :param eval_env: separate environment to measure in, wrapped as the training environment is (with
+        ``VecNormalize(..., training=False)`` if training normalises, rewards included)
+    :param eval_freq: measure every ``eval_freq`` steps of the (vectorised) training environment
     :param n_eval_episodes: number of episodes
     :param verbose: whether to print the result
     """
@@ -50,27 +51,27 @@ class OverestimationCallback(BaseCallback):
         return True
 
     def measure(self) -> tuple[float, float]:
-        """:return: mean value of the first states, and mean discounted return from there"""
+        """:return: mean value of the first states, and mean discounted return of their episodes"""
         policy, env, count = self.model.policy, self.eval_env, self.eval_env.num_envs
         policy.set_training_mode(False)
         actor, critic = policy.actor, policy.critic
-        left = np.array([(self.n_eval_episodes + i) // count for i in range(count)])  # episodes of each environment
+        remaining = np.array([(self.n_eval_episodes + i) // count for i in range(count)])  # episodes per environment
         returns, discounts = np.zeros(count), np.ones(count)
         values: list[float] = []
         finished: list[float] = []
         first = np.ones(count, dtype=bool)
         observation = env.reset()
-        while (left > 0).any():
+        while (remaining > 0).any():
             with th.no_grad():
                 tensor, _ = policy.obs_to_tensor(observation)  # type: ignore[arg-type]
                 action = actor(tensor, deterministic=True)
                 if first.any():
                     q = th.stack(critic(tensor, action)).mean(0).flatten().cpu().numpy()
-                    values.extend(q[first & (left > 0)])
+                    values.extend(q[first & (remaining > 0)])
             observation, rewards, dones, _ = env.step(policy.to_env_actions(action.cpu().numpy()))
             returns += discounts * rewards
             discounts *= float(self.model.gamma)
-            finished.extend(returns[dones & (left > 0)])
-            left -= dones
+            finished.extend(returns[dones & (remaining > 0)])
+            remaining[dones] -= 1
             returns[dones], discounts[dones], first = 0.0, 1.0, dones
         return float(np.mean(values)), float(np.mean(finished))

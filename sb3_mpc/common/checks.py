@@ -1,4 +1,4 @@
-"""Bad input is met here, with one sentence that names the culprit and the fix."""
+"""Checks of user input; an error is one sentence that names the culprit and the fix."""
 
 import difflib
 import inspect
@@ -24,7 +24,7 @@ class UnsupportedActionSpaceError(AssertionError, ValueError):
 def make_env(env: GymEnv | str | None, verbose: int) -> GymEnv | None:
     """
     :param env: environment, its id, or None
-    :param verbose: whether to say what is made
+    :param verbose: whether to print that an environment is made from its id
     :return: the environment
     """
     return None if env is None else maybe_make_env(env, verbose)
@@ -64,7 +64,7 @@ Observations = np.ndarray | dict[str, np.ndarray]
 def named_parts(observation: Observations) -> list[tuple[str, np.ndarray]]:
     """
     :param observation: array or dict of arrays
-    :return: the arrays with the names that messages call them
+    :return: the arrays with their names in messages
     """
     if isinstance(observation, dict):
         return [(f"observation[{key!r}]", np.asarray(part)) for key, part in observation.items()]
@@ -76,7 +76,7 @@ def check_finite_observation(
 ) -> None:
     """
     :param observation: one observation or a batch of them
-    :param context: where it comes from, for the message
+    :param context: where the observation comes from, for the message
     :param batched: whether the first index is the environment
     :raises ValueError: if a floating-point entry is NaN or infinite
     """
@@ -96,8 +96,8 @@ def check_observation_shape(observation: Observations, space: spaces.Space, n_en
     :param observation: observations of all environments
     :param space: observation space of one
     :param n_envs: number of environments
-    :param context: where it comes from, for the message
-    :raises ValueError: if an observation has another shape than its space says
+    :param context: where the observations come from, for the message
+    :raises ValueError: if the shape of an observation differs from that of its space
     """
     subspaces = space.spaces if isinstance(space, spaces.Dict) else {"": space}
     parts = observation if isinstance(observation, dict) else {"": observation}
@@ -129,16 +129,16 @@ def check_finite_losses(losses: dict[str, float], n_updates: int) -> None:
     bad = [name for name, value in losses.items() if not np.isfinite(value)]
     if bad:
         raise ValueError(
-            f"Training has diverged: {', '.join(bad)} became NaN or infinite after {n_updates} updates. Go on from an "
+            f"Training has diverged: {', '.join(bad)} became NaN or infinite after {n_updates} updates. Resume from an "
             "earlier checkpoint with a lower learning_rate or smaller rewards."
         )
 
 
 # Arguments of SB3's SAC and TD3, and of their policies, that have no counterpart here
 FOREIGN_ARGUMENTS = {
-    "ent_coef": "entropy_coef weighs the entropy",
-    "target_entropy": "entropy_coef weighs the entropy",
-    "target_update_interval": "the target networks follow at every update by tau, leave it out",
+    "ent_coef": "entropy_coef is the weight of the entropy",
+    "target_entropy": "entropy_coef is the weight of the entropy",
+    "target_update_interval": "the target networks are updated with tau in every update, leave it out",
     **dict.fromkeys(
         ("use_sde", "sde_sample_freq", "use_sde_at_warmup", "log_std_init", "use_expln", "clip_mean"),
         "the planner explores by itself, leave it out",
@@ -149,8 +149,8 @@ FOREIGN_ARGUMENTS = {
     "share_features_extractor": "one encoder serves all networks, leave it out",
     "activation_fn": "the activations belong to the method (Mish, SimNorm), leave it out",
 }
-MAX_LISTED = 12  # names that one sentence can list
-# What SAC does by default may be said; it changes nothing
+MAX_LISTED = 12  # largest number of names listed in a message
+# Default values of SAC are accepted and have no effect
 WITHOUT_EFFECT: dict[str, Any] = dict(
     ent_coef="auto",
     target_entropy="auto",
@@ -164,7 +164,7 @@ WITHOUT_EFFECT: dict[str, Any] = dict(
 def known_arguments(cls: type) -> list[str]:
     """
     :param cls: class
-    :return: names of the arguments of its constructor, those that it passes on to its bases included
+    :return: names of the arguments of its constructor, including those that are passed on to base classes
     """
     names: list[str] = []
     for base in cls.__mro__:
@@ -172,28 +172,26 @@ def known_arguments(cls: type) -> list[str]:
             parameters = inspect.signature(base.__init__).parameters.values()  # type: ignore[misc]
             names += [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
             if not any(p.kind is p.VAR_KEYWORD and p.name != "unknown" for p in parameters):
-                break  # nothing is passed on; ``unknown`` collects what is refused
+                break  # nothing is passed on; ``unknown`` only collects arguments to reject
     return [name for name in dict.fromkeys(names) if name != "self"]
 
 
 def explain_unknown(name: str, known: list[str]) -> str:
     """
-    :param name: argument that is not known
-    :param known: those that are
-    :return: what to do about it
+    :param name: unknown argument
+    :param known: valid arguments
+    :return: the fix, for the message
     """
     close = difflib.get_close_matches(name, known, n=1)
-    listed = (
-        f"use {', '.join(known)}." if len(known) <= MAX_LISTED else "help() of the class lists those that there are."
-    )
+    listed = f"use {', '.join(known)}." if len(known) <= MAX_LISTED else "see help() of the class for valid arguments."
     return FOREIGN_ARGUMENTS.get(name) or (f"did you mean {close[0]!r}?" if close else listed)
 
 
 def check_no_unknown_arguments(method: type, unknown: dict[str, Any]) -> None:
     """
     :param method: class of the agent
-    :param unknown: arguments that its constructor does not know
-    :raises TypeError: if there are any
+    :param unknown: arguments that its constructor does not have
+    :raises TypeError: if there are any, apart from default values of SAC
     """
     for name, value in unknown.items():
         if name in WITHOUT_EFFECT and value == WITHOUT_EFFECT[name]:
@@ -204,7 +202,7 @@ def check_no_unknown_arguments(method: type, unknown: dict[str, Any]) -> None:
 def warn_of_changes(made: dict[str, Any], now: dict[str, Any]) -> None:
     """
     :param made: arguments that the planner was made with
-    :param now: those that the agent's attributes give now; a warning names what has changed
+    :param now: the same arguments according to the agent's present attributes; each difference causes a warning
     """
     for name, value in now.items():
         if value != made.get(name):
@@ -217,17 +215,17 @@ def warn_of_changes(made: dict[str, Any], now: dict[str, Any]) -> None:
 
 def check_range(name: str, value: object, least: float, most: float = np.inf) -> None:
     """
-    :param name: argument of the user, for the message
-    :param value: its value; "auto" is left to others
-    :param least: smallest value that is allowed
-    :param most: largest value that is allowed
-    :raises ValueError: if it is no number of that range
+    :param name: name of the argument, for the message
+    :param value: its value; "auto" is not checked
+    :param least: smallest allowed value
+    :param most: largest allowed value
+    :raises ValueError: if it is not a number in that range
     """
     if isinstance(value, str) and value == "auto":
         return
     if not isinstance(value, (int, float, np.number)) or not least <= value <= most:
-        upper = f" to {most:g}" if most < np.inf else " on"
-        raise ValueError(f"{name}={value!r} is out of range: use a number from {least:g}{upper}.")
+        allowed = f"from {least:g} to {most:g}" if most < np.inf else f"of at least {least:g}"
+        raise ValueError(f"{name}={value!r} is out of range: use a number {allowed}.")
 
 
 def check_policy_class(policy_class: type, base: type, method: str) -> None:
@@ -235,7 +233,7 @@ def check_policy_class(policy_class: type, base: type, method: str) -> None:
     :param policy_class: class of the policy that the user gave, or that a file names
     :param base: class that it must be derived from
     :param method: name of the method, for the message
-    :raises ValueError: unless it is
+    :raises ValueError: if it is not derived from that class
     """
     if not issubclass(policy_class, base):
         raise ValueError(
@@ -246,11 +244,11 @@ def check_policy_class(policy_class: type, base: type, method: str) -> None:
 
 def check_keywords(argument: str, target: type, keywords: dict[str, Any], given: Iterable[str]) -> None:
     """
-    :param argument: name of the argument that the user gave them by, for the message
-    :param target: class that the keywords are for
-    :param keywords: arguments that the user gives it
-    :param given: arguments that it is given anyway
-    :raises TypeError: if the class has no such argument
+    :param argument: name of the dict, such as "policy_kwargs", for the message
+    :param target: class that takes the keywords
+    :param keywords: the user's keywords
+    :param given: arguments of the class that the user may not set
+    :raises TypeError: if a keyword is not a valid argument of the class
     """
     known = [name for name in known_arguments(target) if name not in given]
     for key in keywords:

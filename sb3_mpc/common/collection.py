@@ -1,4 +1,4 @@
-"""Collecting transitions with the planner, within SB3's off-policy loop."""
+"""Data collection with the planner, within SB3's off-policy loop."""
 
 import time
 from typing import Any
@@ -23,25 +23,25 @@ from sb3_mpc.common.policies.world_model_policy import WorldModelPolicy
 
 class Collection(OffPolicyAlgorithm):
     """
-    The part of an algorithm that collects by planning. The warm start of the planner in training is kept here, apart
-    from the one that evaluation carries through ``predict``; the first termination that is seen creates the
-    termination head.
+    Mixin of the algorithm that collects transitions by planning. It keeps the planner's warm start during training,
+    separate from the one that evaluation passes through ``predict``. If ``episodic`` is "auto", the first observed
+    termination creates the termination head.
     """
 
-    # What the algorithm provides
+    # Provided by the algorithm
     policy: WorldModelPolicy
     replay_buffer: SequenceReplayBuffer
     episodic: bool | str
     compile: bool | str
 
     def forget_compiled(self) -> None:
-        """Drop what was compiled for the networks as they were; called whenever they are exchanged or extended."""
+        """Discard compiled functions; called whenever networks are replaced or added."""
         raise NotImplementedError
 
     def plan_to_store(self, plan: Plan) -> th.Tensor:
         """
         :param plan: plan for E environments
-        :return: mean and standard deviation of the first action that a buffer of plans keeps ``[2, E, A]``
+        :return: mean and standard deviation of the first action, for a :class:`PlanReplayBuffer` to store ``[2, E, A]``
         """
         raise NotImplementedError
 
@@ -61,8 +61,8 @@ class Collection(OffPolicyAlgorithm):
     ) -> tuple[int, BaseCallback]:
         if reset_num_timesteps or self._last_obs is None:
             self._plan_state = None
-        # With optimize_memory_usage SB3 marks the newest transition as terminal before a reset; here the buffer sees
-        # resets by itself, and a reset is no termination
+        # With optimize_memory_usage SB3 marks the newest transition as terminal before a reset. Our buffer detects
+        # resets by itself, and a reset is not a termination
         dones = self.replay_buffer.dones.copy() if self.optimize_memory_usage and self.replay_buffer.size() else None
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         if dones is not None:
@@ -74,23 +74,24 @@ class Collection(OffPolicyAlgorithm):
 
     def _accelerate(self, decisions: int) -> None:
         """
-        :param decisions: those of the whole run, those done included: a run that goes on computes as it began
+        :param decisions: number of decisions of the whole run, past ones included, so that a resumed run computes as
+            before
         """
         plans, updates = decisions // self.n_envs, decisions
-        if self.gradient_steps >= 0:  # not as many as there were decisions
+        if self.gradient_steps >= 0:  # -1 stands for one update per decision
             frequency, unit = self.train_freq  # type: ignore[misc]
             updates = self.gradient_steps * plans // frequency if unit == TrainFrequencyUnit.STEP else 0
         chosen = choose_acceleration(self.compile, self.policy.world_model, self.device, plans + updates)
-        if self.policy.acceleration.compiles:  # the price is paid
+        if self.policy.acceleration.compiles:  # already compiled, at no further cost
             chosen = chosen._replace(compiles=True)
         self.policy.acceleration = chosen
         if self.verbose > 0 and chosen.compiles:
-            print("The first plan and the first update are compiled: that takes one to three minutes, once")
+            print("Compiling the first plan and the first update, which takes one to three minutes once")
         if self.verbose > 0 and chosen.bfloat16:
-            print("Plans are made in bfloat16, for which this processor has units; compile=False plans in float32")
+            print("Planning in bfloat16, which this processor supports in hardware; compile=False plans in float32")
 
     def collect_rollouts(self, env: VecEnv, callback: BaseCallback, *args: Any, **kwargs: Any) -> RolloutReturn:
-        """See SB3. Transitions at which a callback stops the training are stored, too, so that it can be continued."""
+        """See SB3. The transition at which a callback stops training is stored, too, so that training can continue."""
         try:
             rollout = super().collect_rollouts(env, callback, *args, **kwargs)
         except ValueError as error:
@@ -170,7 +171,7 @@ class Collection(OffPolicyAlgorithm):
                 check_finite_observation(final, f"that ended the episode of environment {i} {where}")
 
     def dump_logs(self) -> None:
-        """Write log data, with the latest plan's when verbose."""
+        """Write the log; if verbose, also standard deviation, value and computing time in ms of the latest plan."""
         if self.verbose > 0 and self._last_plan is not None:
             self.logger.record("planner/std", self._last_plan.std.mean().item())
             self.logger.record("planner/elite_value", self._last_plan.elite_value.mean().item())
@@ -187,13 +188,13 @@ class Collection(OffPolicyAlgorithm):
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
         """
         Act by planning, or by the policy network alone, which is much faster. To evaluate the network with SB3's tools,
-        hand them ``model.actor``.
+        pass ``model.actor`` to them.
 
         :param observation: one observation or a batch of them
-        :param state: what the previous call returned, None for a cold start
+        :param state: state returned by the previous call, None to plan without warm start
         :param episode_start: which environments begin an episode ``[n_envs]``
         :param deterministic: whether to act deterministically
-        :param use_planner: whether to plan; without, the network acts
+        :param use_planner: whether to plan; if False, the policy network acts
         :return: actions in the action space and the state for the next call
         """
         if use_planner:
@@ -212,5 +213,5 @@ class Collection(OffPolicyAlgorithm):
 
     @property
     def critic_target(self) -> ValueFunctions:
-        """:return: the slowly moving value ensemble"""
+        """:return: the target value ensemble"""
         return self.policy.critic_target

@@ -1,4 +1,4 @@
-"""The discount factor follows from the length of an episode, where the environment tells it."""
+"""The discount factor, derived from the episode length if that is known."""
 
 from typing import Any
 
@@ -12,10 +12,10 @@ def env_attribute(env: VecEnv | None, name: str) -> Any:
     """
     :param env: vectorised environment
     :param name: attribute
-    :return: its value in the first environment, None if there is none
+    :return: its value in the first environment, None if it does not exist
     """
     try:
-        # The worker of a SubprocVecEnv dies when it is asked for what is not there
+        # A worker process of a SubprocVecEnv crashes when it is asked for a missing attribute
         return env.get_attr(name, 0)[0] if env is not None and env.has_attr(name) else None
     except (AttributeError, NotImplementedError):
         return None
@@ -24,10 +24,10 @@ def env_attribute(env: VecEnv | None, name: str) -> Any:
 def episode_length(env: VecEnv | None) -> int | None:
     """
     :param env: vectorised environment
-    :return: number of decisions after which an episode is truncated, None if the environment does not tell
+    :return: number of decisions after which an episode is truncated, None if unknown
     """
-    length = env_attribute(env, "_max_episode_steps")  # of the wrapper TimeLimit
-    # Otherwise of the specification, which not every worker process can send: one that cannot dies
+    length = env_attribute(env, "_max_episode_steps")  # of Gymnasium's wrapper TimeLimit
+    # Otherwise of the spec; not from worker processes, which crash if the spec cannot be pickled
     if length is None and env is not None and not isinstance(env.unwrapped, SubprocVecEnv):
         length = getattr(env_attribute(env, "spec"), "max_episode_steps", None)
     return None if length is None else int(length)
@@ -35,7 +35,7 @@ def episode_length(env: VecEnv | None) -> int | None:
 
 def discount_from_episode_length(length: int) -> float:
     """
-    TD-MPC2's heuristic: the longer the episode, the farther the agent looks ahead.
+    TD-MPC2's heuristic: the longer the episode, the larger the discount factor.
 
     :param length: episode length in agent decisions, after action repeat
     :return: discount factor in [0.95, 0.995]

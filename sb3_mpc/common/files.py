@@ -1,4 +1,4 @@
-"""Files that are whole or not there: atomic writing, and plain words for files that cannot be read."""
+"""Atomic writing of files, and clear errors for files that cannot be read."""
 
 import io
 import os
@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# What reading a damaged zip file or pickle may raise
+# Errors that reading a damaged zip file or pickle may raise
 DAMAGE = (zipfile.BadZipFile, EOFError, pickle.UnpicklingError, UnicodeDecodeError, KeyError, IndexError, zlib.error)
 
 
@@ -27,18 +27,18 @@ def atomic_target(
     path: str | pathlib.Path | io.BufferedIOBase, suffix: str
 ) -> Iterator[str | pathlib.Path | io.BufferedIOBase]:
     """
-    Give the writer a temporary file in the same folder, and the file its name only when it is complete and on disk.
+    Write a file atomically: into a temporary file in the same folder, which is renamed once it is complete and on disk.
 
-    A failed write leaves a previous file of that name as it was. Open files are passed through.
+    A failed write leaves an existing file of that name unchanged. Open files are passed through.
 
-    :param path: where the user wants the file, folders are created
+    :param path: path of the file; missing folders are created
     :param suffix: appended to a path that has none, as SB3 does
-    :return: context whose value is to be written to
+    :return: context manager that yields the file to write to
     """
     if not isinstance(path, (str, pathlib.Path)):
         yield path
         return
-    final = pathlib.Path(os.path.realpath(complete_name(path, suffix)))  # a link stays a link
+    final = pathlib.Path(os.path.realpath(complete_name(path, suffix)))  # write to the target of a symbolic link
     final.parent.mkdir(parents=True, exist_ok=True)
     temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp.{suffix}")
     try:
@@ -55,7 +55,7 @@ def explain_damage(path: object, kind: str) -> Iterator[None]:
     """
     :param path: file that is read within the context
     :param kind: what it should be, for the message
-    :raises ValueError: in place of what a truncated or foreign file makes the readers raise
+    :raises ValueError: in place of the errors that readers raise for a damaged file or another kind of file
     """
     try:
         yield
@@ -67,7 +67,7 @@ def explain_damage(path: object, kind: str) -> Iterator[None]:
         if "wasn't a zip-file" not in str(error):
             raise
         raise ValueError(_damaged(path, kind)) from error
-    except (RuntimeError, AssertionError) as error:  # of torch's own zip reader, and of SB3 for a zip file without data
+    except (RuntimeError, AssertionError) as error:  # of torch's zip reader, and of SB3 for a zip file without data
         if "PytorchStreamReader" not in str(error) and "found in the saved file" not in str(error):
             raise
         raise ValueError(_damaged(path, kind)) from error

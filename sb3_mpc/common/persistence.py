@@ -1,4 +1,4 @@
-"""Saving and loading in SB3's formats, atomically, with what a run needs to resume as if never interrupted."""
+"""Saving and loading in SB3's formats: atomic, and with the random number state that a resumed run needs."""
 
 import io
 import json
@@ -19,27 +19,27 @@ SelfPersistence = TypeVar("SelfPersistence", bound="Persistence")
 
 
 def _method_name(algorithm: type) -> str:
-    """:return: the class of this package that an algorithm is, or that it is derived from"""
+    """:return: name of the class of this package that the algorithm is or is derived from"""
     return next(cls.__name__ for cls in algorithm.__mro__ if cls.__module__.startswith("sb3_mpc."))
 
 
 def _read_method(path: str | pathlib.Path | io.BufferedIOBase) -> str | None:
-    """:return: the method that has saved a model, None if the file does not tell"""
+    """:return: name of the class that saved a model, None if the file does not contain it"""
     try:
         with zipfile.ZipFile(complete_name(path, "zip") if isinstance(path, (str, pathlib.Path)) else path) as archive:
             name = json.loads(archive.read("data")).get("_saved_by")
-    except (OSError, ValueError, AttributeError, *DAMAGE):  # said better by who reads it all
+    except (OSError, ValueError, AttributeError, *DAMAGE):  # load() gives the better message
         return None
     return name if isinstance(name, str) else None
 
 
 class Persistence(OffPolicyAlgorithm):
     """
-    The part of an algorithm that saves and loads: SB3's formats, written atomically, with what a run needs to resume as
-    if never interrupted, its random numbers included.
+    Mixin of the algorithm that saves and loads in SB3's formats. Files are written atomically and contain the random
+    number state, so that a resumed run continues as if it had not been interrupted.
     """
 
-    # What the algorithm provides
+    # Provided by the algorithm
     buffer_class: ClassVar[type[SequenceReplayBuffer]]
     policy: WorldModelPolicy
     replay_buffer: SequenceReplayBuffer
@@ -47,7 +47,7 @@ class Persistence(OffPolicyAlgorithm):
     horizon: int
 
     def forget_compiled(self) -> None:
-        """Drop what was compiled for the networks as they were; called whenever they are exchanged or extended."""
+        """Discard compiled functions; called whenever networks are replaced or added."""
         raise NotImplementedError
 
     def set_random_seed(self, seed: int | None = None) -> None:
@@ -76,11 +76,12 @@ class Persistence(OffPolicyAlgorithm):
         include: Iterable[str] | None = None,
     ) -> None:
         """
-        Save the model as SB3 does, with the state of its random numbers. An earlier file stays whole until this one is.
+        Save the model as SB3 does, with its random number state. An existing file is replaced only when the new one is
+        complete.
 
         :param path: file to write, ``.zip`` is appended if it has no suffix
         :param exclude: names of attributes to leave out, besides the usual ones
-        :param include: names of attributes to keep that are usually left out
+        :param include: names of attributes to save that are usually left out
         """
         self._saved_by = _method_name(type(self))
         self._rng_state = dict(policy=self.policy.get_rng_state(), action_space=self.action_space.np_random)
@@ -91,13 +92,13 @@ class Persistence(OffPolicyAlgorithm):
         self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
     ) -> None:
         """
-        Load parameters of networks and optimisers, see SB3. They may come from before the first termination was seen.
+        Load parameters of networks and optimisers, see SB3. They may have been saved before the first termination.
 
-        :param load_path_or_dict: file, or what ``get_parameters`` has returned
+        :param load_path_or_dict: file, or parameters returned by ``get_parameters``
         :param exact_match: whether all parameters must be there
         :param device: device to load a file on
         """
-        if isinstance(load_path_or_dict, dict):  # the policy settles which parameters its optimisers have
+        if isinstance(load_path_or_dict, dict):  # the policy first: it determines the parameters of its optimisers
             load_path_or_dict = dict(sorted(load_path_or_dict.items(), key=lambda item: item[0] != "policy"))
         super().set_parameters(load_path_or_dict, exact_match, device)
         if self.episodic is True:
@@ -116,17 +117,17 @@ class Persistence(OffPolicyAlgorithm):
         **kwargs: Any,
     ) -> SelfPersistence:
         """
-        Load a model, see SB3. Its random numbers continue where they stopped, unless another ``seed`` is given.
+        Load a model, see SB3. Its random number state is restored unless a ``seed`` is given.
 
         :param path: file to read
-        :param env: environment to go on with
+        :param env: environment to continue with
         :param device: device of the model
         :param custom_objects: replacements for saved objects
-        :param print_system_info: whether to print the systems of then and now
+        :param print_system_info: whether to print information on the saving and the present system
         :param force_reset: whether training starts with a reset
         :param kwargs: arguments to change
         :return: the model
-        :raises ValueError: if the file is damaged, or the environment is another one
+        :raises ValueError: if the file is damaged, or the spaces of the environment differ
         """
         saved_by = _read_method(path)
         if saved_by not in (None, _method_name(cls)):
@@ -156,11 +157,11 @@ class Persistence(OffPolicyAlgorithm):
     def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
         """
         :param path: file written by :meth:`save_replay_buffer`
-        :param truncate_last_traj: with ``HerReplayBuffer``, whether to take the last episode for finished; no effect
-            otherwise: the buffer sees by itself whether an episode goes on
-        :raises ValueError: if the file is damaged or does not fit; the present buffer is kept
+        :param truncate_last_traj: with ``HerReplayBuffer``, whether to treat the last episode as finished; no effect
+            otherwise: the buffer detects by itself whether an episode continues
+        :raises ValueError: if the file is damaged or does not match the model; the present buffer is kept
         """
-        current: Any = self.__dict__.get("replay_buffer")  # scripts delete it first, to have room for two
+        current: Any = self.__dict__.get("replay_buffer")  # scripts may delete it first to save memory
         try:
             with explain_damage(path, "replay buffer"):
                 super().load_replay_buffer(path, truncate_last_traj)

@@ -1,4 +1,4 @@
-"""The distillation loss of Fac-TDMPC (section 4.2): the student learns to order actions as the expert does."""
+"""The distillation loss of Fac-TDMPC (section 4.2): the student learns to rank actions as the expert does."""
 
 from typing import NamedTuple
 
@@ -15,10 +15,10 @@ MIN_SPREAD, SPREAD_TAU = 1e-3, 0.01
 
 class Scores(NamedTuple):
     """
-    What a model makes of K candidate sequences for each of B segments, step by step.
+    Predictions of a model for each step of K candidate sequences for each of B segments.
 
-    :param rewards: ``[H + 1, B, K]``
-    :param values: of each of M value networks ``[M, H + 1, B, K]``
+    :param rewards: rewards ``[H + 1, B, K]``
+    :param values: values of each of M networks ``[M, H + 1, B, K]``
     """
 
     rewards: th.Tensor
@@ -26,7 +26,7 @@ class Scores(NamedTuple):
 
 
 class Spread(nn.Module):
-    """Running mean of the expert's standard deviations over the candidates, of rewards and of values."""
+    """Running means of the standard deviations of the expert's rewards and values over the candidates."""
 
     value: th.Tensor
 
@@ -36,7 +36,7 @@ class Spread(nn.Module):
 
     def update(self, scores: Scores) -> None:
         """
-        :param scores: the expert's
+        :param scores: scores of the expert
         """
         present = th.stack([scores.rewards.std(-1).mean(), scores.values.std(-1).mean()])
         started = self.value.any()
@@ -52,13 +52,13 @@ def expert_scores(
     :param z: its latent states ``[B, D]``
     :param actions: candidate sequences ``[H + 1, B, K, A]``
     :param noise: standard normal draws of its policy's actions ``[H + 1, B, K, A]``
-    :param gamma: discount factor, for models that value states
-    :return: its scores with one value ``[1, H + 1, B, K]``, nothing being earned after a predicted termination; and
-        actions of its policy in the states of the sequences ``[H + 1, B, K, A]``, and where these are alive ``[.., 1]``
+    :param gamma: discount factor, for models with state values
+    :return: its scores, with values ``[1, H + 1, B, K]``, zero after a predicted termination; actions of its policy in
+        the states of the sequences ``[H + 1, B, K, A]``; and 1 until a predicted termination ``[H + 1, B, K, 1]``
     """
     z = z.unsqueeze(1).expand(-1, actions.shape[2], -1)
     alive = th.ones_like(z[..., :1])
-    rewards, values, policy_actions, lives = [], [], [], []
+    rewards, values, policy_actions, masks = [], [], [], []
     for action, eps in zip(actions, noise, strict=True):
         following = model.next(z, action)
         continues = model.continues(following)
@@ -70,10 +70,10 @@ def expert_scores(
         rewards.append(alive * reward)
         values.append(alive * value)
         policy_actions.append(model.act(z, eps))
-        lives.append(alive)
+        masks.append(alive)
         z, alive = following, alive * continues
     scores = Scores(th.stack(rewards).squeeze(-1), th.stack(values).squeeze(-1).unsqueeze(0))
-    return scores, th.stack(policy_actions), th.stack(lives)
+    return scores, th.stack(policy_actions), th.stack(masks)
 
 
 def student_scores(model: FactoredWorldModel, z: th.Tensor, actions: th.Tensor) -> tuple[Scores, list[th.Tensor]]:
@@ -98,15 +98,15 @@ def ranking_loss(
     student: th.Tensor, expert: th.Tensor, spread: th.Tensor, temperature: float, reverse: bool
 ) -> th.Tensor:
     """
-    Divergence between the distributions over the candidates, both at the expert's scale: with a scale of its own the
-    student's rewards and values could no longer be added.
+    KL divergence between the softmax distributions of student and expert over the candidates. Both use the expert's
+    scale: with a scale of its own, the student's rewards and values could not be added in a plan.
 
     :param student: scores ``[..., K]``
     :param expert: scores, broadcastable to the student's
     :param spread: scale of the expert's scores
     :param temperature: temperature T of the distributions, in units of the spread
     :param reverse: KL(student, expert) as printed in the paper, instead of KL(expert, student)
-    :return: ``[...]``
+    :return: divergences ``[...]``
     """
     log_p, log_q = (th.log_softmax(x / (temperature * spread), dim=-1) for x in (expert.expand_as(student), student))
     if reverse:
@@ -123,7 +123,7 @@ def imitation_loss(
     :param model: the factored model
     :param states: blocks of the predicted states ``[G * B, K, m]`` of each step
     :param expert_actions: ``[H + 1, B, K, A]``
-    :param alive: 1 until the expert predicts a termination ``[H + 1, B, K, 1]``
+    :param alive: 1 until the expert predicts a termination, then 0 ``[H + 1, B, K, 1]``
     :return: mean over states and action dimensions, a scalar
     """
     losses = []

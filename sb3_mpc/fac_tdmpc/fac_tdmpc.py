@@ -30,7 +30,7 @@ SelfFacTDMPC = TypeVar("SelfFacTDMPC", bound="FacTDMPC")
 
 MAX_DISTILL_STEPS = 100_000  # the paper's number
 LOG_EVERY = 1_000
-# What the student takes over from an expert that is given
+# Settings that the student takes from a given expert
 SHARED_SETTINGS = ("gamma", "horizon", "batch_size", "num_samples", "num_elites", "temperature")
 
 
@@ -51,37 +51,37 @@ class DistillNoise(NamedTuple):
 class FacTDMPC(TDMPC2):
     """
     Fac-TDMPC: a trained agent is distilled into a world model that is factored over action dimensions, so that each of
-    them plans for itself at a fraction of the cost. There is no official code; open points are settled as said below.
+    them plans independently at a fraction of the cost. There is no official code; points that the paper leaves open are
+    decided as described below.
 
-    The student sees no reward and no target: for segments of the replay buffer, K random variations of the actions are
-    rolled out in both models, and student and expert are to rank them alike:
+    The student learns neither from rewards nor from TD targets: for segments of the replay buffer, K random
+    perturbations of the actions are rolled out in both models, and the student learns to rank them as the expert does:
 
     ``L = E sum_h rho^h [c_R KL(R_h^expert, R_h) + c_Q KL(Q_h^expert, Q_h)]``
 
     with distributions over the K candidates, ``softmax(reward / (T s))`` and ``softmax(value / (T s))``, where s is the
-    running spread of the expert's scores over the candidates (the paper names no temperature). A policy prior for each
-    group is fitted beside it, for acting without planning; planning does not use it.
+    running spread of the expert's scores over the candidates (the paper states no temperature). For acting without
+    planning, a policy prior of each group is fitted, too; planning does not use it.
 
-    :meth:`learn` first trains a TD-MPC2 agent as expert and then distils it; with ``expert`` it only collects with that
-    agent before. :meth:`distill` needs no environment. Until the student exists, the expert acts.
+    :meth:`learn` first trains a TD-MPC2 agent as expert and then distils it; if ``expert`` is given, that agent only
+    collects data before. :meth:`distill` needs no environment. Until the first distillation, the expert acts.
 
-    The arguments of :class:`sb3_mpc.TDMPC2` belong to the expert; planner settings and ``policy_kwargs`` to both.
-
-    Those that are None are the given expert's (``learning_starts`` is 0 then), and TD-MPC2's defaults without one.
+    The arguments of :class:`sb3_mpc.TDMPC2` belong to the expert, planner settings and ``policy_kwargs`` to both.
+    Arguments that are None take the value of the given expert (0 for ``learning_starts``), or else TD-MPC2's default.
 
     :param expert: trained agent of this package to distil, with ``WorldModelPolicy``; None to train one
-    :param action_groups: indices of the action dimensions that plan together, such as ``[[0, 1], [2, 3]]``; each
-        dimension for itself if None
-    :param distill_steps: updates of the student after each :meth:`learn`; "auto" for as many as environment steps, at
-        most the paper's 100,000; 0 for none, the expert acts
-    :param distill_batch_size: number of segments in a batch; "auto" for twice ``batch_size``, which is the paper's 512
+    :param action_groups: indices of the action dimensions that plan together, such as ``[[0, 1], [2, 3]]``; one group
+        per dimension if None
+    :param distill_steps: updates of the student after each :meth:`learn`; "auto" for one per environment step, at most
+        the paper's 100,000; 0 for no distillation, so that the expert acts
+    :param distill_batch_size: number of segments in a batch; "auto" for twice ``batch_size``, the paper's 512
     :param distill_learning_rate: learning rate of the student
-    :param distill_reward_coef: weight c_R
-    :param distill_value_coef: weight c_Q
+    :param distill_reward_coef: weight c_R of the divergence of the rewards
+    :param distill_value_coef: weight c_Q of the divergence of the values
     :param distill_max_grad_norm: bound on the norm of the student's gradient
-    :param num_candidates: number K of variations of a segment
-    :param candidate_std: standard deviation of the variations, added to the actions
-    :param distill_temperature: temperature T
+    :param num_candidates: number K of perturbations of a segment
+    :param candidate_std: standard deviation of the perturbations, which are added to the actions
+    :param distill_temperature: temperature T of the distributions over the candidates
     :param kl_direction: "forward" as above, or "reverse" with student and expert exchanged, as the paper prints it
     """
 
@@ -171,7 +171,9 @@ class FacTDMPC(TDMPC2):
             if isinstance(number, str) and number != "auto":
                 raise ValueError(f'{name}={number!r} is not understood: use a number or "auto".')
         if not isinstance(expert, WorldModelAlgorithm | None):
-            raise ValueError(f"expert={expert!r} is no agent of this package: load it first, such as by TDMPC2.load.")
+            raise ValueError(
+                f"expert={expert!r} is not an agent of this package: load it first, for example by TDMPC2.load."
+            )
         self.action_groups, self.distill_steps = action_groups, distill_steps
         self.distill_batch_size: int | str = distill_batch_size
         self.distill_learning_rate, self.distill_max_grad_norm = distill_learning_rate, distill_max_grad_norm
@@ -193,7 +195,7 @@ class FacTDMPC(TDMPC2):
         super().__init__(**arguments)
 
     def _shared_setting(self, name: str) -> Any:
-        """:return: what an argument is that was left out: the expert's if one was given, otherwise TD-MPC2's default"""
+        """:return: value of an argument that is None: the given expert's, or else TD-MPC2's default"""
         if self._given is None:
             return inspect.signature(TDMPC2).parameters[name].default
         return 0 if name == "learning_starts" else getattr(self._given, name)
@@ -210,7 +212,7 @@ class FacTDMPC(TDMPC2):
         if isinstance(self.distill_batch_size, str):
             self.distill_batch_size = 2 * self.batch_size
         super()._setup_model()
-        drawn = int(th.randint(2**31, ()).item())  # when loading, too, so that the global random numbers go on alike
+        drawn = int(th.randint(2**31, ()).item())  # also when loading, so that global random numbers stay equal
         if self._distill_seed is None:
             self._distill_seed = drawn
 
@@ -254,7 +256,7 @@ class FacTDMPC(TDMPC2):
     ) -> SelfFacTDMPC:
         """
         Train the expert, or collect with it if it was given; then distil it, from scratch. The arguments are those of
-        :meth:`sb3_mpc.TDMPC2.learn`; callbacks see the expert act.
+        :meth:`sb3_mpc.TDMPC2.learn`. During callbacks the expert acts.
         """
         self._use_student(False)
         super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
@@ -276,12 +278,13 @@ class FacTDMPC(TDMPC2):
         """
         Distil a trained agent from data, without an environment.
 
-        :param expert: the agent
-        :param replay_buffer: buffer with observations and actions, or the file of one; the expert's if None
+        :param expert: trained agent
+        :param replay_buffer: buffer with observations and actions, or its file; the expert's buffer if None
         :param steps: updates of the student
         :param progress_bar: show a progress bar (needs tqdm)
         :param kwargs: arguments of the class
         :return: the distilled agent
+        :raises ValueError: if the buffer is empty or has other spaces
         """
         extractor = expert.policy.default_features_extractor
         policy: Any = next(c for c in cls.policy_aliases.values() if c.default_features_extractor is extractor)  # type: ignore[attr-defined]
@@ -299,12 +302,12 @@ class FacTDMPC(TDMPC2):
         spaces = (model.observation_space, model.action_space)
         if not isinstance(data, SequenceReplayBuffer) or (data.observation_space, data.action_space) != spaces:
             raise ValueError(
-                f"The replay buffer (a {type(data).__name__}) does not hold sequences of the spaces {spaces}: give one "
-                "that save_replay_buffer() of such an agent has written."
+                f"The replay buffer (a {type(data).__name__}) does not hold sequences of the spaces {spaces}: give a "
+                "file written by save_replay_buffer() of an agent with these spaces."
             )
         if data.size() == 0:
             raise ValueError(
-                "The replay buffer is empty: give replay_buffer, what save_replay_buffer() of the expert has written."
+                "The replay buffer is empty: give replay_buffer, a file written by save_replay_buffer() of the expert."
             )
         model.replay_buffer = data
         model._distill(steps, progress_bar)
@@ -316,15 +319,15 @@ class FacTDMPC(TDMPC2):
 
     def _distill(self, steps: int, progress_bar: bool) -> None:
         """
-        Distil into a fresh student. With random numbers of its own, the outcome depends on expert, data and seed alone:
-        an agent that is saved and learns on ends with the same student as one that was never interrupted.
+        Distil into a newly initialised student. The distillation has random numbers of its own, so that its result
+        depends on expert, data and seed alone: a resumed agent gets the same student as one that was not interrupted.
 
         :param steps: updates of the student
         :param progress_bar: show a progress bar
         """
         check_range("steps", steps, 0)
         steps = int(steps)
-        if steps == 0:  # the expert goes on acting
+        if steps == 0:  # the expert continues to act
             return
         assert self._distill_seed is not None
         steps_left: Iterable[int] = range(1, steps + 1)
@@ -363,7 +366,7 @@ class FacTDMPC(TDMPC2):
     def draw_distill_noise(self, batch_size: int, generator: th.Generator) -> DistillNoise:
         """
         :param batch_size: number B of segments
-        :param generator: source of randomness, on whose device the noise lives
+        :param generator: source of randomness; the noise is on its device
         :return: random numbers of one update of the student
         """
         shape = (self.horizon + 1, batch_size, self.num_candidates, get_action_dim(self.action_space))
@@ -372,12 +375,12 @@ class FacTDMPC(TDMPC2):
 
     def distill_update(self, batch: SequenceBatch, noise: DistillNoise) -> dict[str, th.Tensor]:
         """
-        One gradient step of the student. Only the first observation and the actions are used, so a segment may go on
-        behind the end of an episode, with variations of no action.
+        One gradient step of the student. Only the first observation and the actions are used, so that a segment may
+        extend past the end of an episode; there, perturbations are added to zero actions.
 
         :param batch: windows of H + 1 transitions
         :param noise: random numbers
-        :return: what to log, scalars by name
+        :return: values to log, scalars by name
         """
         student, teacher = self.policy.student, self.policy.world_model
         first = time_slice(batch.observations, 0)
@@ -390,8 +393,8 @@ class FacTDMPC(TDMPC2):
         reverse, spread = self.kl_direction == "reverse", self.policy.spread.value
         weights = temporal_weights(self.rho, scores.rewards).squeeze(-1)
         losses = [
-            (weights * ranking_loss(mine, its, scale, self.distill_temperature, reverse)).sum(-2).mean()
-            for mine, its, scale in zip(scores, expert, spread, strict=True)
+            (weights * ranking_loss(predicted, label, scale, self.distill_temperature, reverse)).sum(-2).mean()
+            for predicted, label, scale in zip(scores, expert, spread, strict=True)
         ]
         imitation = imitation_loss(student, states, policy_actions, alive)
         loss = self.distill_reward_coef * losses[0] + self.distill_value_coef * losses[1]

@@ -1,4 +1,4 @@
-"""Decentralised planning: every action group plans for itself, all at once."""
+"""Decentralised planning: action groups plan independently, in one batch."""
 
 import torch as th
 
@@ -10,9 +10,12 @@ from sb3_mpc.fac_tdmpc.world_model import FactoredWorldModel
 class FactoredPlanner(MPPIPlanner):
     """
     MPPI in which the groups are rows of the batch, so that each has its own elites, mean and standard deviation
-    (Fac-TDMPC, section 4.3). The action behind the last predicted state is planned, too: plans have H + 1 actions.
+    (Fac-TDMPC, section 4.3). The action in the last predicted state is planned, too: plans have H + 1 actions.
 
-    The arguments are those of :class:`MPPIPlanner`; there are no proposals of a policy.
+    :param world_model: factored model that evaluates the sequences; owned by the policy
+    :param horizon: number H of predicted steps
+    :param num_pi_trajs: ignored, since there are no proposals of a policy
+    :param kwargs: arguments of :class:`MPPIPlanner`
     """
 
     world_model: FactoredWorldModel  # type: ignore[assignment]
@@ -26,7 +29,7 @@ class FactoredPlanner(MPPIPlanner):
     def draw(self, n_envs: int, generator: th.Generator, explore: bool) -> PlanNoise:
         """
         :param n_envs: number E of environments
-        :param generator: source of randomness, on whose device the noise lives
+        :param generator: source of randomness; the noise is on its device
         :param explore: draw elites and exploration noise as in training; otherwise the elites' mean is the action
         :return: random numbers of one plan, with G * E rows in place of E
         """
@@ -52,7 +55,7 @@ class FactoredPlanner(MPPIPlanner):
         :param actions: candidate sequences of the groups ``[H + 1, G * E, N, a]``
         :param noise: not used
         :param members: not used
-        :return: each group's part of the estimated returns ``[G * E, N]``
+        :return: contribution of each group to the estimated returns ``[G * E, N]``
         """
         model = self.world_model
         z = z.unsqueeze(1).expand(-1, actions.shape[2], -1)
@@ -64,7 +67,7 @@ class FactoredPlanner(MPPIPlanner):
         return (returns + self.gamma ** (len(actions) - 1) * value).squeeze(-1).nan_to_num(0)
 
     def evaluate_in_parts(self, z: th.Tensor, actions: th.Tensor, noise: th.Tensor, members: th.Tensor) -> th.Tensor:
-        """See :meth:`evaluate`, which needs the rows of all groups; they are one batch of small products."""
+        """See :meth:`evaluate`; not in parts here, because it needs the rows of all groups at once."""
         return self.maybe_compiled("evaluate")(z, actions, noise, members)
 
     @th.no_grad()
@@ -72,7 +75,7 @@ class FactoredPlanner(MPPIPlanner):
         """
         :param z: latent states ``[E, G * m]``
         :param prev_mean: mean of the previous plan ``[E, H + 1, A]``; zeros at the start of an episode
-        :param noise: random numbers, of one environment for all or of each
+        :param noise: random numbers, for each environment or shared by all
         :return: action and distribution for each environment
         """
         groups, n_envs = self.world_model.groups, len(z)

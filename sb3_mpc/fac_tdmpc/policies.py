@@ -1,4 +1,4 @@
-"""The policy of Fac-TDMPC: an expert, and the factored student that takes its place."""
+"""The policy of Fac-TDMPC: an expert, and the factored student that replaces it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,15 +23,15 @@ SIMPLEX, MIN_WIDTH, STUDENT_NUM_Q = 8, 32, 2
 
 def resolve_groups(action_groups: Sequence[Sequence[int]] | None, action_dim: int) -> list[list[int]]:
     """
-    :param action_groups: the user's groups, each dimension for itself if None
+    :param action_groups: the user's groups, one per dimension if None
     :param action_dim: number of action dimensions
     :return: the groups
-    :raises ValueError: unless every dimension is in exactly one group
+    :raises ValueError: if not every dimension is in exactly one group
     """
     try:
         groups = [[i] for i in range(action_dim)] if action_groups is None else [list(group) for group in action_groups]
         complete = all(groups) and sorted(i for group in groups for i in group) == list(range(action_dim))
-    except TypeError:  # no sequence of sequences
+    except TypeError:  # not a sequence of sequences
         complete = False
     if not complete:
         raise ValueError(
@@ -44,19 +44,19 @@ def resolve_groups(action_groups: Sequence[Sequence[int]] | None, action_dim: in
 class FactoredPolicy(WorldModelPolicy):
     """
     A :class:`WorldModelPolicy`, the expert, with a factored student. The expert acts until the student is distilled;
-    then the student does, and its ``state`` has one action more than the expert's.
+    after that the student acts, whose ``state`` has one action more than the expert's.
 
-    The sizes are those of the expert, of which each of the G groups gets a share: a block of ``latent_dim // G``
-    features, but not less than 8, and hidden layers of ``mlp_dim // G`` units, but not less than 32, unless
-    ``student_latent_dim`` and ``student_net_arch`` say otherwise. (The paper gives the sum of the blocks; the width
-    follows from its computing times.)
+    The sizes of the expert are divided among the G groups of the student, unless ``student_latent_dim`` and
+    ``student_net_arch`` are given: each has a block of ``latent_dim // G`` latent features, at least 8, and hidden
+    layers of ``mlp_dim // G`` units, at least 32. (The paper states the sum of the blocks; the width is inferred from
+    its computing times.)
 
     :param observation_space: space of the observations
     :param action_space: space of the actions
     :param lr_schedule: learning rate schedule of the expert
-    :param action_groups: indices of the action dimensions of each group; each dimension for itself if None
-    :param student_latent_dim: number of features of all blocks together; that of the expert if None
-    :param student_net_arch: hidden layers of each group's networks; a share of the expert's if None
+    :param action_groups: indices of the action dimensions of each group; one group per dimension if None
+    :param student_latent_dim: number of latent features of all groups together; the expert's if None
+    :param student_net_arch: sizes of the hidden layers of each group's networks; the expert's divided by G if None
     :param student_learning_rate: learning rate of the student
     :param student_planner_kwargs: arguments of the student's planner
     :param distilled: whether the student acts
@@ -89,13 +89,13 @@ class FactoredPolicy(WorldModelPolicy):
         self.use_student(distilled)
 
     def reset_student(self) -> None:
-        """Give the student fresh parameters and a fresh optimiser."""
+        """Initialise the student and its optimiser again."""
         init = self._init_kwargs
         sizes = {name: init[name] or size for name, size in MODEL_SIZES[init["model_size"]].items()}
         count = len(self._groups)
         block = max((init["student_latent_dim"] or sizes["latent_dim"]) // count, SIMPLEX)
         if block > SIMPLEX and all(block % v for v in range(2, SIMPLEX + 1)):
-            block -= block % SIMPLEX  # simplices of one feature would always be 1
+            block -= block % SIMPLEX  # a simplex of one feature is always 1
         simplex = max(v for v in range(1, SIMPLEX + 1) if block % v == 0)  # no simplex belongs to two groups
         arch = init["net_arch"].get("qf") if isinstance(init["net_arch"], dict) else init["net_arch"]
         shares = [max(min(w, MIN_WIDTH), w // count) for w in (arch or [sizes["mlp_dim"]] * 2)]
@@ -131,7 +131,7 @@ class FactoredPolicy(WorldModelPolicy):
         self._bank, self._compiled_plan = None, None
 
     def active(self) -> tuple[WorldModel, MPPIPlanner]:
-        """:return: model and planner of the student once it is distilled, of the expert before"""
+        """:return: model and planner of the student after the distillation, of the expert before"""
         if not self.distilled:
             return super().active()
         model: Any = self.student
@@ -139,16 +139,16 @@ class FactoredPolicy(WorldModelPolicy):
 
     def copy_expert(self, expert: WorldModelPolicy) -> None:
         """
-        :param expert: policy whose parameters the expert takes over
-        :raises ValueError: if its networks are others
+        :param expert: policy whose parameters are copied to the expert of this policy
+        :raises ValueError: if its networks have other sizes
         """
         own = {name: value for name, value in self.state_dict().items() if name.startswith(("student.", "spread."))}
         try:
             self.load_state_dict({**expert.state_dict(), **own})
         except RuntimeError as error:
             raise ValueError(
-                "The policy_kwargs give other networks than the expert's: leave out its sizes, the student has "
-                "student_latent_dim and student_net_arch."
+                "The policy_kwargs give network sizes other than the expert's: leave them out, and set those of the "
+                "student by student_latent_dim and student_net_arch."
             ) from error
 
 

@@ -1,4 +1,4 @@
-"""A world model that falls apart into one small model for each group of action dimensions."""
+"""A factored world model: one small model for each group of action dimensions."""
 
 from collections.abc import Sequence
 
@@ -50,7 +50,7 @@ class GroupedMLP(nn.Module):
 
 class ActionGroups(nn.Module):
     """
-    Which action dimensions belong together. Groups of different sizes are filled up with entries that are always zero.
+    Groups of action dimensions. Smaller groups are padded with zeros to the size a of the largest one.
 
     :param groups: indices of the action dimensions of each of the G groups
     """
@@ -64,8 +64,8 @@ class ActionGroups(nn.Module):
         width = max(len(group) for group in groups)
         self.num_groups, self.width = len(groups), width
         self.action_dim = sum(len(group) for group in groups)
-        filled = [[*group, *[group[0]] * (width - len(group))] for group in groups]
-        self.register_buffer("index", th.tensor(filled), persistent=False)
+        padded = [[*group, *[group[0]] * (width - len(group))] for group in groups]
+        self.register_buffer("index", th.tensor(padded), persistent=False)
         mask = [[1.0] * len(group) + [0.0] * (width - len(group)) for group in groups]
         self.register_buffer("mask", th.tensor(mask), persistent=False)
         place = {dim: g * width + i for g, group in enumerate(groups) for i, dim in enumerate(group)}
@@ -75,7 +75,7 @@ class ActionGroups(nn.Module):
         """
         :param x: entries of all action dimensions ``[..., E, ..., A]``
         :param dim: which dimension E is, counted from the front
-        :return: those of the groups ``[..., G * E, ..., a]``, the E rows of the first group first
+        :return: entries of the groups ``[..., G * E, ..., a]``, the E rows of the first group first
         """
         parts = (x[..., self.index] * self.mask).movedim(-2, dim)  # [..., G, E, ..., a]
         return parts.flatten(dim, dim + 1)
@@ -83,23 +83,23 @@ class ActionGroups(nn.Module):
     def join(self, x: th.Tensor) -> th.Tensor:
         """
         :param x: entries of the groups ``[G * E, ..., a]``
-        :return: those of all action dimensions ``[E, ..., A]``
+        :return: entries of all action dimensions ``[E, ..., A]``
         """
         parts = x.reshape(self.num_groups, -1, *x.shape[1:]).movedim(0, -2)  # [E, ..., G, a]
         return parts.flatten(-2)[..., self.place]
 
     def add(self, x: th.Tensor) -> th.Tensor:
         """
-        :param x: what each group contributes ``[G * E, ...]``
-        :return: their sums ``[E, ...]``
+        :param x: contributions of the groups ``[G * E, ...]``
+        :return: sums over the groups ``[E, ...]``
         """
         return x.reshape(self.num_groups, -1, *x.shape[1:]).sum(0)
 
 
 class FactoredWorldModel(nn.Module):
     """
-    Central encoder, and dynamics, reward and value of each action group on its own block of the latent state
-    (Fac-TDMPC, section 4.1). Rewards and values of the groups add up to those of the whole.
+    Shared encoder, and dynamics, reward and value networks of each action group on its own block of the latent state
+    (Fac-TDMPC, section 4.1). Rewards and values are sums over the groups.
 
     The methods take the blocks of E states as rows ``[G * E, N, m]``, the E rows of the first group first.
 
@@ -108,10 +108,10 @@ class FactoredWorldModel(nn.Module):
     :param latent_dim: size G * m of the latent state
     :param hidden: sizes of the hidden layers of each group's networks
     :param num_q: number M of value networks
-    :param simnorm_dim: features per simplex, divides m
+    :param simnorm_dim: features per simplex; must divide m
     """
 
-    termination_head = None  # the distilled rewards and values know about terminations
+    termination_head = None  # the distilled rewards and values include the expert's terminations
 
     def __init__(
         self,
@@ -171,7 +171,7 @@ class FactoredWorldModel(nn.Module):
         """
         :param z: blocks of latent states ``[G * E, N, m]``
         :param action: actions of the groups ``[G * E, N, a]``
-        :return: each group's part of the reward ``[G * E, N, 1]``
+        :return: contribution of each group to the reward ``[G * E, N, 1]``
         """
         return self._apply_groups(self.reward_head, th.cat([z, action], dim=-1))
 
@@ -179,7 +179,7 @@ class FactoredWorldModel(nn.Module):
         """
         :param z: blocks of latent states ``[G * E, N, m]``
         :param action: actions of the groups ``[G * E, N, a]``
-        :return: each group's part of the values ``[M, G * E, N, 1]``
+        :return: contribution of each group to the values ``[M, G * E, N, 1]``
         """
         x = th.cat([z, action], dim=-1)
         return th.stack([self._apply_groups(head, x) for head in self.q_heads])
@@ -196,7 +196,7 @@ class FactoredWorldModel(nn.Module):
         """
         :param z: latent states ``[E, G * m]``
         :param noise: standard normal draws ``[E, A]``; the mode if None
-        :return: actions of the groups' policies, put together ``[E, A]``
+        :return: joint actions of the groups' policies ``[E, A]``
         """
         mean, log_std = (self.groups.join(part.squeeze(1)) for part in self.prior(self.split(z).unsqueeze(1)))
         return mean if noise is None else (mean + noise * log_std.exp()).clamp(-1, 1)
@@ -205,6 +205,6 @@ class FactoredWorldModel(nn.Module):
         """
         :param z: blocks of latent states ``[G * E, m]``
         :param x: one entry for each action of the groups ``[..., G * E, a]``
-        :return: x, zero where a smaller group has been filled up
+        :return: x, set to zero where a smaller group is padded
         """
         return x * self.groups.mask.repeat_interleave(len(z) // self.groups.num_groups, dim=0)

@@ -1,4 +1,4 @@
-"""MBDPO: a diffusion policy over action sequences, computed through a world model."""
+"""MBDPO: a diffusion policy over action sequences, whose score is estimated in a world model."""
 
 from typing import Any, ClassVar, TypeVar
 
@@ -18,7 +18,7 @@ from sb3_mpc.tdmpc2.tdmpc2 import TDMPC2
 
 SelfMBDPO = TypeVar("SelfMBDPO", bound="MBDPO")
 
-# Those that the planner takes besides its base's
+# Arguments of the planner besides those of its base class
 PLANNER_ARGUMENTS = (
     *("beta_start", "beta_end", "exploration_std", "contrastive_eta", "contrastive_clip", "contrastive_momentum"),
     *("use_score_network", "score_only_inference", "time_embed_dim"),
@@ -29,35 +29,36 @@ class MBDPO(TDMPC2):
     """
     Model-based diffusion policy optimisation (code: https://github.com/Edmond1Cheng/MBDPO).
 
-    The policy over action sequences is the Gibbs law ``pi(a|z) ~ beta(a|z)^(eta / lambda) exp(G(z, a) / lambda)`` of
-    the model's return G and the density beta of the data. It is sampled by reverse diffusion, see
-    :class:`sb3_mpc.mbdpo.planner.DiffusionPlanner`, and beta is represented by an energy F, learned by telling the
-    actions of the data from the hardest of three others (the prior's, the same with noise, a uniform one):
+    The policy over action sequences is the Gibbs distribution proportional to
+    ``beta(a|z)^(eta / lambda) exp(G(z, a) / lambda)``, with the return G of the model and the density beta of the data.
+    It is sampled by reverse diffusion, see :class:`sb3_mpc.mbdpo.planner.DiffusionPlanner`. The density is represented
+    by an energy F, a classifier between an action a of the data and a negative a', the hardest of three (an action of
+    the prior, the same with noise, a uniform one):
 
     ``L_F = -E[log sigmoid F(z, a)] / 2 - E[log(1 - sigmoid F(z, a'))] / 2``
 
     The normalised energy times eta is added to the rewards of a plan. World model, values and the Gaussian prior are
-    those of TD-MPC2, whose arguments are taken, too; ``min_std`` and ``max_std`` have no effect.
+    those of TD-MPC2, whose arguments are accepted, too; ``min_std`` and ``max_std`` have no effect.
 
-    The official code is followed, except where it pairs the states of its energy with other states' actions.
+    The official code is followed except for one fault: its energy pairs states with actions of other states.
 
     :param iterations: denoising steps of a plan, one less than the official ``diffusion_steps``
     :param beta_start: first beta of the diffusion schedule
     :param beta_end: last beta of the diffusion schedule
-    :param exploration_std: standard deviation of the noise on actions while exploring
+    :param exploration_std: standard deviation of the exploration noise on executed actions
     :param contrastive_eta: weight eta of the normalised energy in the rewards of a plan
     :param contrastive_coef: weight of the loss of the energy
-    :param contrastive_clip: bound on the normalised energy
-    :param contrastive_momentum: weight of the past in the mean and the standard deviation of the energy
-    :param contrastive_neg_noise: standard deviation of the noise on the prior's action among the negatives
-    :param use_score_network: learn a network of the score from the sampled one
-    :param score_only_inference: plan with the score network alone, which samples nothing
+    :param contrastive_clip: bound on the absolute normalised energy
+    :param contrastive_momentum: momentum of the running mean and standard deviation of the energy
+    :param contrastive_neg_noise: standard deviation of the noise in the noisy negative
+    :param use_score_network: train a network that predicts the sampled score
+    :param score_only_inference: plan with the score network alone, without sampling sequences
     :param score_coef: weight of the loss of the score network
-    :param score_states: states of a batch that the score network learns from
-    :param score_samples: sequences that estimate the score of each of them
+    :param score_states: number of states of a batch in the loss of the score network
+    :param score_samples: number of sequences that estimate the score in each of these states
     :param time_embed_dim: size of the embedding of the diffusion step
-    :param target_policy: whose actions the value targets take: "prior" (official code) or "diffusion", a plan for each
-        next state, which is affordable with ``score_only_inference`` only
+    :param target_policy: policy whose actions are in the value targets: "prior" (official code) or "diffusion", a plan
+        for each next state, which is too slow without ``score_only_inference``
     """
 
     ranges: ClassVar[dict[str, tuple[float, ...]]] = {
@@ -163,9 +164,12 @@ class MBDPO(TDMPC2):
             prior=normal(*shape), noisy=normal(*shape), uniform=th.rand(shape, generator=generator, device=device)
         )
         if self.use_score_network:
-            h, a, e, n = planner.horizon, planner.action_dim, min(self.score_states, batch_size), self.score_samples
-            extra["tau"] = th.randint(1, planner.iterations + 1, (e,), generator=generator, device=device)
-            extra["x"], extra["samples"], extra["terminal"] = normal(h, e, a), normal(h, e, n, a), normal(e, n, a)
+            horizon, action_dim = planner.horizon, planner.action_dim
+            states, samples = min(self.score_states, batch_size), self.score_samples
+            extra["tau"] = th.randint(1, planner.iterations + 1, (states,), generator=generator, device=device)
+            extra["x"] = normal(horizon, states, action_dim)
+            extra["samples"] = normal(horizon, states, samples, action_dim)
+            extra["terminal"] = normal(states, samples, action_dim)
             extra["members"] = draw_members(1, self.policy.world_model.num_q, generator)[0]
         if self.target_policy == "diffusion":
             extra["target_plan"] = planner.draw(1, generator, explore=False)  # shared by all states
@@ -181,7 +185,7 @@ class MBDPO(TDMPC2):
         return self.planner.plan(z, cold, noise.extra["target_plan"]).action.view(*next_z.shape[:-1], -1)
 
     def extra_losses(self, zs: th.Tensor, batch: SequenceBatch, noise: UpdateNoise) -> dict[str, th.Tensor]:
-        """Energy by noise-contrastive estimation, and the score network."""
+        """Losses of the energy (noise-contrastive estimation) and, if there is one, of the score network."""
         losses = dict(contrastive=self.contrastive_loss(zs[:-1].detach(), batch, noise.extra))
         if self.use_score_network:
             losses["score"] = self.score_loss(zs[0, : len(noise.extra["tau"])].detach(), noise.extra)

@@ -13,31 +13,32 @@ from sb3_mpc.common.networks.world_model import WorldModel
 from sb3_mpc.common.planning.plan import Plan, PlanNoise
 from sb3_mpc.common.planning.planner import MPPIPlanner
 
-MIN_SPREAD = 1e-4  # returns that differ less are left as they are
-MAX_PERIOD = 10_000.0  # of the time embedding
+MIN_SPREAD = 1e-4  # returns with a smaller standard deviation are not rescaled
+MAX_PERIOD = 10_000.0  # of the embedding of diffusion steps
 
 
 class DiffusionPlanner(MPPIPlanner):
     """
-    Reverse diffusion over action sequences whose score is estimated through the world model.
+    Reverse diffusion over action sequences; the score is estimated by sampling in the world model.
 
     With ``alpha_tau = 1 - beta_tau`` and ``abar_tau`` their product up to step tau, one step is
     ``x_{tau-1} = (x_tau + (1 - abar_tau) score) / sqrt(alpha_tau)`` with the score
     ``(sqrt(abar_tau) a - x_tau) / (1 - abar_tau)``, where a is a softmax-weighted mean of the best of many sequences
-    around ``x_tau / sqrt(abar_tau)``. Noise of plans: as of its base, but with proposals ``[J, H, E, P, A]``.
+    around ``x_tau / sqrt(abar_tau)``. The noise of a plan is that of the base, with proposals ``[J, H, E, P, A]``.
 
-    :param world_model: model that scores the sequences; shared with the policy, not owned
+    :param world_model: model that evaluates the sequences; owned by the policy
     :param iterations: number J of denoising steps
     :param beta_start: first beta of the schedule of ``J + 1`` values
     :param beta_end: its last beta
-    :param exploration_std: standard deviation of the noise on actions while exploring
+    :param exploration_std: standard deviation of the exploration noise on executed actions
     :param contrastive_eta: weight of the energy in the returns
-    :param contrastive_clip: bound on the normalised energy
-    :param contrastive_momentum: weight of the past in the statistics that normalise the energy
-    :param use_score_network: whether there is a network of the score
-    :param score_only_inference: whether to plan with it instead of with samples
-    :param time_embed_dim: size of the embedding of the step in its input
-    :param kwargs: arguments of the base
+    :param contrastive_clip: bound on the absolute normalised energy
+    :param contrastive_momentum: momentum of the running statistics that normalise the energy
+    :param use_score_network: whether there is a score network
+    :param score_only_inference: whether to plan with the score network alone, without sampling sequences
+    :param time_embed_dim: size of the embedding of the diffusion step, even
+    :param kwargs: arguments of :class:`MPPIPlanner`
+    :raises ValueError: if an argument is out of range, or ``score_only_inference`` has no score network
     """
 
     iterated = ("evaluate", "propose")
@@ -68,7 +69,7 @@ class DiffusionPlanner(MPPIPlanner):
             raise ValueError("Planning with the score network alone needs one: set use_score_network=True.")
         if time_embed_dim % 2:
             raise ValueError(f"{time_embed_dim=} must be even.")
-        self.iterations = iterations  # no more of them for large action spaces
+        self.iterations = iterations  # no extra iterations for large action spaces
         self.exploration_std, self.score_only_inference, self.time_embed_dim = (
             exploration_std,
             score_only_inference,
@@ -96,14 +97,14 @@ class DiffusionPlanner(MPPIPlanner):
         """
         :param z: latent states ``[..., D]``
         :param actions: ``[..., A]``
-        :return: logits F of an action to come from the data ``[..., 1]``
+        :return: logits F that the action is one of the data ``[..., 1]``
         """
         return self.energy_head(self.world_model.inputs(z, actions))
 
     def normalise(self, energy: th.Tensor) -> th.Tensor:
         """
         :param energy: any shape
-        :return: ``clip((F - m) / s)`` with the running mean m and standard deviation s
+        :return: ``clip((F - m) / s)`` with the running mean m and standard deviation s of the energy
         """
         scaled = (energy - self.energy_mean) / self.energy_std.clamp(min=1e-6)
         return scaled.clamp(-self.contrastive_clip, self.contrastive_clip)
@@ -112,7 +113,7 @@ class DiffusionPlanner(MPPIPlanner):
     def update_statistics(self, energies: th.Tensor, weights: th.Tensor) -> None:
         """
         :param energies: energies of data and negatives ``[2, H, B, 1]``
-        :param weights: 1 for those that count, 0 for the others ``[H, B, 1]``
+        :param weights: 1 for transitions of the episode, 0 past its end ``[H, B, 1]``
         """
         total = 2 * weights.sum()
         mean = (weights * energies).sum() / total
@@ -121,7 +122,7 @@ class DiffusionPlanner(MPPIPlanner):
         self.energy_std.lerp_(std.reshape(1), 1 - self.contrastive_momentum)
 
     def rewards(self, z: th.Tensor, actions: th.Tensor) -> th.Tensor:
-        """:return: rewards of the model, and a bonus for actions that the data might contain ``[H, E, N, 1]``"""
+        """:return: rewards of the model plus eta times the normalised energy ``[H, E, N, 1]``"""
         return super().rewards(z, actions) + self.contrastive_eta * self.normalise(self.energy(z, actions))
 
     # -- Score ---------------------------------------------------------------------------------------------------------
@@ -130,8 +131,8 @@ class DiffusionPlanner(MPPIPlanner):
         """
         :param actions: candidate sequences ``[H, E, N, A]``
         :param values: estimated returns ``[E, N]``
-        :param elites: number of the best sequences that count
-        :return: mean of the sequences under the Gibbs weights of their standardised returns ``[H, E, A]``
+        :param elites: number of best sequences to average
+        :return: mean of the sequences, weighted by the softmax of their standardised returns ``[H, E, A]``
         """
         spread = values.std(1, correction=min(1, values.shape[1] - 1), keepdim=True)
         logits = (values - values.mean(1, keepdim=True)) / spread.where(spread >= MIN_SPREAD, th.ones_like(spread))
@@ -149,14 +150,14 @@ class DiffusionPlanner(MPPIPlanner):
         proposals: th.Tensor | None = None,
     ) -> tuple[th.Tensor, th.Tensor]:
         """
-        Score by sampling in the world model.
+        Estimate the score by sampling in the world model.
 
         :param z: latent states ``[E, D]``
         :param x: noisy sequences ``[H, E, A]``
         :param tau: step of the diffusion, for all or for each state ``[E]``
         :param noise: normal draws ``[H, E, N - P, A]`` and those of the terminal actions ``[E, N, A]``, and the pair of
             value networks ``[2]``
-        :param elites: number of the best sequences that count
+        :param elites: number of best sequences to average
         :param proposals: sequences of the prior ``[H, E, P, A]``, if any
         :return: score ``[H, E, A]`` and returns of the sequences ``[E, N]``
         """
@@ -173,7 +174,7 @@ class DiffusionPlanner(MPPIPlanner):
         :param z: latent states ``[E, D]``
         :param x: noisy sequences ``[H, E, A]``
         :param tau: step of the diffusion for each state ``[E]``
-        :return: score by the network ``[H, E, A]``
+        :return: score predicted by the network ``[H, E, A]``
         """
         assert self.score_net is not None, "the score network does not exist"
         inputs = [self.world_model.inputs(z), x.transpose(0, 1).flatten(1), self.embed_time(tau)]
@@ -182,7 +183,7 @@ class DiffusionPlanner(MPPIPlanner):
     def embed_time(self, tau: th.Tensor) -> th.Tensor:
         """
         :param tau: steps of the diffusion ``[E]``
-        :return: sines and cosines of them at falling frequencies ``[E, time_embed_dim]``
+        :return: sinusoidal embeddings ``[E, time_embed_dim]``
         """
         half = self.time_embed_dim // 2
         rate = -math.log(MAX_PERIOD) / max(half - 1, 1)
@@ -192,7 +193,7 @@ class DiffusionPlanner(MPPIPlanner):
     def denoise(self, x: th.Tensor, score: th.Tensor, tau: int) -> th.Tensor:
         """
         :param x: noisy sequences at step tau ``[H, E, A]``
-        :param score: score there ``[H, E, A]``
+        :param score: score of these sequences ``[H, E, A]``
         :param tau: step of the diffusion, from J down to 1
         :return: less noisy sequences, at step tau - 1 ``[H, E, A]``
         """
@@ -201,7 +202,7 @@ class DiffusionPlanner(MPPIPlanner):
     # -- Plan ----------------------------------------------------------------------------------------------------------
 
     def draw(self, n_envs: int, generator: th.Generator, explore: bool) -> PlanNoise:
-        """See :class:`MPPIPlanner`; no elite is drawn, and the proposals of each iteration are others."""
+        """See :class:`MPPIPlanner`; no elite is drawn, and each iteration has its own proposals."""
         normal = partial(th.randn, generator=generator, device=generator.device)
         exploration = normal(n_envs, self.action_dim) if explore else None
         if self.score_only_inference:
@@ -229,7 +230,7 @@ class DiffusionPlanner(MPPIPlanner):
             else:
                 draws = (noise.samples[j], noise.terminal[j], noise.members[j])
                 proposals = self.maybe_compiled("propose")(z, noise.proposals[j]) if self.num_pi_trajs > 0 else None
-                with full_precision(z, tau == 1):  # the mean of the last one is the action
+                with full_precision(z, tau == 1):  # the mean of the last iteration is the action
                     score, values = self.model_score(z, x, tau, draws, self.num_elites, proposals)
             x = mask(z, self.denoise(x, score, tau))
         x = x.clamp(-1, 1)

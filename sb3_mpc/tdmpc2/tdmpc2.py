@@ -30,12 +30,12 @@ class TDMPC2(WorldModelAlgorithm):
     :param batch_size: number of windows in a batch
     :param tau: step of the target value networks and of the running scale
     :param gamma: discount factor; "auto" derives it from the episode length T in decisions, (T/5 - 1)/(T/5) within
-        [0.95, 0.995], or 0.99 where the environment does not tell T
+        [0.95, 0.995], or 0.99 if T is unknown
     :param train_freq: update every ``train_freq`` steps, or a tuple such as ``(5, "step")`` or ``(1, "episode")``
-    :param gradient_steps: updates at a time; -1 for as many as transitions were collected
+    :param gradient_steps: number of updates each time; -1 for one per collected transition
     :param action_noise: noise added to the planned actions, besides the planner's own
     :param replay_buffer_class: SB3's ``HerReplayBuffer`` for goals, or a class derived from ``SequenceReplayBuffer``
-    :param replay_buffer_kwargs: its arguments
+    :param replay_buffer_kwargs: arguments of the replay buffer
     :param optimize_memory_usage: has no effect, observations are never stored twice
     :param n_steps: must be 1
     :param horizon: length H of plans and of training windows
@@ -47,19 +47,19 @@ class TDMPC2(WorldModelAlgorithm):
     :param entropy_coef: weight of the entropy of the policy prior
     :param enc_lr_scale: factor on the learning rate of the encoder
     :param max_grad_norm: bound on the norm of the gradients, of the model and of the policy
-    :param pretrain_gradient_steps: additional updates when learning starts; "auto" for as many as seeding steps if
+    :param pretrain_gradient_steps: additional updates when learning starts; "auto" for one per seeding step if
         ``learning_starts`` is "auto", too, otherwise none
     :param episodic: whether terminations are predicted and end plans; "auto" from the first termination on
     :param iterations: refits of the planner; two more are made for 20 or more action dimensions
-    :param num_samples: action sequences in an iteration
-    :param num_elites: best sequences that refit the planner's Gaussian
-    :param num_pi_trajs: sequences proposed by the policy prior
+    :param num_samples: number of action sequences in an iteration
+    :param num_elites: number of best sequences that the planner's Gaussian is refitted to
+    :param num_pi_trajs: number of sequences proposed by the policy prior
     :param min_std: lower bound of the planner's standard deviation
-    :param max_std: its initial value and upper bound
-    :param temperature: factor in front of the return in the weights of the elites
+    :param max_std: initial value and upper bound of the planner's standard deviation
+    :param temperature: factor of the return in the weights of the elites, an inverse temperature
     :param compile: False is the reference, eager and in float32. True compiles plan and update, which takes minutes
-        once; "auto" does so on CPUs for runs of 30,000 plans and updates or more.
-        Both plan in bfloat16 where the processor has units for it (AMX, AVX512-BF16); updates are always in float32
+        once; "auto" does so on CPUs for runs of 30,000 plans and updates or more. True and "auto" plan in bfloat16 if
+        the processor supports it in hardware (AMX, AVX512-BF16); updates are always in float32
     :param stats_window_size: episodes over which the logged statistics are averaged
     :param tensorboard_log: folder of the TensorBoard log, none if None
     :param policy_kwargs: arguments of the policy, such as ``model_size`` (1, 5, 19, 48, 317); see ``WorldModelPolicy``
@@ -70,7 +70,7 @@ class TDMPC2(WorldModelAlgorithm):
     """
 
     def value_target(self, next_z: th.Tensor, batch: SequenceBatch, noise: UpdateNoise) -> th.Tensor:
-        """TD target: reward plus the discounted minimum of two target values at an action of the prior (eq. 2)."""
+        """TD target: reward plus discounted minimum of two random target values at an action of the prior (eq. 2)."""
         model = self.policy.world_model
         action = self.target_action(next_z, noise)
         values = model.two_hot.decode(model.value(next_z, action, noise.target_members, target=True))
@@ -80,7 +80,7 @@ class TDMPC2(WorldModelAlgorithm):
         """
         :param next_z: encodings of the observations 1 to H ``[H, B, D]``
         :param noise: random numbers
-        :return: actions that the value target takes there, those of the prior ``[H, B, A]``
+        :return: actions in the value target, drawn from the prior ``[H, B, A]``
         """
         return self.policy.world_model.act(next_z, noise.target_actions)
 
@@ -93,8 +93,8 @@ class TDMPC2(WorldModelAlgorithm):
         scale.update(q[0])
         # The official code scales the entropy by the number of action dimensions, and its tanh correction cancels
         entropy = -model.num_actions(zs) * log_prob
-        reached = th.cat([th.ones_like(batch.mask[:1]), batch.mask])  # the last observation of an episode still counts
-        loss = -(temporal_weights(self.rho, zs) * reached * (scale(q) + self.entropy_coef * entropy)).mean()
+        mask = th.cat([th.ones_like(batch.mask[:1]), batch.mask])  # the last observation of an episode counts, too
+        loss = -(temporal_weights(self.rho, zs) * mask * (scale(q) + self.entropy_coef * entropy)).mean()
         logs = dict(pi_entropy=(squash_correction(action) - log_prob).mean(), pi_scale=scale.value.mean())
         return loss, logs
 

@@ -1,4 +1,4 @@
-"""TD-M(PC)²: TD-MPC2 whose policy prior stays close to the planner that collected the data."""
+"""TD-M(PC)²: TD-MPC2 with a policy prior that is constrained to the planner that collected the data."""
 
 from typing import Any, ClassVar, TypeVar
 
@@ -17,17 +17,17 @@ from sb3_mpc.tdmpc2.tdmpc2 import TDMPC2
 
 SelfTDMPCSquare = TypeVar("SelfTDMPCSquare", bound="TDMPCSquare")
 
-# Action dimensions of the robot that the official weight of the constraint was found with (HumanoidBench)
+# Action dimensions of the HumanoidBench robot, to which the official weight of the constraint refers
 REFERENCE_ACTION_DIM = 61
 
 
 def official_log_prob(log_prob: th.Tensor, action_dim: int, num_actions: th.Tensor | int) -> th.Tensor:
     """
-    Log-density as the official code has it: its constant counts once, and all is multiplied by the number of actions.
+    Log-density as in the official code: its constant is counted once, and it is multiplied by the number of actions.
 
     :param log_prob: log-density of a Gaussian ``[..., 1]``
     :param action_dim: its number of dimensions A
-    :param num_actions: number n of them that exist in the state, all or ``[..., 1]``
+    :param num_actions: number n of dimensions that the task has, for all states or ``[..., 1]``
     :return: ``n (log_prob + (A - 1) ln(2 pi) / 2)`` as ``[..., 1]``
     """
     return num_actions * (log_prob + (action_dim - 1) * LOG_SQRT_2PI)
@@ -37,19 +37,19 @@ class TDMPCSquare(TDMPC2):
     """
     TD-M(PC)² (Lin, Wang, et al. 2025, https://arxiv.org/abs/2502.03550): TD-MPC2 with a policy constraint.
 
-    The values of TD-MPC2 are learned at actions of its prior, which the planner that collects the data never takes, and
-    come out too high. Here the planner's Gaussian ``(mu_t, sigma_t)`` is stored with each transition, and the prior is
-    held to it:
+    TD-MPC2 learns values at actions of its prior, but the planner that collects the data does not take these actions;
+    the values are therefore overestimated. Here the planner's Gaussian ``(mu_t, sigma_t)`` is stored with each
+    transition, and the policy loss keeps the prior close to it:
 
     ``L = sum_t rho^t E[alpha log pi(a_t) - Q(z_t, a_t) / S] - beta w sum_t rho^t E[log N(a_t; mu_t, sigma_t)] / S``
 
     with ``a_t`` drawn from the prior, S the running scale of the values and a curriculum: the second term is left out
-    as long as S is below a threshold. Everything else is TD-MPC2, whose arguments are taken, too.
+    as long as S is below a threshold. Everything else is TD-MPC2, whose arguments are accepted, too.
 
     Where paper and official code (https://github.com/DarthUtopian/tdmpc_square_public) differ, the code is followed.
 
     :param prior_coef: weight beta of the constraint
-    :param scale_threshold: scale of the values from which on the constraint holds
+    :param scale_threshold: scale S of the values above which the constraint is active
     :param constraint_scaling: factor w for A action dimensions, "code" for ``A^2 / 61`` (as in the experiments with the
         official code), "readme" for ``A`` (its ten-line recipe), "paper" for 1
     """
@@ -118,7 +118,7 @@ class TDMPCSquare(TDMPC2):
     def policy_loss(
         self, zs: th.Tensor, batch: SequenceBatch, noise: UpdateNoise
     ) -> tuple[th.Tensor, dict[str, th.Tensor]]:
-        """Values and entropy as in TD-MPC2's first version, and the constraint, at the steps that have a plan."""
+        """Values and entropy as in TD-MPC2's first version, and the constraint, at the H steps with an action."""
         model, scale, zs = self.policy.world_model, self.policy.running_scale, zs[:-1]
         action, log_prob, q = self.prior_values(zs, noise)
         scale.update(q[0])
@@ -139,8 +139,8 @@ class TDMPCSquare(TDMPC2):
     def planned(self, batch: SequenceBatch) -> tuple[th.Tensor, th.Tensor]:
         """
         :param batch: windows
-        :return: mean and standard deviation of the planner ``[H, B, A]``; those of the seeding phase are around the
-            action taken and nearly flat
+        :return: mean and standard deviation of the planner ``[H, B, A]``; in the seeding phase, the executed action and
+            a large standard deviation
         """
         assert batch.plans is not None, "the replay buffer stores plans"
         mean, std = batch.plans

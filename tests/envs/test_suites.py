@@ -200,7 +200,7 @@ def test_doctor(suite, capsys):
     if suite.version is None:
         assert suite.install in output
     else:
-        assert "decisions/s" in output and ("draws" in output or "does not draw" in output)
+        assert "decisions/s" in output and ("renders" in output or "does not render" in output)
 
 
 def test_doctor_reports_what_fails(capsys, monkeypatch):

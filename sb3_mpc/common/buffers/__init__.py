@@ -1,1 +1,1 @@
-"""Replay of windows of consecutive transitions."""
+"""Replay buffers that sample windows of consecutive transitions."""

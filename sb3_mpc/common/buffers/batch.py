@@ -1,4 +1,4 @@
-"""What the methods learn from: windows of consecutive transitions."""
+"""Training batches: windows of consecutive transitions."""
 
 from typing import NamedTuple
 
@@ -8,17 +8,17 @@ import torch as th
 
 class SequenceBatch(NamedTuple):
     """
-    B windows of H transitions, time first. Steps past the end of an episode have ``mask`` 0 and some finite content.
+    B windows of H transitions, time first. Steps past the end of an episode have ``mask`` 0 and some finite values.
 
     :param observations: ``[H + 1, B, *shape]``, or a dict of such tensors
     :param actions: ``[H, B, A]`` in [-1, 1]
     :param rewards: ``[H, B, 1]``
     :param terminated: 1 where the transition ended the episode by termination, not by truncation ``[H, B, 1]``
     :param mask: 1 for transitions of the window's episode ``[H, B, 1]``
-    :param plans: mean and standard deviation of the planned actions ``[2, H, B, A]``, NaN where none was planned; only
-        from buffers that store them
-    :param buffer_index: rows and environments of the transitions in such a buffer ``[2, H, B]``, -1 where the
-        plans of a window are not those of the stored transitions
+    :param plans: mean and standard deviation of the planned actions ``[2, H, B, A]``, NaN where none was planned; None
+        unless the buffer stores them
+    :param buffer_index: rows and environments of the transitions in such a buffer ``[2, H, B]``; -1 in windows with a
+        relabelled goal, whose plans must not be written back
     """
 
     observations: th.Tensor | dict[str, th.Tensor]
@@ -31,12 +31,12 @@ class SequenceBatch(NamedTuple):
 
     @property
     def next_observations(self) -> th.Tensor | dict[str, th.Tensor]:
-        """:return: what each transition led to ``[H, B, *shape]``, as SB3 calls it"""
+        """:return: next observations ``[H, B, *shape]``, under SB3's name"""
         if isinstance(self.observations, dict):
             return {key: part[1:] for key, part in self.observations.items()}
         return self.observations[1:]
 
     @property
     def dones(self) -> th.Tensor:
-        """:return: ``terminated``, as SB3 calls it"""
+        """:return: ``terminated``, under SB3's name"""
         return self.terminated

@@ -1,4 +1,4 @@
-"""Hindsight experience replay for windows: some of them are replayed with a goal that their episode did reach."""
+"""Hindsight experience replay (HER): some windows are replayed with a goal that their episode has reached."""
 
 import copy
 from typing import Any, ClassVar
@@ -22,14 +22,15 @@ class HerSequenceReplayBuffer(SequenceReplayBuffer, HerReplayBuffer):  # type: i
     SB3's ``HerReplayBuffer`` (https://arxiv.org/abs/1707.01495) for windows. Besides those below, the arguments are
     those of :class:`SequenceReplayBuffer`.
 
-    A relabelled window has one goal: it takes the place of the desired goal in all observations, and the rewards of all
-    steps are computed anew by the environment. Only finished episodes are sampled, a part that a reset has given up
-    counts as one. Terminations are those of the stored episode, as in SB3.
+    A relabelled window has one goal, which replaces the desired goal in all of its observations, and the environment
+    computes the rewards of all steps again. Only finished episodes are sampled; an episode cut off by a reset counts as
+    finished. Terminations are those of the stored episode, as in SB3.
 
-    :param n_sampled_goal: number of relabelled windows for each that is left as it was
+    :param n_sampled_goal: number of relabelled windows per window with its original goal
     :param goal_selection_strategy: "future" for a goal reached at the first transition of the window or later, "final"
         for the last one of the episode, "episode" for any of them; or SB3's ``GoalSelectionStrategy``
     :param copy_info_dict: keep the info dicts for ``compute_reward``, which costs memory and time
+    :raises ValueError: if the observations have no goals of one shape, or an argument is out of range
     """
 
     row_arrays: ClassVar[tuple[str, ...]] = (*SequenceReplayBuffer.row_arrays, "ep_start", "ep_length", "infos")
@@ -69,7 +70,8 @@ class HerSequenceReplayBuffer(SequenceReplayBuffer, HerReplayBuffer):  # type: i
 
     def set_env(self, env: VecEnv | None) -> None:
         """
-        :param env: environment that computes rewards, needed from the first :meth:`sample` on
+        :param env: environment whose ``compute_reward`` :meth:`sample` uses
+        :raises ValueError: if it has no such method
         """
         if env is not None and not env.has_attr("compute_reward"):
             raise ValueError(
@@ -86,7 +88,7 @@ class HerSequenceReplayBuffer(SequenceReplayBuffer, HerReplayBuffer):  # type: i
         self.infos = np.empty(rows, dtype=object)
 
     def reset(self) -> None:
-        """Forget all transitions."""
+        """Remove all transitions."""
         super().reset()
         self._current_ep_start[:] = 0
 
@@ -109,7 +111,7 @@ class HerSequenceReplayBuffer(SequenceReplayBuffer, HerReplayBuffer):  # type: i
         if not self._allocated:
             self._allocate()
         row = self.pos
-        for i in np.flatnonzero(self.ep_length[row]):  # overwritten from here on: its goals are lost
+        for i in np.flatnonzero(self.ep_length[row]):  # this episode is overwritten from here on and no longer sampled
             end = self.ep_start[row, i] + self.ep_length[row, i]
             self.ep_length[np.arange(row, end) % self.buffer_size, i] = 0
         super().add(obs, next_obs, action, reward, done, infos)
@@ -124,6 +126,7 @@ class HerSequenceReplayBuffer(SequenceReplayBuffer, HerReplayBuffer):  # type: i
         :param batch_size: number B of windows, the last ``int(her_ratio * B)`` of which are relabelled
         :param env: normalises observations and rewards, if given
         :return: windows that start at transitions of finished episodes, drawn uniformly, with replacement
+        :raises RuntimeError: before the end of the first episode
         """
         finished = np.flatnonzero(self.ep_length[: self.size()]) if self._allocated else np.empty(0, dtype=np.int64)
         if len(finished) == 0:
@@ -137,7 +140,7 @@ class HerSequenceReplayBuffer(SequenceReplayBuffer, HerReplayBuffer):  # type: i
     def _relabelled(self, batch_size: int) -> slice:
         """
         :param batch_size: number of windows
-        :return: those that are relabelled
+        :return: slice of the relabelled windows
         """
         return slice(batch_size - int(self.her_ratio * batch_size), batch_size)
 
@@ -156,23 +159,23 @@ class HerSequenceReplayBuffer(SequenceReplayBuffer, HerReplayBuffer):  # type: i
                 "HerReplayBuffer needs the environment to compute rewards: give env to load(), or set_env()."
             )
         observations["desired_goal"][:, windows] = self._sample_goals(rows[0], envs[0])
-        # One by one: compute_reward may change them, and a transition may be drawn twice
+        # One copy each: compute_reward may change them, and a transition may be drawn twice
         infos = [copy.deepcopy(info) if self.copy_info_dict else {} for info in self.infos[rows, envs].flat]
-        reached, wanted = (
+        achieved, desired = (
             observations[key][1:, windows].reshape(rows.size, *get_obs_shape(self._spaces[key])) for key in GOAL_KEYS
         )
-        # All environments are alike, the first one answers
-        answer = np.asarray(self.env.env_method("compute_reward", reached, wanted, infos, indices=[0])[0])
-        if answer.size != rows.size:
+        # All environments compute rewards in the same way: ask the first one
+        computed = np.asarray(self.env.env_method("compute_reward", achieved, desired, infos, indices=[0])[0])
+        if computed.size != rows.size:
             raise ValueError(
-                f"compute_reward of the environment returned {answer.size} rewards for {rows.size} goals: it must "
-                "accept arrays of goals, one a row, and a list of infos."
+                f"compute_reward of the environment returned {computed.size} rewards for {rows.size} goals: it must "
+                "accept arrays of goals, one per row, and a list of infos."
             )
-        rewards[:, windows] = answer.reshape(rows.shape)
+        rewards[:, windows] = computed.reshape(rows.shape)
 
     def _sample_goals(self, batch_indices: np.ndarray, env_indices: np.ndarray) -> np.ndarray:
         """
-        :param batch_indices: rows that windows start at ``[N]``
+        :param batch_indices: rows of the first transitions of the windows ``[N]``
         :param env_indices: their environments ``[N]``
         :return: goals that were reached in the same episodes ``[N, *shape]``
         """
@@ -191,8 +194,8 @@ class HerSequenceReplayBuffer(SequenceReplayBuffer, HerReplayBuffer):  # type: i
 
 class HerPlanReplayBuffer(HerSequenceReplayBuffer, PlanReplayBuffer):  # type: ignore[misc]
     """
-    The same with plans. A relabelled window keeps the plans that it was collected with: following them has led to its
-    goal. Plans made anew for such a goal are not stored, because the stored transition has another one.
+    :class:`HerSequenceReplayBuffer` that also stores plans. A relabelled window keeps its stored plans, since following
+    them has led to its goal. New plans for such a window are not stored: the stored transition has another goal.
     """
 
     row_arrays: ClassVar[tuple[str, ...]] = (*HerSequenceReplayBuffer.row_arrays, "plans")
@@ -204,14 +207,14 @@ class HerPlanReplayBuffer(HerSequenceReplayBuffer, PlanReplayBuffer):  # type: i
         return batch
 
     def store_plans(self, plans: np.ndarray, rows: np.ndarray | None = None, envs: np.ndarray | None = None) -> None:
-        """Store plans, those of relabelled windows excepted; see :class:`PlanReplayBuffer`."""
+        """Store plans, except those of relabelled windows; see :class:`PlanReplayBuffer`."""
         if rows is not None and envs is not None:
             own = rows >= 0
             plans, rows, envs = plans[:, own], rows[own], envs[own]
         super().store_plans(plans, rows, envs)
 
 
-# What the agent takes for SB3's HerReplayBuffer, by the buffer that its method needs
+# The buffer to use in place of SB3's HerReplayBuffer, by the buffer class that the method needs
 HINDSIGHT_BUFFERS: dict[type[SequenceReplayBuffer], type[HerSequenceReplayBuffer]] = {
     SequenceReplayBuffer: HerSequenceReplayBuffer,
     PlanReplayBuffer: HerPlanReplayBuffer,

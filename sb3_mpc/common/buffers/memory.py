@@ -1,11 +1,12 @@
-"""How much memory there is, and whether it is enough."""
+"""Check of the memory that a replay buffer needs."""
 
 import os
 
 
 def available_memory() -> int | None:
     """
-    :return: bytes that this process may still allocate by the machine's and its control group's count, None if unknown
+    :return: bytes that this process may still allocate, limited by machine and control group (container); None if
+        unknown
     """
     candidates = []
     try:
@@ -29,8 +30,8 @@ def available_memory() -> int | None:
 def check_memory(nbytes: int, transitions: int) -> None:
     """
     :param nbytes: bytes of a full replay buffer
-    :param transitions: how many transitions it holds
-    :raises MemoryError: if they do not fit into the memory there is
+    :param transitions: number of transitions that it holds
+    :raises MemoryError: if it does not fit into the available memory
     """
     available = available_memory()
     if available is not None and nbytes > available:

@@ -1,4 +1,4 @@
-"""Replay of sub-sequences with the plans that led to them, for methods that learn from their planner."""
+"""Replay of windows with their plans, for methods that learn from their planner."""
 
 from typing import Any, ClassVar
 
@@ -10,7 +10,7 @@ from sb3_mpc.common.buffers.sequence_buffer import SequenceReplayBuffer
 
 class PlanReplayBuffer(SequenceReplayBuffer):
     """
-    Buffer that keeps the Gaussian of the planner beside each transition; the arguments are those of its base.
+    Sequence buffer that stores the planner's Gaussian with each transition; the arguments are those of its base class.
 
     Where no action was planned, as during seeding, mean and standard deviation are NaN.
     """

@@ -1,4 +1,4 @@
-"""Replay of sub-sequences: windows of H transitions that stop, masked, where the episode stops."""
+"""Replay of windows of H consecutive transitions, masked past the end of the episode."""
 
 from typing import Any, ClassVar
 
@@ -11,7 +11,8 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from sb3_mpc.common.buffers.batch import SequenceBatch as SequenceBatch
 from sb3_mpc.common.buffers.memory import check_memory
 
-# Where the observation after a stored transition is found (values >= 0 are places in the list of final observations)
+# Where the next observation of a transition is stored: in the next row, or in the head, which holds the newest
+# observation of each environment; a value >= 0 is an index into the final observations
 NEXT_ROW, HEAD = -1, -2
 
 
@@ -20,9 +21,9 @@ class SequenceReplayBuffer(ReplayBuffer):
     Ring buffer of transitions from ``n_envs`` environments that samples windows of consecutive transitions.
 
     Any stored transition may start a window. Each observation is stored once: the next observation of a transition is
-    the observation of the following row, and only those that end an episode (or the stored part of one) are kept apart.
-    A row follows another if it starts from the very observation that the other has led to, so that resets, new
-    environments and reloaded buffers need no special care. Memory is claimed by the first :meth:`add`.
+    the observation of the next row, and only observations that end an episode (or the stored part of one) are stored
+    separately. A row continues another one if its observation equals the other's next observation, so that resets, new
+    environments and reloaded buffers need no special handling. Memory is allocated by the first :meth:`add`.
 
     :param buffer_size: number of transitions, divided among the environments
     :param observation_space: space of the observations
@@ -55,7 +56,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         self.handle_timeout_termination = handle_timeout_termination
         self.horizon = horizon
         self._is_dict = isinstance(observation_space, spaces.Dict)
-        # A plain observation is stored as a dict of one entry, so that there is one way through the code
+        # A plain observation is stored as a dict of one entry, so that one code path serves both
         self._spaces: dict[str, spaces.Space] = (
             dict(observation_space.spaces) if isinstance(observation_space, spaces.Dict) else {"": observation_space}
         )
@@ -76,7 +77,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         return self.buffer_size * self.n_envs * (per_step + 4 * self.action_dim + 3 * 4 + 4)
 
     def check_memory(self) -> None:
-        """:raises MemoryError: if a full buffer would not fit into the memory there is"""
+        """:raises MemoryError: if a full buffer would not fit into the available memory"""
         if not self._allocated:
             check_memory(self.nbytes, self.buffer_size * self.n_envs)
 
@@ -103,7 +104,7 @@ class SequenceReplayBuffer(ReplayBuffer):
 
     @property
     def next_observations(self) -> np.ndarray | dict[str, np.ndarray]:  # type: ignore[override]
-        """:return: what the stored transitions led to, put together anew ``[size, n_envs, *shape]``, or a dict"""
+        """:return: next observations of the stored transitions ``[size, n_envs, *shape]``, or a dict; a copy"""
         rows, envs = np.indices((self.size(), self.n_envs)).reshape(2, -1)
         size = (self.size(), self.n_envs)
         parts = {k: self._following(k, rows, envs).reshape(*size, *(s.shape or ())) for k, s in self._spaces.items()}
@@ -112,11 +113,11 @@ class SequenceReplayBuffer(ReplayBuffer):
     def __getattr__(self, name: str) -> Any:
         if name not in (*type(self).row_arrays, "_observations") or self.__dict__.get("_allocated", True):
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
-        self._allocate()  # memory is claimed when it is needed
+        self._allocate()  # memory is allocated at first use
         return self.__dict__[name]
 
     def reset(self) -> None:
-        """Forget all transitions."""
+        """Remove all transitions."""
         super().reset()
         self._allocated = False
 
@@ -133,7 +134,7 @@ class SequenceReplayBuffer(ReplayBuffer):
 
     def _close_head(self, obs: dict[str, np.ndarray]) -> None:
         """
-        Link the newest row of each environment to the one about to be written, or keep its next observation apart.
+        Link the newest row of each environment to the next one, or store its next observation separately.
 
         :param obs: observations that the new transitions start from
         """
@@ -166,11 +167,11 @@ class SequenceReplayBuffer(ReplayBuffer):
         Store one transition of each environment.
 
         :param obs: observations ``[n_envs, *shape]``
-        :param next_obs: observations that followed, the final ones where an episode ended
+        :param next_obs: next observations, the final ones where an episode ended
         :param action: actions ``[n_envs, A]`` in [-1, 1]
         :param reward: ``[n_envs]``
         :param done: whether the episode ended ``[n_envs]``
-        :param infos: one dict an environment; ``TimeLimit.truncated`` marks an end that is no termination
+        :param infos: one dict per environment; ``TimeLimit.truncated`` marks an end that is not a termination
         """
         row, obs, next_obs = self.pos, self._split(obs), self._split(next_obs)
         if self.size() > 0:
@@ -195,6 +196,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         :param batch_size: number B of windows
         :param env: normalises observations and rewards, if given
         :return: windows that start at transitions drawn uniformly, with replacement
+        :raises ValueError: if the buffer is empty
         """
         if self.size() == 0:
             raise ValueError("The replay buffer is empty: collect transitions before sampling.")
@@ -205,7 +207,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         self, batch_inds: np.ndarray, env: VecNormalize | None = None, env_inds: np.ndarray | None = None
     ) -> SequenceBatch:
         """
-        :param batch_inds: rows that the windows start at ``[B]``
+        :param batch_inds: rows of the first transitions of the windows ``[B]``
         :param env: normalises observations and rewards, if given
         :param env_inds: environments of the windows ``[B]``, the first one if None
         :return: the windows
@@ -245,12 +247,12 @@ class SequenceReplayBuffer(ReplayBuffer):
         :param key: part of the observation
         :param rows: rows of transitions ``[B]``
         :param envs: their environments ``[B]``
-        :return: what the transitions led to ``[B, *shape]``
+        :return: next observations of the transitions ``[B, *shape]``
         """
         link = self._next[rows, envs]
         following = self._observations[key][(rows + (link == NEXT_ROW)) % self.buffer_size, envs]
-        apart, head = np.flatnonzero(link >= 0), np.flatnonzero(link == HEAD)
-        following[apart] = self._final[key][link[apart]]
+        final, head = np.flatnonzero(link >= 0), np.flatnonzero(link == HEAD)
+        following[final] = self._final[key][link[final]]
         following[head] = self._head[key][envs[head]]
         return following
 
@@ -261,7 +263,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         buffer_index: list[tuple[np.ndarray, np.ndarray]],
     ) -> None:
         """
-        Change windows in place before they are normalised; nothing here.
+        Change windows in place before they are normalised; for derived buffers, does nothing here.
 
         :param observations: ``[H + 1, B, *shape]`` by key
         :param rewards: ``[H, B]``
@@ -272,18 +274,18 @@ class SequenceReplayBuffer(ReplayBuffer):
         """
         :param batch: windows
         :param buffer_index: rows ``[B]`` and environments ``[B]`` of the transitions of each of the H steps
-        :return: windows with what a derived buffer stores besides; nothing here
+        :return: windows with the plans that a derived buffer stores; unchanged here
         """
         return batch
 
     def set_env(self, env: VecEnv | None) -> None:
         """
-        :param env: the agent's environment, which a derived buffer may ask; not needed here
+        :param env: the agent's environment, for derived buffers; not used here
         """
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        if self._allocated:  # unused rows need not travel
+        if self._allocated:  # unused rows are not saved
             for name in self.row_arrays:
                 state[name] = state[name][: self.size()]
             state["_observations"] = {key: stored[: self.size()] for key, stored in self._observations.items()}

@@ -1,1 +1,1 @@
-"""How the numerical work is carried out: precision, compilation, CUDA graphs, kernels."""
+"""How computations are executed: precision, compilation, CUDA graphs, kernels."""

@@ -1,4 +1,4 @@
-"""The one place that decides how the numerical work is executed."""
+"""Choice of precision and compilation, in one place."""
 
 import math
 import os
@@ -14,20 +14,20 @@ from torch import nn
 
 from sb3_mpc.common.execution.cuda_graphs import GraphedFunction
 
-# Compiling takes one to two minutes and saves up to half of a plan or an update on a CPU (zoo/benchmarks): so many of
-# them pay for it
+# Compiling takes one to two minutes and saves up to half the time of a plan or an update on a CPU (zoo/benchmarks); it
+# pays off from this number of plans and updates
 CALLS_WORTH_COMPILING = 30_000
-# Smaller networks are bound by overheads that reduced precision does not remove
+# Smaller networks are limited by overheads that reduced precision does not remove
 PARAMETERS_WORTH_REDUCING = 500_000
-# Units that multiply matrices in bfloat16 faster than in float32
+# Features of processors that multiply matrices in bfloat16 faster than in float32
 BFLOAT16_UNITS = ("amx_bf16", "avx512_bf16")
-# Numbers that a core of a CPU has at hand, 1 MB of them: layers with larger outputs are bound by memory
+# Cache budget per CPU core in float32 numbers (1 MB): layers with larger outputs are limited by memory bandwidth
 CACHED_NUMBERS = 2**18
 
 
 class Acceleration(NamedTuple):
     """
-    How the numerical work is executed.
+    How plans and updates are executed.
 
     :param compiles: whether plan and update are compiled
     :param bfloat16: whether plans are made in bfloat16
@@ -40,12 +40,12 @@ class Acceleration(NamedTuple):
 def choose_acceleration(compile: bool | str, model: nn.Module, device: th.device, calls: int = 0) -> Acceleration:
     """
     :param compile: the user's switch: False is the eager float32 reference, True compiles, "auto" compiles where that
-        pays; both plan in bfloat16 where the processor has units for it
+        pays off; True and "auto" plan in bfloat16 if the processor supports it in hardware
     :param model: the networks
     :param device: device of the model
     :param calls: number of plans and updates of the run
-    :return: what to do; "auto" leaves short runs alone, small networks in float32, and GPUs as they are until measured
-    :raises ValueError: if the switch is something else
+    :return: the choice; "auto" does not compile short runs, nor on GPUs (not measured); small networks stay in float32
+    :raises ValueError: if the switch has another value
     """
     if compile not in (True, False, "auto"):
         raise ValueError(f'compile={compile!r} is not understood: use True, False or "auto".')
@@ -60,7 +60,7 @@ def choose_acceleration(compile: bool | str, model: nn.Module, device: th.device
 def has_bfloat16_units(device: th.device) -> bool:
     """
     :param device: device of the model
-    :return: whether it is a processor with units for bfloat16
+    :return: whether it is a processor that supports bfloat16 in hardware
     """
     if device.type != "cpu" or not hasattr(th.cpu, "get_capabilities"):
         return False
@@ -71,18 +71,18 @@ def has_bfloat16_units(device: th.device) -> bool:
 def cached_parts(device: th.device, count: int, numbers: int) -> int:
     """
     :param device: device of the model
-    :param count: number of inputs that could be computed at once
-    :param numbers: size of a layer's output for one of them
-    :return: number of parts to compute them in: all at once on a GPU, on a CPU what its caches hold
+    :param count: number of inputs
+    :param numbers: size of a layer's output for one input
+    :return: number of parts to split the inputs into: 1 on a GPU; on a CPU so many that a part fits into the caches
     """
     return math.ceil(count / max(1, CACHED_NUMBERS // numbers)) if device.type == "cpu" else 1
 
 
 def full_precision(x: th.Tensor, wanted: bool = True) -> AbstractContextManager:
     """
-    :param x: input of what is computed within
-    :param wanted: False for a context without effect
-    :return: context in which matrix products keep the precision of their operands, also where plans are reduced
+    :param x: input of the computation in the context
+    :param wanted: if False, the context has no effect
+    :return: context in which matrix products keep the precision of their operands, also while planning in bfloat16
     """
     kind = x.device.type
     return th.autocast(kind, enabled=False) if wanted and th.is_autocast_enabled(kind) else nullcontext()
@@ -95,9 +95,9 @@ def has_compiler() -> bool:
         return False
     try:
         th.compile(lambda x: x.sin() + 1, dynamic=False)(th.zeros(8))
-    except Exception as error:  # of the compiler, of the linker, of a folder that may not execute, ...
+    except Exception as error:  # of the compiler, the linker, a folder mounted without execution, ...
         reason = " ".join(str(error).split())[:200]
-        warnings.warn(f'compile="auto" does without torch.compile, which does not work here: {reason}', stacklevel=2)
+        warnings.warn(f'compile="auto" runs without torch.compile, which fails on this machine: {reason}', stacklevel=2)
         return False
     return True
 
@@ -105,8 +105,8 @@ def has_compiler() -> bool:
 def compile_function(function: Callable[..., Any]) -> Callable[..., Any]:
     """
     :param function: function of tensors
-    :return: the function compiled by TorchDynamo for fixed shapes, whose first call takes up to a minute; on GPUs it is
-        replayed as one CUDA graph
+    :return: the function compiled by torch.compile for fixed shapes, whose first call takes up to a minute; on GPUs it
+        is replayed as one CUDA graph
     """
     compiled = th.compile(function, dynamic=False)
     return GraphedFunction(compiled) if th.cuda.is_available() else compiled
@@ -116,8 +116,8 @@ def set_learning_rate(group: dict[str, Any], rate: float, compiled: bool) -> Non
     """
     :param group: parameter group of an optimiser
     :param rate: learning rate
-    :param compiled: whether its step is compiled or recorded: a number would be frozen there, a tensor is changed in
-        place
+    :param compiled: whether the optimiser's step is compiled or recorded; the rate must then be a tensor, changed in
+        place, because a number would become a constant
     """
     device = group["params"][0].device
     if not compiled:

@@ -1,8 +1,8 @@
 """
-Functions of tensors that are recorded as one CUDA graph and replayed: Python launches one thing, and not hundreds.
+Functions of tensors that are recorded as one CUDA graph and replayed: one launch instead of hundreds of kernels.
 
 Written from PyTorch's documentation of CUDA graphs (https://docs.pytorch.org/docs/stable/notes/cuda.html) and tested
-with a stand-in for the device; not yet run on a GPU.
+with a mock of the device; not yet run on a GPU.
 """
 
 import warnings
@@ -12,24 +12,24 @@ from typing import Any
 import torch as th
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
-# Calls before the recording: kernels are chosen and memory is claimed meanwhile
+# Ordinary calls before the recording, in which kernels are selected and memory is allocated
 WARM_UP_CALLS = 3
 
 
 class CudaRuntime:
-    """What recording needs of the device."""
+    """The operations of the device that recording needs."""
 
     def applies(self, tensor: th.Tensor) -> bool:
         """
         :param tensor: an input
-        :return: whether it lives on a GPU
+        :return: whether it is on a GPU
         """
         return tensor.is_cuda
 
     def warm_up(self, function: Callable[[], Any]) -> Any:
         """
-        :param function: what will be recorded
-        :return: its result, computed on another stream as the recording will be
+        :param function: function that will be recorded
+        :return: its result, computed on another stream, as recording requires
         """
         stream = th.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(th.cuda.current_stream())
@@ -40,8 +40,8 @@ class CudaRuntime:
 
     def record(self, function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
         """
-        :param function: what is recorded; its work is not done meanwhile
-        :return: function that does the work, and where that puts the results
+        :param function: function to record; recording does not execute its kernels
+        :return: function that replays the recording, and the tensors that it writes the results to
         """
         graph = th.cuda.CUDAGraph()
         with th.cuda.graph(graph):
@@ -50,7 +50,7 @@ class CudaRuntime:
 
 
 class _Recording:
-    """State of one kind of call."""
+    """State of the calls with one signature."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -61,12 +61,12 @@ class _Recording:
 
 class GraphedFunction:
     """
-    A function that replays itself. Calls with other shapes, types or values that are no tensors are recorded anew; the
-    first calls of each kind are ordinary ones, and so is every call if the function cannot be recorded. What the
-    function changes besides, such as parameters, it has to change in place.
+    A function that is recorded as a CUDA graph and replayed. Each signature (shapes, types, and the values of other
+    arguments) has its own recording. The first calls of a signature run normally, and so does every call if the
+    function cannot be recorded. Other tensors that the function changes, such as parameters, must be changed in place.
 
     :param function: function of (nested) tensors, which draws no random numbers and never waits for the GPU
-    :param runtime: the device
+    :param runtime: operations of the device; tests replace them
     """
 
     def __init__(self, function: Callable[..., Any], runtime: CudaRuntime | None = None) -> None:
@@ -77,7 +77,7 @@ class GraphedFunction:
     def __call__(self, *args: Any) -> Any:
         """
         :param args: arguments of the function
-        :return: its result; the caller's own, not overwritten by the next call
+        :return: its result, a copy that the next call does not overwrite
         """
         leaves, structure = tree_flatten(args)
         tensors = [leaf for leaf in leaves if isinstance(leaf, th.Tensor)]
@@ -97,10 +97,10 @@ class GraphedFunction:
 
     def _record(self, recording: _Recording, leaves: list[Any], structure: Any) -> bool:
         """
-        :param recording: state of this kind of call
-        :param leaves: arguments, flat
-        :param structure: how they are nested
-        :return: whether it worked
+        :param recording: state of the calls with this signature
+        :param leaves: flat list of the arguments
+        :param structure: nesting of the arguments
+        :return: whether recording succeeded
         """
         own = [leaf.clone() if isinstance(leaf, th.Tensor) else leaf for leaf in leaves]
         arguments = tree_unflatten(own, structure)
@@ -110,7 +110,7 @@ class GraphedFunction:
             self._records = False
             reason = str(error).partition("\n")[0]
             warnings.warn(
-                f"No CUDA graph could be recorded ({reason}): going on without, which is slower.", stacklevel=2
+                f"No CUDA graph could be recorded ({reason}): continuing without it, which is slower.", stacklevel=2
             )
             return False
         recording.inputs = [leaf for leaf in own if isinstance(leaf, th.Tensor)]

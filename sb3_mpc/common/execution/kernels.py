@@ -1,4 +1,4 @@
-"""Elementwise work that PyTorch does more slowly on a CPU."""
+"""Elementwise operations that are slower in PyTorch on a CPU."""
 
 import math
 from typing import Any
@@ -34,7 +34,7 @@ def mish(x: th.Tensor) -> th.Tensor:
     """
     if x.device.type != "cpu":
         return F.mish(x)
-    # Who compiles or traces gets the formula, fuses and differentiates it itself
+    # Compilers and tracers get the formula, which they fuse and differentiate themselves
     if th.compiler.is_compiling() or th.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         e = x.clamp(max=20.0).exp()
         n = e * (e + 2)
@@ -46,7 +46,7 @@ def dropout_mask(shape: tuple[int, ...], rate: float, generator: th.Generator) -
     """
     :param shape: shape of the mask
     :param rate: probability that an entry is dropped, in (0, 1)
-    :param generator: source of randomness, on whose device the mask lives
+    :param generator: source of randomness; the mask is made on its device
     :return: independent entries, 0 with probability ``rate`` and ``1 / (1 - rate)`` otherwise
     """
     scale = 1 / (1 - rate)

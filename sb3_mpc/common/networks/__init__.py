@@ -1,1 +1,1 @@
-"""Networks of the world model, their codings and losses; nothing here knows how it is used."""
+"""Networks of the world model and their losses, independent of planner and policy."""

@@ -1,4 +1,4 @@
-"""From observations to latent states: image extractor, random shifts and the encoder of the world model."""
+"""The encoder of the world model, with features extractors for images and random image shifts."""
 
 from typing import Any
 
@@ -36,11 +36,11 @@ class PixelExtractor(BaseFeaturesExtractor):
     """
     Convolutional features of TD-MPC2: four convolutions with ReLU in between, on images in [0, 1] moved to [-0.5, 0.5].
 
-    There is no linear layer; 64x64 images give ``16 * num_channels`` features. Convolutions that no longer fit a small
-    image are left out.
+    There is no linear layer by default; 64x64 images give ``16 * num_channels`` features. Convolutions whose kernel is
+    larger than their input are left out for small images.
 
     :param observation_space: image space, channels first
-    :param features_dim: size of a linear layer behind the convolutions, none if None
+    :param features_dim: size of a linear layer after the convolutions, none if None
     :param num_channels: channels of every layer
     :param normalized_image: images are already in [0, 1]
     """
@@ -55,7 +55,7 @@ class PixelExtractor(BaseFeaturesExtractor):
         if not is_image_space(observation_space, check_channels=False, normalized_image=normalized_image):
             raise UnsupportedObservationError(
                 f"CnnPolicy needs image observations, not {observation_space}: use MlpPolicy, or give "
-                "policy_kwargs=dict(normalize_images=False) if these are images that are scaled already."
+                "policy_kwargs=dict(normalize_images=False) if these images are scaled already."
             )
         channels, size = observation_space.shape[0], min(observation_space.shape[1:])
         layers: list[nn.Module] = []
@@ -86,7 +86,7 @@ class DictExtractor(BaseFeaturesExtractor):
     Features of a dict observation: :class:`PixelExtractor` for images, everything else flattened, all concatenated.
 
     :param observation_space: dict of spaces
-    :param cnn_output_dim: size of the features of each image, as the convolutions give them if None
+    :param cnn_output_dim: size of a linear layer after the convolutions of each image, none if None
     :param num_channels: channels of the convolutions
     :param normalized_image: images are already in [0, 1]
     """
@@ -106,7 +106,7 @@ class DictExtractor(BaseFeaturesExtractor):
                 extractors.append(PixelExtractor(space, cnn_output_dim, num_channels, normalized_image))
             else:
                 extractors.append(FlattenExtractor(space))
-        # In the order of the keys: not every key may name a module
+        # A list in the order of the keys, because some keys are not valid names of modules
         self.keys = list(observation_space.spaces)
         self.extractors = nn.ModuleList(extractors)
         self._features_dim = sum(extractor.features_dim for extractor in extractors)
@@ -124,8 +124,8 @@ class Encoder(nn.Module):
     """
     Encoder h of the world model: SB3's pre-processing, a features extractor and an MLP that ends in SimNorm.
 
-    Behind a pure image extractor the MLP is left out, as in TD-MPC2; a single linear layer is kept where the features
-    and the latent state differ in size.
+    After a :class:`PixelExtractor` the MLP is left out, as in TD-MPC2; a single linear layer is kept if features and
+    latent state differ in size.
 
     :param observation_space: space of the observations
     :param features_extractor: SB3 features extractor

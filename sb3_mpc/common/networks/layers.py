@@ -42,7 +42,7 @@ class SimNorm(nn.Module):
         return F.softmax(x.reshape(*x.shape[:-1], -1, self.group_size), dim=-1).flatten(-2)
 
     def extra_repr(self) -> str:
-        """:return: what ``print`` adds"""
+        """:return: arguments to show in ``repr``"""
         return f"group_size={self.group_size}"
 
 
@@ -70,8 +70,8 @@ class NormedLinear(nn.Linear):
 
 class OutputLinear(nn.Linear):
     """
-    Linear output of a network. Rounding it would move values and rewards by more than plans can bear, so it is computed
-    in float32 even if the layers before it are not.
+    Linear output layer of a network. It is computed in float32 even if the layers before it are not, because values and
+    rewards rounded to bfloat16 are too inexact for planning.
     """
 
     def forward(self, x: th.Tensor) -> th.Tensor:
@@ -180,7 +180,7 @@ class EnsembleMLP(nn.Module):
     """
     Ensemble of MLPs of equal shape, evaluated by batched matrix products. Only the members asked for are computed.
 
-    The output layers start at zero, so that a fresh ensemble predicts the uniform distribution over bins.
+    The output layers start at zero, so that a new ensemble predicts the uniform distribution over bins.
 
     :param num_members: size M of the ensemble
     :param in_features: size of the input
@@ -225,7 +225,7 @@ def draw_members(count: int, num_q: int, generator: th.Generator) -> th.Tensor:
 
     :param count: number of pairs
     :param num_q: number of networks; a single network is paired with itself
-    :param generator: source of randomness, on whose device the result lives
+    :param generator: source of randomness; the result is on its device
     :return: indices ``[count, 2]``
     """
     if num_q == 1:

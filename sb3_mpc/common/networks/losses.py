@@ -22,7 +22,7 @@ class UpdateNoise(NamedTuple):
     :param policy_members: pair of value networks in the policy loss ``[2]``
     :param value_dropout: scaled keep mask of the value loss ``[M, H, B, W]``, None without dropout
     :param policy_dropout: scaled keep mask of the policy loss ``[2, H + 1, B, W]``, None without dropout
-    :param extra: what a method draws besides, by name
+    :param extra: further draws of a method, by name
     """
 
     shift: th.Tensor | None
@@ -43,7 +43,7 @@ def draw_update_noise(
     :param horizon: number H of transitions in a window
     :param batch_size: number B of windows
     :param shift: image shifts, drawn by the policy
-    :param generator: source of randomness, on whose device the noise lives
+    :param generator: source of randomness; the noise is on its device
     :return: random numbers of one update
     """
 
@@ -89,7 +89,7 @@ def temporal_weights(rho: float, like: th.Tensor) -> th.Tensor:
 
 def unroll(model: WorldModel, batch: SequenceBatch, shift: th.Tensor | None) -> th.Tensor:
     """
-    Encode the first observation and predict the rest.
+    Encode the first observation and predict the following latent states from the actions.
 
     :param model: world model
     :param batch: windows
@@ -112,7 +112,8 @@ def model_losses(
     dropout_mask: th.Tensor | None = None,
 ) -> dict[str, th.Tensor]:
     """
-    Steps past the end of an episode count zero; the sums are divided by the full number of steps.
+    Losses of dynamics (latent consistency), reward, values and termination. Steps past the end of an episode have
+    weight zero; the sums are divided by the full number of steps.
 
     :param model: world model
     :param batch: windows

@@ -1,4 +1,4 @@
-"""Sizes of the networks: those of the papers by name, and what a user sets instead."""
+"""Sizes of the networks: those of the papers, and the user's changes to them."""
 
 from typing import NamedTuple
 
@@ -45,7 +45,7 @@ def resolve_sizes(
     simnorm_dim: int,
 ) -> Sizes:
     """
-    :param model_size: millions of parameters, which gives the sizes that are None
+    :param model_size: millions of parameters; determines the sizes that are None
     :param latent_dim: size of the latent state
     :param enc_dim: size of the encoder's hidden layers
     :param mlp_dim: size of the two hidden layers of all other networks, unless ``net_arch`` gives their sizes
@@ -55,7 +55,7 @@ def resolve_sizes(
         networks (``qf``)
     :param simnorm_dim: features per simplex of the latent state
     :return: all sizes
-    :raises ValueError: if one is out of range or they do not fit together
+    :raises ValueError: if a size is out of range or the sizes are inconsistent
     """
     if model_size not in MODEL_SIZES:
         raise ValueError(f"model_size={model_size} is unknown: use one of {sorted(MODEL_SIZES)}.")

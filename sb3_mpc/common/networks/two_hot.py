@@ -67,7 +67,7 @@ class TwoHot(nn.Module):
         :param logits: ``[..., K]``
         :return: scalars ``[..., 1]``
         """
-        # A sum and no matrix product, which would be rounded where plans run in reduced precision
+        # A sum, because a matrix product would be computed in bfloat16 in plans of reduced precision
         return symexp((th.softmax(logits, dim=-1) * self.bins).sum(-1, keepdim=True))
 
     def cross_entropy(self, logits: th.Tensor, x: th.Tensor) -> th.Tensor:

@@ -10,15 +10,15 @@ from sb3_mpc.common.networks.gaussian import bound_log_std
 from sb3_mpc.common.networks.layers import EnsembleMLP, SimNorm, make_mlp
 from sb3_mpc.common.networks.two_hot import TwoHot
 
-# Before it has seen data, the termination head should not cut plans short: P(termination) of about 2 %
+# Initial bias of the termination head, P(termination) of about 2 %: untrained, it should not end plans
 TERMINATION_BIAS = -4.0
 
 
 class WorldModel(nn.Module):
     """
-    Encoder h, latent dynamics d, reward R, value ensemble Q, policy prior p and, once asked for, termination head c.
+    Encoder h, latent dynamics d, reward R, value ensemble Q, policy prior p and, if it was added, termination head c.
 
-    Every method takes any number of leading dimensions.
+    Every method accepts any number of leading dimensions.
 
     :param encoder: module from observations to latent states ``[..., D]``
     :param action_dim: number of action dimensions A
@@ -33,10 +33,10 @@ class WorldModel(nn.Module):
     :param dropout: dropout rate of the first layer of the value networks while training
     :param log_std_min: smallest log standard deviation of the prior
     :param log_std_max: largest log standard deviation of the prior
-    :param context_dim: size C of what a derived model adds to the latent state in :meth:`inputs`
+    :param context_dim: size C of features that a derived model adds to the latent state in :meth:`inputs`
     """
 
-    values_actions: ClassVar[bool] = True  # whether the ensemble values actions (Q) or states (V)
+    values_actions: ClassVar[bool] = True  # whether values are of actions (Q) or of states (V)
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class WorldModel(nn.Module):
         self.reward_head = make_mlp(self.input_dim + action_dim, hidden, num_bins)
         nn.init.zeros_(self.reward_head[-1].weight)  # type: ignore[arg-type]
         self.prior_net = make_mlp(self.input_dim, hidden if prior_hidden is None else prior_hidden, 2 * action_dim)
-        value_dim = self.input_dim + action_dim * self.values_actions
+        value_dim = self.input_dim + (action_dim if self.values_actions else 0)
         self.q_ensemble = EnsembleMLP(num_q, value_dim, hidden, num_bins)
         self.q_target = EnsembleMLP(num_q, value_dim, hidden, num_bins).requires_grad_(False)
         self.q_target.load_state_dict(self.q_ensemble.state_dict())
@@ -91,7 +91,7 @@ class WorldModel(nn.Module):
         """
         :param z: latent states ``[..., D]``
         :param action: ``[..., A]``, for the networks that take one
-        :return: what the networks behind the encoder see ``[..., D + C]`` or ``[..., D + C + A]``
+        :return: input of the networks after the encoder ``[..., D + C]`` or ``[..., D + C + A]``
         """
         return z if action is None else th.cat([z, action], dim=-1)
 
@@ -99,14 +99,14 @@ class WorldModel(nn.Module):
         """
         :param z: latent states ``[..., D]``
         :param x: one entry for each action dimension ``[..., A]``
-        :return: x, zero in the action dimensions that do not exist in these states; here all do
+        :return: x, set to zero in action dimensions that the task does not have; unchanged here
         """
         return x
 
     def num_actions(self, z: th.Tensor) -> th.Tensor | int:
         """
         :param z: latent states ``[..., D]``
-        :return: number of action dimensions that exist in these states, for all or for each ``[..., 1]``
+        :return: number of action dimensions that the task has, for all states or for each ``[..., 1]``
         """
         return self.action_dim
 
@@ -114,7 +114,7 @@ class WorldModel(nn.Module):
         """
         :param z: latent states ``[..., D]``
         :param gamma: discount factor of the agent
-        :return: discount factor in these states, for all or for each ``[..., 1]``
+        :return: discount factor of the task, for all states or for each ``[..., 1]``
         """
         return gamma
 
@@ -136,7 +136,7 @@ class WorldModel(nn.Module):
 
     def termination(self, z: th.Tensor) -> th.Tensor:
         """
-        :param z: latent states ``[..., D]`` that an action has led to
+        :param z: latent states ``[..., D]`` reached by an action
         :return: logit of the probability that the episode terminated there ``[..., 1]``
         """
         assert self.termination_head is not None, "the termination head does not exist yet"
@@ -144,7 +144,7 @@ class WorldModel(nn.Module):
 
     def continues(self, z: th.Tensor) -> th.Tensor | float:
         """
-        :param z: latent states ``[..., D]`` that an action has led to
+        :param z: latent states ``[..., D]`` reached by an action
         :return: 0 where the episode is predicted to have terminated, 1 elsewhere ``[..., 1]``
         """
         return 1.0 if self.termination_head is None else (self.termination(z) <= 0).to(z.dtype)
@@ -177,10 +177,10 @@ class WorldModel(nn.Module):
     ) -> th.Tensor:
         """
         :param z: latent states ``[..., D]``
-        :param action: ``[..., A]``; without effect on values of states
+        :param action: ``[..., A]``; ignored by state values
         :param members: indices ``[M']`` of the value networks to evaluate, all of them if None
         :param dropout_mask: see :meth:`EnsembleMLP.forward`
-        :param target: whether to use the slowly moving copy
+        :param target: whether to use the target networks
         :param detach: gradients reach ``z`` and ``action``, not the parameters
         :return: value logits ``[M', ..., K]``
         """

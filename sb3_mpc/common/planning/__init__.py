@@ -1,1 +1,1 @@
-"""The planner and what it draws."""
+"""The planner, its random numbers and its plans."""

@@ -1,4 +1,4 @@
-"""What goes into a plan and what comes out of it."""
+"""Input and output of the planner."""
 
 from typing import NamedTuple
 
@@ -9,13 +9,13 @@ class PlanNoise(NamedTuple):
     """
     Random numbers of one plan: J iterations, horizon H, E environments, N samples of which P are the prior's, K elites.
 
-    An environment dimension of size one is shared by all environments.
+    Random numbers with an environment dimension of size one are shared by all environments.
 
     :param proposals: normal draws of the prior's rollouts ``[H, E, P, A]``
     :param samples: normal draws of the sampled sequences ``[J, H, E, N - P, A]``
     :param terminal: normal draws of the terminal actions ``[J, E, N, A]``
     :param members: pair of value networks of each iteration ``[J, 2]``
-    :param selection: exponential draws that pick one elite ``[E, K]``; None for the mean of the elites
+    :param selection: exponential draws that select one elite ``[E, K]``; None for the mean of the elites
     :param exploration: normal draws added to the executed action ``[E, A]``; None for no noise
     """
 
@@ -28,7 +28,7 @@ class PlanNoise(NamedTuple):
 
     def to(self, device: th.device) -> "PlanNoise":
         """
-        :param device: where the plan is made
+        :param device: device of the planner
         :return: the same numbers on that device
         """
         return PlanNoise(*(None if part is None else part.to(device) for part in self))  # type: ignore[arg-type]

@@ -21,22 +21,24 @@ LARGE_ACTION_DIM, EXTRA_ITERATIONS = 20, 2  # more iterations for large action s
 
 class MPPIPlanner(nn.Module):
     """
-    Iterated sampling around a Gaussian over action sequences, refitted to the elites of each iteration.
+    MPPI (TD-MPC2, section 3.2): iterated sampling from a Gaussian over action sequences, which is refitted to the
+    elites of each iteration, weighted by ``exp(temperature * return)``.
 
-    :param world_model: model that scores the sequences; shared with the policy, not owned
+    :param world_model: model that evaluates the sequences; owned by the policy
     :param horizon: length H of the sequences
     :param gamma: discount factor
     :param iterations: number of refits; two more are made for 20 or more action dimensions
     :param num_samples: number N of sequences per iteration
-    :param num_elites: number K of sequences that refit the Gaussian
+    :param num_elites: number K of best sequences that the Gaussian is refitted to
     :param num_pi_trajs: number P of sequences proposed by the policy prior
     :param min_std: lower bound of the standard deviation
     :param max_std: initial standard deviation and its upper bound
-    :param temperature: factor in front of the return in the weights of the elites
+    :param temperature: factor of the return in the weights of the elites, an inverse temperature
+    :raises ValueError: if an argument is out of range
     """
 
-    needs_terminal_action: ClassVar[bool] = True  # whether the terminal value is that of an action
-    iterated: ClassVar[tuple[str, ...]] = ("evaluate",)  # heavy methods that each iteration calls
+    needs_terminal_action: ClassVar[bool] = True  # whether the terminal value is one of actions (Q)
+    iterated: ClassVar[tuple[str, ...]] = ("evaluate",)  # expensive methods, called in each iteration
 
     def __init__(
         self,
@@ -58,32 +60,32 @@ class MPPIPlanner(nn.Module):
         if not 1 <= num_elites <= num_samples or not 0 <= num_pi_trajs <= num_samples:
             wrong = f"{num_elites=}, {num_pi_trajs=}, {num_samples=}"
             raise ValueError(
-                f"The planner needs num_elites from 1 and num_pi_trajs from 0 to num_samples, got {wrong}."
+                f"The planner needs 1 <= num_elites <= num_samples and 0 <= num_pi_trajs <= num_samples, got {wrong}."
             )
         self.world_model: WorldModel
-        object.__setattr__(self, "world_model", world_model)  # not a module of its own: the policy registers it
+        object.__setattr__(self, "world_model", world_model)  # not as a submodule: the policy registers it
         self.horizon, self.gamma = horizon, gamma
         self.action_dim = world_model.action_dim
-        self.iterations = iterations + EXTRA_ITERATIONS * (self.action_dim >= LARGE_ACTION_DIM)
+        self.iterations = iterations + (EXTRA_ITERATIONS if self.action_dim >= LARGE_ACTION_DIM else 0)
         self.num_samples, self.num_elites, self.num_pi_trajs = num_samples, num_elites, num_pi_trajs
         self.min_std, self.max_std, self.temperature = min_std, max_std, temperature
         self._compiled: dict[str, Callable[..., th.Tensor]] = {}
 
     def compile_iteration(self) -> None:
-        """Compile what is nearly all of the work and the same in each iteration."""
+        """Compile the methods named in ``iterated``, which do nearly all of the work."""
         self._compiled = self._compiled or {name: compile_function(getattr(self, name)) for name in self.iterated}
 
     def maybe_compiled(self, name: str) -> Callable[..., th.Tensor]:
-        """:return: the method of this name, compiled if that was asked for"""
+        """:return: the method of this name, compiled if :meth:`compile_iteration` was called"""
         return self._compiled.get(name) or getattr(self, name)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_compiled": {}}  # bound to this object
+        return {**self.__dict__, "_compiled": {}}  # compiled functions are bound to this object
 
     def draw(self, n_envs: int, generator: th.Generator, explore: bool) -> PlanNoise:
         """
         :param n_envs: number E of environments
-        :param generator: source of randomness, on whose device the noise lives
+        :param generator: source of randomness; the noise is on its device
         :param explore: draw an elite and exploration noise as in training; otherwise the elites' mean is the action
         :return: random numbers of one plan
         """
@@ -93,10 +95,11 @@ class MPPIPlanner(nn.Module):
         selection = (
             th.empty(n_envs, self.num_elites, device=device).exponential_(generator=generator) if explore else None
         )
+        rows = n_envs if self.needs_terminal_action else 0
         return PlanNoise(
             proposals=normal(horizon, n_envs, proposals, action_dim),
             samples=normal(self.iterations, horizon, n_envs, self.num_samples - proposals, action_dim),
-            terminal=normal(self.iterations, n_envs * self.needs_terminal_action, self.num_samples, action_dim),
+            terminal=normal(self.iterations, rows, self.num_samples, action_dim),
             members=draw_members(self.iterations, self.world_model.num_q, generator),
             selection=selection,
             exploration=normal(n_envs, action_dim) if explore else None,
@@ -106,13 +109,13 @@ class MPPIPlanner(nn.Module):
         """
         :param z: latent states ``[..., D]``
         :param noise: standard normal draws ``[..., A]``
-        :return: actions that the prior proposes ``[..., A]``
+        :return: actions of the prior in its proposals ``[..., A]``
         """
         return self.world_model.act(z, noise)
 
     def propose(self, z: th.Tensor, noise: th.Tensor) -> th.Tensor:
         """
-        Roll the policy prior out in the model.
+        Propose sequences by rollouts of the policy prior in the model.
 
         :param z: latent states ``[E, D]``
         :param noise: ``[H, E, P, A]``
@@ -139,7 +142,8 @@ class MPPIPlanner(nn.Module):
 
     def evaluate(self, z: th.Tensor, actions: th.Tensor, noise: th.Tensor, members: th.Tensor) -> th.Tensor:
         """
-        Discounted rewards of the model over the horizon plus the value of the state it ends in.
+        Estimate returns: discounted rewards of the model over the horizon, plus the discounted value of the last state.
+        NaN is replaced by 0.
 
         :param z: latent states ``[E, D]``
         :param actions: candidate sequences ``[H, E, N, A]``
@@ -157,19 +161,19 @@ class MPPIPlanner(nn.Module):
         returns = th.cat([rewards, values.unsqueeze(0)])
         steps = th.arange(self.horizon + 1, device=z.device, dtype=z.dtype).view(-1, 1, 1, 1)
         if model.termination_head is not None:
-            # nothing is earned once a step is predicted to end the episode
+            # no rewards and values after a predicted termination
             ended = (model.termination(th.stack(latents[1:])) > 0).to(z.dtype).cumsum(0).clamp(max=1)
             returns = th.cat([returns[:1], returns[1:] * (1 - ended)])
         return (returns * model.discount(z, self.gamma) ** steps).sum(0).squeeze(-1).nan_to_num(0)
 
     def evaluate_in_parts(self, z: th.Tensor, actions: th.Tensor, noise: th.Tensor, members: th.Tensor) -> th.Tensor:
-        """See :meth:`evaluate`, here for as many environments at once as is fast."""
+        """See :meth:`evaluate`; on a CPU, environments are evaluated in parts that fit into its caches."""
         evaluate, (_, n_envs, samples, _) = self.maybe_compiled("evaluate"), actions.shape
         model = self.world_model
         parts = cached_parts(z.device, n_envs, samples * max([model.latent_dim, *model.hidden]))
         if parts == 1 or th.compiler.is_compiling():  # a compiled update would unroll the parts
             return evaluate(z, actions, noise, members)
-        if self._compiled:  # once, for one shape
+        if self._compiled:  # equal parts, so that one shape is compiled
             parts = next(count for count in range(parts, n_envs + 1) if n_envs % count == 0)
         noise = noise.expand(n_envs if len(noise) else 0, -1, -1)
         pieces = zip(*(x.tensor_split(parts, d) for x, d in ((z, 0), (actions, 1), (noise, 0))), strict=True)
@@ -179,7 +183,7 @@ class MPPIPlanner(nn.Module):
         """
         :param z: latent states ``[H, E, N, D]``
         :param actions: ``[H, E, N, A]``
-        :return: what each step adds to the return, before discounting ``[H, E, N, 1]``
+        :return: rewards before discounting ``[H, E, N, 1]``
         """
         return self.world_model.two_hot.decode(self.world_model.reward(z, actions))
 
@@ -188,7 +192,7 @@ class MPPIPlanner(nn.Module):
         :param z: latent states at the end of the horizon ``[E, N, D]``
         :param noise: draws of the terminal actions ``[E, N, A]``
         :param members: pair of value networks ``[2]``, averaged
-        :return: ``[E, N, 1]``
+        :return: values ``[E, N, 1]``
         """
         model = self.world_model
         return model.two_hot.decode(model.value(z, model.act(z, noise), members)).mean(0)
@@ -202,10 +206,10 @@ class MPPIPlanner(nn.Module):
         elite_values, elites = values.topk(self.num_elites, dim=1)
         weights = th.exp(self.temperature * (elite_values - elite_values[:, :1]))
         weights = weights / weights.sum(1, keepdim=True)
-        chosen = self.gather(actions, elites)
-        w = (weights / (weights.sum(1, keepdim=True) + 1e-9)).unsqueeze(-1)  # [E, K, 1]
-        mean = (w * chosen).sum(2)
-        std = (w * (chosen - mean.unsqueeze(2)).square()).sum(2).sqrt()
+        elite_actions = self.gather(actions, elites)
+        normalized = (weights / (weights.sum(1, keepdim=True) + 1e-9)).unsqueeze(-1)  # [E, K, 1]
+        mean = (normalized * elite_actions).sum(2)
+        std = (normalized * (elite_actions - mean.unsqueeze(2)).square()).sum(2).sqrt()
         return mean, std.clamp(self.min_std, self.max_std), weights, elites
 
     @staticmethod
@@ -231,22 +235,22 @@ class MPPIPlanner(nn.Module):
         proposals = self.propose(z, noise.proposals) if self.num_pi_trajs > 0 else None
         for j in range(self.iterations):
             actions = self.sample(mean, std, proposals, noise.samples[j])
-            decisive = noise.selection is None and j == self.iterations - 1  # its mean is the action
-            with full_precision(z, decisive):
+            gives_action = noise.selection is None and j == self.iterations - 1  # the last mean is the action
+            with full_precision(z, gives_action):
                 values = self.evaluate_in_parts(z, actions, noise.terminal[j], noise.members[j])
             mean, std, weights, elites = self.refit(actions, values)
             std = mask(z, std)
         if noise.selection is None:
-            action, best = mean[0], elites[:, :1]
+            action, selected = mean[0], elites[:, :1]
         else:
             # Gumbel-max trick: argmax(log w - log Exp(1)) is a draw from w
-            best = elites.gather(1, (weights.log() - noise.selection.log()).argmax(1, keepdim=True))
-            action = self.gather(actions, best)[0, :, 0]
+            selected = elites.gather(1, (weights.log() - noise.selection.log()).argmax(1, keepdim=True))
+            action = self.gather(actions, selected)[0, :, 0]
         executed = action if noise.exploration is None else action + std[0] * noise.exploration
         return Plan(
             action=executed.clamp(-1, 1),
             mean=mean.transpose(0, 1),
             std=std.transpose(0, 1),
             elite_action=action,
-            elite_value=values.gather(1, best).squeeze(1),
+            elite_value=values.gather(1, selected).squeeze(1),
         )

@@ -1,8 +1,8 @@
 """
-Several tasks in one agent (TD-MPC2, section 3.3): the same networks, told by a learned embedding which task it is.
+Several tasks in one agent (TD-MPC2, section 3.3): shared networks, conditioned on a learned task embedding.
 
-Observations are dicts with the number of the task under ``task``. What the tasks differ in, they are padded to: shorter
-observations with zeros, and missing action dimensions are masked wherever the model meets an action.
+Observations are dicts with the index of the task under ``task``. Observations and actions have the size of the largest
+task: the environment pads shorter observations with zeros, and the model masks the missing action dimensions.
 """
 
 from collections.abc import Sequence
@@ -18,21 +18,21 @@ from sb3_mpc.common.checks import UnsupportedObservationError
 from sb3_mpc.common.networks.world_model import WorldModel
 from sb3_mpc.common.policies.world_model_policy import MultiInputPolicy
 
-TASK = "task"  # key of the observation that tells the task
-EMBEDDING_INIT = 0.02  # embeddings start uniformly in +- this (official code)
+TASK = "task"  # key of the task index in the observation
+EMBEDDING_INIT = 0.02  # bound of the uniform initialisation of embeddings (official code)
 
 
 class MultitaskWorldModel(WorldModel):
     """
-    World model whose latent states ``[..., D + 1]`` carry the number of their task behind the D latent features.
+    World model whose latent states ``[..., D + 1]`` consist of D latent features and the index of their task.
 
-    The number only looks up what belongs to the task: the embedding e ``[..., E]`` that the encoder and all other
-    networks see, the mask of its actions and its discount factor.
+    The index selects the embedding e ``[..., E]``, which is an input of all networks, the action mask and the discount
+    factor of the task.
 
     :param task_dim: size E of the embedding
     :param action_dims: number of action dimensions of each of the T tasks, the first ones of A
     :param gammas: discount factor of each task
-    :param kwargs: arguments of :class:`WorldModel`; the encoder sees e in place of the number of the task
+    :param kwargs: arguments of :class:`WorldModel`; the encoder's input has e in place of the task index
     """
 
     action_masks: th.Tensor
@@ -49,13 +49,13 @@ class MultitaskWorldModel(WorldModel):
     def task(self, z: th.Tensor) -> th.Tensor:
         """
         :param z: latent states ``[..., D + 1]``
-        :return: numbers of their tasks ``[...]``
+        :return: indices of their tasks ``[...]``
         """
         return z[..., -1].long()
 
     def encode(self, observations: th.Tensor | dict[str, th.Tensor], shift: th.Tensor | None = None) -> th.Tensor:
         """
-        :param observations: dict of ``[..., *shape]`` and the numbers of the tasks ``[...]``
+        :param observations: dict of ``[..., *shape]`` and the task indices ``[...]``
         :param shift: random shifts of image observations ``[..., 2]``, none if None
         :return: latent states ``[..., D + 1]``
         """
@@ -74,16 +74,16 @@ class MultitaskWorldModel(WorldModel):
         return th.cat([super().next(z, action), z[..., -1:]], dim=-1)
 
     def prior(self, z: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-        """:return: mean before tanh and log standard deviation, both ``[..., A]`` and zero where the task has none"""
+        """:return: mean before tanh and log standard deviation, both ``[..., A]``, 0 in masked dimensions"""
         mean, log_std = super().prior(z)
         return self.mask_actions(z, mean), self.mask_actions(z, log_std)
 
     def act(self, z: th.Tensor, noise: th.Tensor | None) -> th.Tensor:
-        """:return: actions of the policy prior ``[..., A]``, zero where the task has none"""
+        """:return: actions of the policy prior ``[..., A]``, zero in masked dimensions"""
         return super().act(z, None if noise is None else self.mask_actions(z, noise))
 
     def mask_actions(self, z: th.Tensor, x: th.Tensor) -> th.Tensor:
-        """:return: x ``[..., A]``, zero where the task has no action"""
+        """:return: x ``[..., A]``, zero in dimensions that the task does not have"""
         return x * self.action_masks[self.task(z)]
 
     def num_actions(self, z: th.Tensor) -> th.Tensor:
@@ -91,7 +91,7 @@ class MultitaskWorldModel(WorldModel):
         return self.action_masks[self.task(z)].sum(-1, keepdim=True)
 
     def discount(self, z: th.Tensor, gamma: float) -> th.Tensor:
-        """:return: discount factors of the tasks ``[..., 1]``, whatever the agent's"""
+        """:return: discount factors of the tasks ``[..., 1]``; ``gamma`` is ignored"""
         return self.gammas[self.task(z)]
 
 
@@ -107,6 +107,7 @@ class MultitaskWorldModelPolicy(MultiInputPolicy):
     :param gammas: discount factor of each task, see :func:`sb3_mpc.common.discount.discount_from_episode_length`
     :param task_dim: size of the task embedding
     :param kwargs: arguments of :class:`sb3_mpc.common.policies.world_model_policy.WorldModelPolicy`
+    :raises UnsupportedObservationError: if the observation space has no such key, or the tasks are not all described
     """
 
     def __init__(
@@ -127,7 +128,7 @@ class MultitaskWorldModelPolicy(MultiInputPolicy):
                 f"{gammas=}."
             )
         self._tasks: dict[str, Any] = dict(task_dim=task_dim, action_dims=list(action_dims), gammas=list(gammas))
-        # The encoder is built for the embedding in place of the number
+        # The encoder's input has the embedding in place of the task index
         embedded = {**observation_space.spaces, TASK: spaces.Box(-np.inf, np.inf, (task_dim,), np.float32)}
         super().__init__(spaces.Dict(embedded), action_space, lr_schedule, **kwargs)
         self.observation_space = observation_space

@@ -1,4 +1,4 @@
-"""Acting by planning: prediction that carries its plan, as recurrent policies carry their state."""
+"""Acting by planning: ``predict`` passes the plan on as its state, as recurrent policies do."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,16 +16,16 @@ from sb3_mpc.common.networks.world_model import WorldModel
 from sb3_mpc.common.planning.plan import Plan, PlanNoise
 from sb3_mpc.common.planning.planner import MPPIPlanner
 
-# Seed of the random numbers that deterministic plans share
+# Seed of the fixed random numbers that all deterministic plans use
 BANK_SEED = 20240131
 
 
 class PlanningPolicy(BasePolicy):
     """
-    The half of :class:`~sb3_mpc.common.policies.world_model_policy.WorldModelPolicy` that acts; the other half builds
-    model and planner.
+    Base class of :class:`~sb3_mpc.common.policies.world_model_policy.WorldModelPolicy`, which builds model and planner;
+    this part acts.
 
-    The policy owns its random numbers: what it draws depends on its seed and on nothing that others draw.
+    The policy has its own random number generator: its draws depend on its seed, not on PyTorch's global generator.
     """
 
     action_space: spaces.Box
@@ -54,13 +54,13 @@ class PlanningPolicy(BasePolicy):
 
     def set_rng_state(self, state: np.ndarray) -> None:
         """
-        :param state: as returned by :meth:`get_rng_state`; left aside if it comes from another kind of device
+        :param state: as returned by :meth:`get_rng_state`; ignored if it comes from another kind of device
         """
         if len(state) == len(self.get_rng_state()):
             self.generator.set_state(th.from_numpy(state.copy()))
 
     def to(self, *args: Any, **kwargs: Any) -> "PlanningPolicy":
-        """Move the policy; its generator follows, with the same seed. See ``torch.nn.Module.to``."""
+        """Move the policy; another kind of device gets a new generator of the same seed. See ``torch.nn.Module.to``."""
         super().to(*args, **kwargs)
         if self.generator.device.type != self.device.type:
             self.generator = th.Generator(self.device)
@@ -69,7 +69,7 @@ class PlanningPolicy(BasePolicy):
         return self
 
     def active(self) -> tuple[WorldModel, MPPIPlanner]:
-        """:return: the model and the planner that act"""
+        """:return: the model and the planner that are used for acting"""
         return self.world_model, self.planner
 
     def draw_shift(self, *shape: int, generator: th.Generator | None = None) -> th.Tensor | None:
@@ -96,7 +96,7 @@ class PlanningPolicy(BasePolicy):
         :param prev_mean: mean of the previous plans ``[E, H, A]``
         :param shift: image shifts ``[E, 2]``, if any
         :param noise: random numbers of the plan
-        :param planner: another planner than the one that acts
+        :param planner: planner to use, the one for acting if None
         :return: the plan
         """
         model, own = self.active()
@@ -105,15 +105,15 @@ class PlanningPolicy(BasePolicy):
             z = model.encode(observation, shift)
             if not self.acceleration.bfloat16:
                 return planner.plan(z, prev_mean, noise)
-            # The matrix products of the hidden layers alone; what lies between them stays in float32
+            # Only matrix products of hidden layers run in bfloat16, everything else in float32
             with th.autocast(self.device.type, th.bfloat16):
                 return planner.plan(z, prev_mean, noise)
 
     def compile_plan(self, planner: MPPIPlanner) -> Callable[..., Plan]:
         """
-        :param planner: planner that is going to be used
-        :return: :meth:`plan` made fast: on GPUs all of it, one graph; on a CPU what scores the sequences, once and not
-            for every iteration, which takes a fifth of the time to compile and makes plans hardly slower
+        :param planner: planner that will be used
+        :return: compiled :meth:`plan`: on GPUs as a whole, in one graph; on a CPU only the evaluation of sequences,
+            once instead of per iteration, which takes a fifth of the time to compile and makes plans hardly slower
         """
         if self.device.type == "cuda":
             return compile_function(self.plan)
@@ -183,10 +183,11 @@ class PlanningPolicy(BasePolicy):
         it uses a fixed set of samples and returns the mean of the elites. A stochastic one explores as in training.
 
         :param observation: one observation or a batch of them
-        :param state: what the previous call returned, None for a cold start
+        :param state: state returned by the previous call, None to plan without warm start
         :param episode_start: which environments begin an episode ``[n_envs]``; their part of the state is cleared
         :param deterministic: whether to plan deterministically
         :return: actions in the action space and the state for the next call, ``(mean [n_envs, H, A],)``
+        :raises ValueError: if an observation is not finite, or the state or ``episode_start`` has a wrong shape
         """
         plan, vectorized = self.plan_batch(observation, state, episode_start, deterministic)
         actions = self.to_env_actions(plan.action.cpu().numpy())
@@ -205,7 +206,7 @@ class PlanningPolicy(BasePolicy):
         """
         :param observation: ``[E, *shape]``
         :param deterministic: see :meth:`predict`
-        :return: actions of cold plans ``[E, A]`` in [-1, 1]
+        :return: actions planned without warm start ``[E, A]`` in [-1, 1]
         """
         return self._predict(observation, deterministic)
 
@@ -218,5 +219,5 @@ class PlanningPolicy(BasePolicy):
         return self.plan_batch(arrays, deterministic=deterministic)[0].action
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy compiles its own plan, which is bound to this object, and has views of its own
+        # The compiled plan and the views are bound to this object: a copy makes its own
         return {**self.__dict__, "_compiled_plan": None, "_views": {}}

@@ -1,4 +1,4 @@
-"""What users of SAC know as actor and critic: views on the world model that share its parameters."""
+"""Actor and critic, as users of SAC know them: views of the world model that share its parameters."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from sb3_mpc.common.networks.world_model import WorldModel
 
 def share_parts(view: BaseModel, world_model: WorldModel) -> None:
     """
-    :param view: what is to see a part of the model; only that part is to be among its parameters
+    :param view: view that uses the model; parts that are its parameters are registered separately
     :param world_model: the model
     """
     object.__setattr__(view, "world_model", world_model)
@@ -23,7 +23,7 @@ def share_parts(view: BaseModel, world_model: WorldModel) -> None:
 
 class PriorPolicy(BasePolicy):
     """
-    The policy prior with its encoder: acts without planning, for export and for comparison.
+    The policy prior with its encoder: acts without planning, for export and comparison.
 
     It shares its parameters with the policy that it comes from: those of the encoder and of the prior.
 
@@ -45,7 +45,7 @@ class PriorPolicy(BasePolicy):
         )
 
     def obs_to_tensor(self, observation: np.ndarray | dict[str, np.ndarray]) -> tuple[PyTorchObs, bool]:
-        """See SB3; a NaN in an observation is refused."""
+        """See SB3; raises ValueError if an observation is not finite."""
         check_finite_observation(observation)
         return super().obs_to_tensor(observation)
 
@@ -65,12 +65,12 @@ class PriorPolicy(BasePolicy):
 
 class ValueFunctions(BaseModel):
     """
-    The value ensemble, seen through the encoder, which is not among its parameters.
+    The value ensemble, applied to encoded observations. The encoder is not among its parameters.
 
     :param observation_space: space of the observations
     :param action_space: space of the actions
     :param world_model: trained model
-    :param target: whether to look at the slowly moving copy
+    :param target: whether to use the target networks
     """
 
     world_model: WorldModel

@@ -26,14 +26,14 @@ class WorldModelPolicy(PlanningPolicy):
     """
     Policy that plans in the latent space of a world model.
 
-    ``predict`` is stateful in the manner of recurrent policies: the mean of the last plan travels in ``state``, a tuple
-    of one array ``[n_envs, horizon, A]``, and ``episode_start`` clears its rows. Without a state each plan starts cold,
-    which works but is slightly worse.
+    ``predict`` is stateful in the manner of recurrent policies: the mean of the last plan is passed on in ``state``, a
+    tuple of one array ``[n_envs, horizon, A]``, to warm-start the next plan, and ``episode_start`` clears its rows.
+    Without a state each plan starts from zero, which works but is slightly worse.
 
     :param observation_space: space of the observations
     :param action_space: space of the actions
     :param lr_schedule: learning rate schedule
-    :param model_size: millions of parameters, one of 1, 5, 19, 48, 317; sets the five sizes below
+    :param model_size: millions of parameters, one of 1, 5, 19, 48, 317; default of the five sizes below
     :param latent_dim: size of the latent state
     :param enc_dim: size of the encoder's hidden layers
     :param mlp_dim: size of the two hidden layers of all other networks
@@ -52,9 +52,9 @@ class WorldModelPolicy(PlanningPolicy):
     :param enc_lr_scale: factor on the learning rate of the encoder
     :param episodic: whether the termination head exists from the start
     :param running_scale_tau: step of the running scale of the values
-    :param world_model_class: world model
-    :param planner_class: planner
-    :param planner_kwargs: its arguments
+    :param world_model_class: class of the world model
+    :param planner_class: class of the planner
+    :param planner_kwargs: arguments of the planner
     :param image_augmentation: shift images at random while training
     :param augment_at_inference: shift them when acting stochastically, too, as the official code does
     :param features_extractor_class: features extractor; by default convolutions for images, otherwise flattening
@@ -62,6 +62,7 @@ class WorldModelPolicy(PlanningPolicy):
     :param normalize_images: whether images are divided by 255
     :param optimizer_class: class of both optimisers
     :param optimizer_kwargs: arguments of both optimisers, the learning rate excluded
+    :raises ValueError: if a size is out of range
     """
 
     default_features_extractor: type[BaseFeaturesExtractor] = FlattenExtractor
@@ -118,7 +119,7 @@ class WorldModelPolicy(PlanningPolicy):
             optimizer_class=optimizer_class,
             optimizer_kwargs=optimizer_kwargs,
         )
-        self._init_kwargs = init_kwargs  # what re-creates this policy in `load`
+        self._init_kwargs = init_kwargs  # arguments to rebuild this policy in `load`
         check_range("dropout", dropout, 0, 0.99)
         if n_critics is not None:
             check_range("n_critics", n_critics, 1)
@@ -174,7 +175,12 @@ class WorldModelPolicy(PlanningPolicy):
         adam = issubclass(self.optimizer_class, (th.optim.Adam, th.optim.AdamW))
         if adam and not {"fused", "foreach", "capturable", "differentiable"} & kwargs.keys():
             kwargs["fused"] = True  # one kernel for all parameters, on every device
-        heads = (model.dynamics, model.reward_head, model.q_ensemble, self.planner)  # a planner may learn, too
+        heads = (
+            model.dynamics,
+            model.reward_head,
+            model.q_ensemble,
+            self.planner,
+        )  # some planners have parameters, too
         groups = [
             dict(params=list(model.encoder.parameters()), lr=lr * enc_lr_scale, lr_scale=enc_lr_scale),
             dict(params=[p for head in heads for p in head.parameters()], lr_scale=1.0),
@@ -197,11 +203,11 @@ class WorldModelPolicy(PlanningPolicy):
 
     @property
     def critic_target(self) -> ValueFunctions:
-        """:return: the slowly moving value ensemble with the encoder"""
+        """:return: the target value ensemble with the encoder"""
         return self._view(ValueFunctions, "critic_target", self.world_model, target=True)
 
     def _view(self, kind: type[View], name: str, model: WorldModel, **kwargs: Any) -> View:
-        """:return: the one view of this name, so that hooks on it stay; another one when another model acts"""
+        """:return: the view of this name, cached so that hooks on it stay; a new one if another model acts"""
         if name not in self._views or self._views[name].world_model is not model:
             self._views[name] = kind(self.observation_space, self.action_space, model, **kwargs)
         found: View = self._views[name]
@@ -213,7 +219,7 @@ class WorldModelPolicy(PlanningPolicy):
         return self.world_model.termination_head is not None
 
     def enable_termination(self) -> None:
-        """Create the termination head and give it to the model's optimiser. Does nothing if it is there already."""
+        """Create the termination head and add it to the model's optimiser. Does nothing if it exists already."""
         if self.world_model.termination_head is None:
             self.world_model.add_termination_head()
             assert self.world_model.termination_head is not None
@@ -224,7 +230,7 @@ class WorldModelPolicy(PlanningPolicy):
             self._compiled_plan = None
 
     def disable_termination(self) -> None:
-        """Remove the termination head, also from the model's optimiser. Does nothing if there is none."""
+        """Remove the termination head, also from the model's optimiser. Does nothing if it does not exist."""
         if self.world_model.termination_head is not None:
             for parameter in self.model_optimizer.param_groups.pop()["params"]:
                 self.model_optimizer.state.pop(parameter, None)
@@ -233,7 +239,7 @@ class WorldModelPolicy(PlanningPolicy):
             self._compiled_plan = None
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load parameters, see ``torch.nn.Module``; there is a termination head afterwards if they contain one."""
+        """Load parameters, see ``torch.nn.Module``; a termination head is created if they contain one."""
         if any(name.startswith("world_model.termination_head.") for name in state_dict):
             self.enable_termination()
         elif strict:
