@@ -6,7 +6,7 @@ import random
 import sys
 
 from sb3_mpc import METHODS
-from sb3_mpc.common.checks import check_range
+from sb3_mpc.common.checks.arguments import check_range
 
 # Options of rl_zoo3 that belong to the start of a run
 OF_THE_START = {"-conf", "--conf-file", "-i", "--trained-agent", "--env-kwargs", "--eval-env-kwargs"}

@@ -29,7 +29,7 @@ from sb3_mpc.agents.normalization import normalization_settings, normalization_t
 from sb3_mpc.agents.provenance import git_commit, package_versions
 from sb3_mpc.agents.space_json import space_from_json, space_to_json
 from sb3_mpc.common.algorithm import WorldModelAlgorithm
-from sb3_mpc.common.checks import make_env
+from sb3_mpc.common.checks.arguments import make_env
 from sb3_mpc.common.discount import env_attribute
 from sb3_mpc.common.networks.encoders import DictExtractor, PixelExtractor
 from sb3_mpc.common.networks.world_model import WorldModel

@@ -17,9 +17,8 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from sb3_mpc.common.buffers.batch import SequenceBatch
 from sb3_mpc.common.buffers.her import HINDSIGHT_BUFFERS
 from sb3_mpc.common.buffers.sequence_buffer import SequenceReplayBuffer
-from sb3_mpc.common.checks import (
+from sb3_mpc.common.checks.arguments import (
     check_action_space,
-    check_finite_losses,
     check_keywords,
     check_no_unknown_arguments,
     check_policy_class,
@@ -27,6 +26,7 @@ from sb3_mpc.common.checks import (
     make_env,
     warn_of_changes,
 )
+from sb3_mpc.common.checks.data import check_finite_losses
 from sb3_mpc.common.collection import Collection
 from sb3_mpc.common.discount import discount_from_episode_length, episode_length
 from sb3_mpc.common.execution.acceleration import choose_acceleration, compile_function, set_learning_rate

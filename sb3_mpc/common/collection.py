@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_mpc.common.buffers.plan_buffer import PlanReplayBuffer
 from sb3_mpc.common.buffers.sequence_buffer import SequenceReplayBuffer
-from sb3_mpc.common.checks import check_finite_observation, check_observation_shape, raised_by_sb3
+from sb3_mpc.common.checks.data import check_finite_observation, check_observation_shape, raised_by_sb3
 from sb3_mpc.common.execution.acceleration import choose_acceleration
 from sb3_mpc.common.planning.plan import Plan
 from sb3_mpc.common.policies.views import PriorPolicy, ValueFunctions

@@ -16,7 +16,8 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from sb3_mpc.common.algorithm import WorldModelAlgorithm, inherited
 from sb3_mpc.common.buffers.batch import SequenceBatch
 from sb3_mpc.common.buffers.sequence_buffer import SequenceReplayBuffer
-from sb3_mpc.common.checks import check_finite_losses, check_range
+from sb3_mpc.common.checks.arguments import check_range
+from sb3_mpc.common.checks.data import check_finite_losses
 from sb3_mpc.common.execution.acceleration import compile_function
 from sb3_mpc.common.files import explain_damage
 from sb3_mpc.common.networks.losses import temporal_weights, time_slice

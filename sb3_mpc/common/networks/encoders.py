@@ -9,7 +9,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Flatten
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
-from sb3_mpc.common.checks import UnsupportedObservationError
+from sb3_mpc.common.checks.arguments import UnsupportedObservationError
 from sb3_mpc.common.networks.layers import SimNorm, init_linear, make_mlp
 
 SHIFT_PAD = 3

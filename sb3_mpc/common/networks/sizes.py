@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from sb3_mpc.common.checks import check_range
+from sb3_mpc.common.checks.arguments import check_range
 
 # Architectures by number of parameters in millions (TD-MPC2, appendix on scaling)
 MODEL_SIZES: dict[int, dict[str, int]] = {

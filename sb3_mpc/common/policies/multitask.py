@@ -14,7 +14,7 @@ from gymnasium import spaces
 from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
 
-from sb3_mpc.common.checks import UnsupportedObservationError
+from sb3_mpc.common.checks.arguments import UnsupportedObservationError
 from sb3_mpc.common.networks.world_model import WorldModel
 from sb3_mpc.common.policies.world_model_policy import MultiInputPolicy
 

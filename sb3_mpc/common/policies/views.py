@@ -8,7 +8,7 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import BaseModel, BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 
-from sb3_mpc.common.checks import check_finite_observation
+from sb3_mpc.common.checks.data import check_finite_observation
 from sb3_mpc.common.networks.world_model import WorldModel
 
 

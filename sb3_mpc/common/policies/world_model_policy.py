@@ -9,7 +9,7 @@ from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
 from stable_baselines3.common.type_aliases import Schedule
 
-from sb3_mpc.common.checks import check_range
+from sb3_mpc.common.checks.arguments import check_range
 from sb3_mpc.common.networks.encoders import DictExtractor, Encoder, PixelExtractor
 from sb3_mpc.common.networks.running_scale import RunningScale
 from sb3_mpc.common.networks.sizes import resolve_sizes

@@ -1,8 +1,7 @@
-"""Checks of user input; an error is one sentence that names the culprit and the fix."""
+"""What users set: arguments, spaces, classes."""
 
 import difflib
 import inspect
-import traceback
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -58,82 +57,6 @@ def check_action_space(space: spaces.Space, method: str) -> None:
         )
 
 
-Observations = np.ndarray | dict[str, np.ndarray]
-
-
-def named_parts(observation: Observations) -> list[tuple[str, np.ndarray]]:
-    """
-    :param observation: array or dict of arrays
-    :return: the arrays with their names in messages
-    """
-    if isinstance(observation, dict):
-        return [(f"observation[{key!r}]", np.asarray(part)) for key, part in observation.items()]
-    return [("observation", np.asarray(observation))]
-
-
-def check_finite_observation(
-    observation: Observations, context: str = "given to predict()", batched: bool = False
-) -> None:
-    """
-    :param observation: one observation or a batch of them
-    :param context: where the observation comes from, for the message
-    :param batched: whether the first index is the environment
-    :raises ValueError: if a floating-point entry is NaN or infinite
-    """
-    for name, array in named_parts(observation):
-        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
-            where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
-            owner = f" of environment {where[0]}" if batched else ""
-            index = where[1:] if batched else where
-            raise ValueError(
-                f"The {name}{owner} {context} is {array[where]} at index {index}: observations must be finite, "
-                "check the environment."
-            )
-
-
-def check_observation_shape(observation: Observations, space: spaces.Space, n_envs: int, context: str) -> None:
-    """
-    :param observation: observations of all environments
-    :param space: observation space of one
-    :param n_envs: number of environments
-    :param context: where the observations come from, for the message
-    :raises ValueError: if the shape of an observation differs from that of its space
-    """
-    subspaces = space.spaces if isinstance(space, spaces.Dict) else {"": space}
-    parts = observation if isinstance(observation, dict) else {"": observation}
-    for key, sub in subspaces.items():
-        shape = np.shape(parts[key])
-        if shape != (n_envs, *(sub.shape or ())):
-            name = f"observation[{key!r}]" if key else "observation"
-            raise ValueError(
-                f"The {name} {context} has shape {shape[1:]} instead of {sub.shape}: the environment must keep to its "
-                "observation_space in every step."
-            )
-
-
-def raised_by_sb3(error: BaseException) -> bool:
-    """
-    :param error: caught error
-    :return: whether it was raised in Stable-Baselines3, and not in the environment that it called
-    """
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    return str(frame.f_globals.get("__name__", "")).startswith("stable_baselines3.")
-
-
-def check_finite_losses(losses: dict[str, float], n_updates: int) -> None:
-    """
-    :param losses: losses by name
-    :param n_updates: number of updates so far
-    :raises ValueError: if one is NaN or infinite
-    """
-    bad = [name for name, value in losses.items() if not np.isfinite(value)]
-    if bad:
-        raise ValueError(
-            f"Training has diverged: {', '.join(bad)} became NaN or infinite after {n_updates} updates. Resume from an "
-            "earlier checkpoint with a lower learning_rate or smaller rewards."
-        )
-
-
 # Arguments of SB3's SAC and TD3, and of their policies, that have no counterpart here
 FOREIGN_ARGUMENTS = {
     "ent_coef": "entropy_coef is the weight of the entropy",
@@ -149,7 +72,11 @@ FOREIGN_ARGUMENTS = {
     "share_features_extractor": "one encoder serves all networks, leave it out",
     "activation_fn": "the activations belong to the method (Mish, SimNorm), leave it out",
 }
+
+
 MAX_LISTED = 12  # largest number of names listed in a message
+
+
 # Default values of SAC are accepted and have no effect
 WITHOUT_EFFECT: dict[str, Any] = dict(
     ent_coef="auto",

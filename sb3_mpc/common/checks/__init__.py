@@ -1,0 +1,1 @@
+"""Bad input is met here, with one sentence that names the culprit and the fix."""
