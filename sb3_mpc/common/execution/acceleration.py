@@ -4,7 +4,7 @@ import math
 import os
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any, NamedTuple
@@ -21,8 +21,9 @@ CALLS_WORTH_COMPILING = 30_000
 PARAMETERS_WORTH_REDUCING = 500_000
 # Units that multiply matrices in bfloat16 faster than in float32
 BFLOAT16_UNITS = ("amx_bf16", "avx512_bf16")
-# Numbers that a core of a CPU has at hand, 1 MB of them: layers with larger outputs are bound by memory
-CACHED_NUMBERS = 2**18
+# Largest output of a layer, in numbers, that is computed at once: 1 MB on a CPU, whose caches hold it; 256 MB on a GPU,
+# a dozen of which are alive in a plan
+LARGEST_OUTPUT = {"cpu": 2**18, "cuda": 2**26}
 
 
 class Acceleration(NamedTuple):
@@ -68,14 +69,15 @@ def has_bfloat16_units(device: th.device) -> bool:
     return any(capabilities.get(unit, False) for unit in BFLOAT16_UNITS)
 
 
-def cached_parts(device: th.device, count: int, numbers: int) -> int:
+def number_of_parts(device: th.device, count: int, numbers: int) -> int:
     """
     :param device: device of the model
     :param count: number of inputs that could be computed at once
     :param numbers: size of a layer's output for one of them
-    :return: number of parts to compute them in: all at once on a GPU, on a CPU what its caches hold
+    :return: number of parts to compute them in
     """
-    return math.ceil(count / max(1, CACHED_NUMBERS // numbers)) if device.type == "cpu" else 1
+    largest = LARGEST_OUTPUT.get(device.type, 2**26)
+    return math.ceil(count / max(1, largest // numbers))
 
 
 def full_precision(x: th.Tensor, wanted: bool = True) -> AbstractContextManager:
@@ -102,14 +104,17 @@ def has_compiler() -> bool:
     return True
 
 
-def compile_function(function: Callable[..., Any]) -> Callable[..., Any]:
+def compile_function(
+    function: Callable[..., Any], constants: Callable[[], Hashable] = lambda: None
+) -> Callable[..., Any]:
     """
     :param function: function of tensors
+    :param constants: plain values that the function reads besides, see :class:`GraphedFunction`
     :return: the function compiled by TorchDynamo for fixed shapes, whose first call takes up to a minute; on GPUs it is
         replayed as one CUDA graph
     """
     compiled = th.compile(function, dynamic=False)
-    return GraphedFunction(compiled) if th.cuda.is_available() else compiled
+    return GraphedFunction(compiled, constants) if th.cuda.is_available() else compiled
 
 
 def set_learning_rate(group: dict[str, Any], rate: float, compiled: bool) -> None:
