@@ -1,14 +1,17 @@
 """Recording and replaying, with a stand-in for the GPU: what is recorded runs on static tensors, as CUDA graphs do."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
 import torch as th
 from torch.utils._pytree import tree_flatten
 
+from sb3_mpc import TDMPC2
 from sb3_mpc.common.execution.acceleration import set_learning_rate
-from sb3_mpc.common.execution.cuda_graphs import WARM_UP_CALLS, CudaRuntime, GraphedFunction
+from sb3_mpc.common.execution.cuda_graphs import MAX_RECORDINGS, WARM_UP_CALLS, CudaRuntime, GraphedFunction
+from tests.agents import PointEnv, make_agent, vec
 
 
 class Noise(NamedTuple):
@@ -31,10 +34,10 @@ class StandIn(CudaRuntime):
     def applies(self, tensor: th.Tensor) -> bool:
         return True
 
-    def warm_up(self, function: Callable[[], Any]) -> Any:
+    def warm_up(self, function: Callable[[], Any], device: th.device) -> Any:
         return function()
 
-    def record(self, function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+    def record(self, function: Callable[[], Any], device: th.device) -> tuple[Callable[[], None], Any]:
         before = self.state.clone()
         outputs = function()
         self.state.copy_(before)
@@ -60,7 +63,7 @@ def graphed(state: th.Tensor) -> GraphedFunction:
         shift = 0 if noise.shift is None else noise.shift
         return dict(y=factor * x * noise.scale + shift, calls=state.clone())
 
-    return GraphedFunction(update, StandIn(state))
+    return GraphedFunction(update, runtime=StandIn(state))
 
 
 def test_replays_equal_calls(graphed: GraphedFunction, state: th.Tensor) -> None:
@@ -92,15 +95,47 @@ def test_other_calls_are_recorded_anew(graphed: GraphedFunction, other: tuple[An
     assert runtime.recordings == 2 and runtime.replays == 4
 
 
+def test_changed_constants_are_recorded_anew(state: th.Tensor) -> None:
+    settings = SimpleNamespace(factor=2.0)
+    graphed = GraphedFunction(lambda x: settings.factor * x, lambda: settings.factor, StandIn(state))
+    for factor in (2.0, 5.0, 2.0):
+        settings.factor = factor
+        assert all(graphed(th.ones(1)) == factor for _ in range(WARM_UP_CALLS + 2))
+    runtime: Any = graphed.runtime
+    assert runtime.recordings == 2
+
+
+def test_few_recordings_are_kept(state: th.Tensor) -> None:
+    graphed = GraphedFunction(lambda x: 2 * x, runtime=StandIn(state))
+    for size in range(1, 2 * MAX_RECORDINGS):
+        assert all(th.equal(graphed(th.ones(size)), th.full((size,), 2.0)) for _ in range(WARM_UP_CALLS + 2))
+        assert len(graphed._recordings) <= MAX_RECORDINGS
+
+
+def test_hyper_parameters_and_frozen_parameters_are_constants_of_an_update() -> None:
+    model = make_agent(TDMPC2, vec(PointEnv))
+    before = model.recorded_constants()
+    assert before == model.recorded_constants()
+    model.learn(20)
+    assert model.recorded_constants() == before, "what changes in every run is none"
+    for name in ("tau", "rho", "gamma", "consistency_coef", "max_grad_norm"):
+        value = getattr(model, name)
+        setattr(model, name, value / 2)
+        assert model.recorded_constants() != before, name
+        setattr(model, name, value)
+    next(model.policy.world_model.encoder.parameters()).requires_grad_(False)
+    assert model.recorded_constants() != before
+
+
 def test_what_cannot_be_recorded_is_called(state: th.Tensor) -> None:
     class Unable(StandIn):
-        def record(self, function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+        def record(self, function: Callable[[], Any], device: th.device) -> tuple[Callable[[], None], Any]:
             raise RuntimeError("operation not permitted when stream is capturing\ndetails")
 
     def double(x: th.Tensor) -> th.Tensor:
         return 2 * x
 
-    graphed = GraphedFunction(double, Unable(state))
+    graphed = GraphedFunction(double, runtime=Unable(state))
     for _ in range(WARM_UP_CALLS):
         graphed(th.ones(1))
     with pytest.warns(UserWarning, match="operation not permitted when stream is capturing"):

@@ -1,7 +1,7 @@
 """The class that all methods derive from: its arguments, the training step, and the hooks that a method fills in."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, ClassVar
 
 import torch as th
@@ -257,7 +257,7 @@ class WorldModelAlgorithm(Collection, Persistence, OffPolicyAlgorithm):
         self.policy.set_training_mode(True)
         self._update_learning_rate([self.policy.model_optimizer, self.policy.pi_optimizer])
         if self.policy.acceleration.compiles and self._compiled_update is None:
-            self._compiled_update = compile_function(self.update)
+            self._compiled_update = compile_function(self.update, self.recorded_constants)
         if self._n_updates == 0 and int(self.pretrain_gradient_steps) > 0:
             if self.verbose > 0:
                 print(f"Seeding finished: {self.pretrain_gradient_steps} updates on the collected transitions follow")
@@ -319,6 +319,12 @@ class WorldModelAlgorithm(Collection, Persistence, OffPolicyAlgorithm):
         logs |= {f"{name}_loss": loss for name, loss in losses.items()}
         logs |= dict(grad_norm=grad_norm)
         return {name: value.detach() for name, value in logs.items()}
+
+    def recorded_constants(self) -> Hashable:
+        """:return: what a recorded update holds besides tensors: the arguments that are plain, and what is frozen"""
+        arguments = (getattr(self, name, None) for name in inspect.signature(type(self)).parameters)
+        plain = tuple(value for value in arguments if isinstance(value, (bool, int, float, str)))
+        return plain, tuple(parameter.requires_grad for parameter in self.policy.parameters())
 
     def _step(self, optimizer: th.optim.Optimizer, loss: th.Tensor) -> th.Tensor:
         """

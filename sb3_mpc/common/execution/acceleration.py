@@ -4,7 +4,7 @@ import math
 import os
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any, NamedTuple
@@ -21,8 +21,9 @@ CALLS_WORTH_COMPILING = 30_000
 PARAMETERS_WORTH_REDUCING = 500_000
 # Features of processors that multiply matrices in bfloat16 faster than in float32
 BFLOAT16_UNITS = ("amx_bf16", "avx512_bf16")
-# Cache budget per CPU core in float32 numbers (1 MB): layers with larger outputs are limited by memory bandwidth
-CACHED_NUMBERS = 2**18
+# Largest output of a layer, in float32 numbers, that is computed at once: 1 MB on a CPU, the cache budget per core; 256 MB
+# on a GPU, where a plan holds about a dozen of them
+LARGEST_OUTPUT = {"cpu": 2**18, "cuda": 2**26}
 
 
 class Acceleration(NamedTuple):
@@ -68,14 +69,15 @@ def has_bfloat16_units(device: th.device) -> bool:
     return any(capabilities.get(unit, False) for unit in BFLOAT16_UNITS)
 
 
-def cached_parts(device: th.device, count: int, numbers: int) -> int:
+def number_of_parts(device: th.device, count: int, numbers: int) -> int:
     """
     :param device: device of the model
     :param count: number of inputs
     :param numbers: size of a layer's output for one input
-    :return: number of parts to split the inputs into: 1 on a GPU; on a CPU so many that a part fits into the caches
+    :return: number of parts to split the inputs into, so that the output for a part is not too large
     """
-    return math.ceil(count / max(1, CACHED_NUMBERS // numbers)) if device.type == "cpu" else 1
+    largest = LARGEST_OUTPUT.get(device.type, 2**26)
+    return math.ceil(count / max(1, largest // numbers))
 
 
 def full_precision(x: th.Tensor, wanted: bool = True) -> AbstractContextManager:
@@ -102,14 +104,17 @@ def has_compiler() -> bool:
     return True
 
 
-def compile_function(function: Callable[..., Any]) -> Callable[..., Any]:
+def compile_function(
+    function: Callable[..., Any], constants: Callable[[], Hashable] = lambda: None
+) -> Callable[..., Any]:
     """
     :param function: function of tensors
+    :param constants: plain values that the function reads besides, see :class:`GraphedFunction`
     :return: the function compiled by torch.compile for fixed shapes, whose first call takes up to a minute; on GPUs it
         is replayed as one CUDA graph
     """
     compiled = th.compile(function, dynamic=False)
-    return GraphedFunction(compiled) if th.cuda.is_available() else compiled
+    return GraphedFunction(compiled, constants) if th.cuda.is_available() else compiled
 
 
 def set_learning_rate(group: dict[str, Any], rate: float, compiled: bool) -> None:

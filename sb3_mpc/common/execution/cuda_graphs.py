@@ -6,7 +6,8 @@ with a mock of the device; not yet run on a GPU.
 """
 
 import warnings
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch as th
@@ -14,6 +15,8 @@ from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 
 # Ordinary calls before the recording, in which kernels are selected and memory is allocated
 WARM_UP_CALLS = 3
+# Recordings kept, each with the memory of its intermediate results; the least recently used one is dropped
+MAX_RECORDINGS = 8
 
 
 class CudaRuntime:
@@ -26,26 +29,34 @@ class CudaRuntime:
         """
         return tensor.is_cuda
 
-    def warm_up(self, function: Callable[[], Any]) -> Any:
+    def warm_up(self, function: Callable[[], Any], device: th.device) -> Any:
         """
         :param function: function that will be recorded
+        :param device: GPU that it runs on
         :return: its result, computed on another stream, as recording requires
         """
-        stream = th.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(th.cuda.current_stream())
-        with th.cuda.stream(stream):
-            result = function()
-        th.cuda.current_stream().wait_stream(stream)
+        with th.cuda.device(device):  # streams are created on the current device, which may be another GPU
+            stream = th.cuda.Stream()  # type: ignore[no-untyped-call]
+            stream.wait_stream(th.cuda.current_stream())
+            with th.cuda.stream(stream):
+                result = function()
+            th.cuda.current_stream().wait_stream(stream)
         return result
 
-    def record(self, function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+    def record(self, function: Callable[[], Any], device: th.device) -> tuple[Callable[[], None], Any]:
         """
         :param function: function to record; recording does not execute its kernels
+        :param device: GPU that it runs on
         :return: function that replays the recording, and the tensors that it writes the results to
         """
-        graph = th.cuda.CUDAGraph()
-        with th.cuda.graph(graph):
-            outputs = function()
+        with th.cuda.device(device):
+            graph, stream = th.cuda.CUDAGraph(), th.cuda.current_stream()
+            try:
+                with th.cuda.graph(graph):
+                    outputs = function()
+            finally:
+                # After an error the context manager leaves the process on its own stream
+                th.cuda.set_stream(stream)
         return graph.replay, outputs
 
 
@@ -66,12 +77,19 @@ class GraphedFunction:
     function cannot be recorded. Other tensors that the function changes, such as parameters, must be changed in place.
 
     :param function: function of (nested) tensors, which draws no random numbers and never waits for the GPU
+    :param constants: values that the function reads besides arguments and tensors, such as coefficients: a recording
+        contains them, so that other values need another recording
     :param runtime: operations of the device; tests replace them
     """
 
-    def __init__(self, function: Callable[..., Any], runtime: CudaRuntime | None = None) -> None:
-        self.function, self.runtime = function, runtime or CudaRuntime()
-        self._recordings: dict[Any, _Recording] = {}
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        constants: Callable[[], Hashable] = lambda: None,
+        runtime: CudaRuntime | None = None,
+    ) -> None:
+        self.function, self.constants, self.runtime = function, constants, runtime or CudaRuntime()
+        self._recordings: OrderedDict[Any, _Recording] = OrderedDict()
         self._records = True
 
     def __call__(self, *args: Any) -> Any:
@@ -84,28 +102,34 @@ class GraphedFunction:
         if not self._records or not tensors or not self.runtime.applies(tensors[0]):
             return self.function(*args)
         kind = tuple((leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, th.Tensor) else leaf for leaf in leaves)
-        recording = self._recordings.setdefault((str(structure), kind), _Recording())
+        device = tensors[0].device
+        key = (str(structure), kind, self.constants())
+        recording = self._recordings.setdefault(key, _Recording())
+        self._recordings.move_to_end(key)
+        if len(self._recordings) > MAX_RECORDINGS:
+            self._recordings.popitem(last=False)
         if recording.replay is None:
             recording.calls += 1
-            if recording.calls <= WARM_UP_CALLS or not self._record(recording, leaves, structure):
-                return self.runtime.warm_up(lambda: self.function(*args))
+            if recording.calls <= WARM_UP_CALLS or not self._record(recording, leaves, structure, device):
+                return self.runtime.warm_up(lambda: self.function(*args), device)
         assert recording.replay is not None
         for own, given in zip(recording.inputs, tensors, strict=True):
             own.copy_(given, non_blocking=True)
         recording.replay()
         return tree_map_only(th.Tensor, th.Tensor.clone, recording.outputs)
 
-    def _record(self, recording: _Recording, leaves: list[Any], structure: Any) -> bool:
+    def _record(self, recording: _Recording, leaves: list[Any], structure: Any, device: th.device) -> bool:
         """
         :param recording: state of the calls with this signature
         :param leaves: flat list of the arguments
         :param structure: nesting of the arguments
+        :param device: GPU that the function runs on
         :return: whether recording succeeded
         """
         own = [leaf.clone() if isinstance(leaf, th.Tensor) else leaf for leaf in leaves]
         arguments = tree_unflatten(own, structure)
         try:
-            recording.replay, recording.outputs = self.runtime.record(lambda: self.function(*arguments))
+            recording.replay, recording.outputs = self.runtime.record(lambda: self.function(*arguments), device)
         except RuntimeError as error:
             self._records = False
             reason = str(error).partition("\n")[0]

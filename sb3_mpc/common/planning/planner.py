@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch as th
 from torch import nn
 
-from sb3_mpc.common.execution.acceleration import cached_parts, compile_function, full_precision
+from sb3_mpc.common.execution.acceleration import compile_function, full_precision, number_of_parts
 from sb3_mpc.common.networks.layers import draw_members
 from sb3_mpc.common.networks.world_model import WorldModel
 from sb3_mpc.common.planning.plan import Plan, PlanNoise
@@ -170,7 +170,7 @@ class MPPIPlanner(nn.Module):
         """See :meth:`evaluate`; on a CPU, environments are evaluated in parts that fit into its caches."""
         evaluate, (_, n_envs, samples, _) = self.maybe_compiled("evaluate"), actions.shape
         model = self.world_model
-        parts = cached_parts(z.device, n_envs, samples * max([model.latent_dim, *model.hidden]))
+        parts = number_of_parts(z.device, n_envs, samples * max([model.latent_dim, *model.hidden]))
         if parts == 1 or th.compiler.is_compiling():  # a compiled update would unroll the parts
             return evaluate(z, actions, noise, members)
         if self._compiled:  # equal parts, so that one shape is compiled

@@ -62,7 +62,7 @@ class PlanningPolicy(BasePolicy):
     def to(self, *args: Any, **kwargs: Any) -> "PlanningPolicy":
         """Move the policy; another kind of device gets a new generator of the same seed. See ``torch.nn.Module.to``."""
         super().to(*args, **kwargs)
-        if self.generator.device.type != self.device.type:
+        if self.generator.device != th.zeros((), device=self.device).device:  # with its index
             self.generator = th.Generator(self.device)
             self.seed(self._seed)
         self._bank, self._compiled_plan = None, None
