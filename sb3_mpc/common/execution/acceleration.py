@@ -21,8 +21,8 @@ CALLS_WORTH_COMPILING = 30_000
 PARAMETERS_WORTH_REDUCING = 500_000
 # Features of processors that multiply matrices in bfloat16 faster than in float32
 BFLOAT16_UNITS = ("amx_bf16", "avx512_bf16")
-# Largest output of a layer, in float32 numbers, that is computed at once: 1 MB on a CPU, the cache budget per core; 256 MB
-# on a GPU, where a plan holds about a dozen of them
+# Largest output of a layer that is computed at once, in float32 numbers: 1 MB on a CPU, the cache budget per core, and
+# 256 MB on a GPU, where a plan holds about a dozen of them
 LARGEST_OUTPUT = {"cpu": 2**18, "cuda": 2**26}
 
 
