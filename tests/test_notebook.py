@@ -57,7 +57,7 @@ def test_runs_top_to_bottom(notebook, monkeypatch, tmp_path):
     notebook.cells += [new_code_cell(WITHOUT_OPENGL, id="without"), new_code_cell(video, id="no-video")]
 
     resources = {"metadata": {"path": str(tmp_path)}}
-    NotebookClient(notebook, timeout=120, kernel_name="python3", resources=resources).execute()  # raises cells' errors
+    NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()  # raises cells' errors
 
     cells = code_cells(notebook)
     assert [cell.execution_count for cell in cells.values()] == list(range(1, len(cells) + 1))
