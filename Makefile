@@ -1,8 +1,9 @@
 # Two commands for a newcomer, `make demo` and `make test`; the others are named as Stable-Baselines3 names them.
-# VENV: where the virtual environment lives. PYTHON: what creates it. PIP_ARGS: more options for pip, e.g. an index of
-# CPU-only torch wheels. PYTEST_ARGS: how to run the tests.
+# VENV: where the virtual environment lives. PYTHON: what creates it. EXTRAS: what of pyproject.toml goes into it.
+# PIP_ARGS: more options for pip, e.g. an index of CPU-only torch wheels. PYTEST_ARGS: how to run the tests.
 VENV ?= .venv
 PYTHON ?= python3
+EXTRAS ?= dev
 PIP_ARGS ?=
 PYTEST_ARGS ?= -n auto
 
@@ -59,7 +60,7 @@ $(INSTALLED): pyproject.toml .ci/constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV): a few minutes the first time"
 	$(BIN)/python $(INSTALL) torch
-	$(BIN)/python $(INSTALL) --editable '.[dev]'
+	$(BIN)/python $(INSTALL) --editable '.[$(EXTRAS)]'
 	touch $@
 
 # In an environment of their own: MyoSuite and current moviepy exclude each other. Meta-World's metadata exclude
