@@ -5,6 +5,7 @@ are written as they hold in the repository and rewritten here; links to whole fo
 
 import os
 import re
+import shutil
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -13,8 +14,25 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "docs" / "pages"
+PACKAGE = ROOT / "build" / "docs" / "sb3_mpc"  # where mkdocs.yml has mkdocstrings look for it
 START = ["README.md", "CHANGELOG.md", "zoo/README.md"]
 LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?:|#)([^)#]*)(#[^)]*)?\)")
+ROLE = re.compile(r":(?:class|meth|func|mod|attr|data|exc):<code>(~?)([^<]*)</code>")
+
+
+def on_pre_build(config: MkDocsConfig) -> None:
+    """
+    Lay out the package as it is installed: mkdocstrings reads files, and ``sb3_mpc.envs`` and ``sb3_mpc.zoo`` lie
+    outside of ``sb3_mpc``.
+
+    :param config: configuration
+    """
+    shutil.rmtree(PACKAGE, ignore_errors=True)
+    for source, target in (("sb3_mpc", PACKAGE), ("envs", PACKAGE / "envs"), ("zoo", PACKAGE / "zoo")):
+        for path in (ROOT / source).rglob("*.py"):
+            copy = target / path.relative_to(ROOT / source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -78,6 +96,6 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
     :param page: the page
     :param config: configuration
     :param files: all files
-    :return: page without the roles of docstrings
+    :return: page without the roles of docstrings; names that begin with ``~`` are cut to their last part
     """
-    return re.sub(r":(class|meth|func):(?=<code>)", "", html)
+    return ROLE.sub(lambda role: f"<code>{role[2].rpartition('.')[2] if role[1] else role[2]}</code>", html)
