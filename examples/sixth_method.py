@@ -3,9 +3,9 @@
 import argparse
 from typing import Any, ClassVar
 
-import gymnasium as gym
 import numpy as np
 import torch as th
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from sb3_mpc import TDMPC2
@@ -39,6 +39,7 @@ class PlanImitation(TDMPC2):
         self, zs: th.Tensor, batch: SequenceBatch, noise: UpdateNoise
     ) -> tuple[th.Tensor, dict[str, th.Tensor]]:
         """Negative log-likelihood of the stored plans' means in the predicted states, where there is a plan."""
+        assert batch.plans is not None, "the replay buffer stores plans"
         planned, zs = batch.plans[0], zs[:-1]
         known = batch.mask * ~planned.isnan().any(-1, keepdim=True)  # NaN: that action was not planned
         target = th.atanh(planned.nan_to_num(0.0).clamp(-self.max_action, self.max_action))
@@ -63,11 +64,13 @@ class PlanImitation(TDMPC2):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=2_000, help="agent decisions")
-    small = dict(num_samples=64, num_elites=8, iterations=3, policy_kwargs=dict(latent_dim=64, net_arch=[128, 128]))
-    model = PlanImitation("MlpPolicy", gym.make("Pendulum-v1"), verbose=1, **small)
-    model.learn(parser.parse_args().steps)  # a minute on a CPU
+    small = dict(num_samples=64, num_elites=8, num_pi_trajs=8, iterations=3, batch_size=64)  # a minute on a CPU
+    network = dict(latent_dim=32, net_arch=[64, 64], num_q=2)
+    env = make_vec_env("Pendulum-v1")
+    model = PlanImitation("MlpPolicy", env, verbose=1, policy_kwargs=network, **small)
+    model.learn(parser.parse_args().steps)
     model.save("logs/imitation")
-    model = PlanImitation.load("logs/imitation", env=model.get_env())
+    model = PlanImitation.load("logs/imitation", env=env)
     for name, agent in (("Policy network alone", model), ("Planner", model.policy)):
-        mean, std = evaluate_policy(agent, model.get_env(), n_eval_episodes=10)
-        print(f"{name}: return over 10 episodes: {mean:.0f} +- {std:.0f}")
+        mean, std = evaluate_policy(agent, env, n_eval_episodes=5)
+        print(f"{name}: return over 5 episodes: {mean:.0f} +- {std:.0f}")
