@@ -20,12 +20,13 @@ LINK = re.compile(r"(!?)\[([^\]]*)\]\((?!https?:|#)([^)#]*)(#[^)]*)?\)")
 ROLE = re.compile(r":(?:class|meth|func|mod|attr|data|exc):<code>(~?)([^<]*)</code>")
 
 
-def on_pre_build(config: MkDocsConfig) -> None:
+def on_startup(command: str, dirty: bool) -> None:
     """
     Lay out the package as it is installed: mkdocstrings reads files, and ``sb3_mpc.envs`` and ``sb3_mpc.zoo`` lie
-    outside of ``sb3_mpc``.
+    outside of ``sb3_mpc``. At the start, because mkdocstrings forgets folders that it does not find then.
 
-    :param config: configuration
+    :param command: build or serve
+    :param dirty: whether unchanged pages are kept
     """
     shutil.rmtree(PACKAGE, ignore_errors=True)
     for source, target in (("sb3_mpc", PACKAGE), ("envs", PACKAGE / "envs"), ("zoo", PACKAGE / "zoo")):
