@@ -64,7 +64,7 @@ class PlanImitation(TDMPC2):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=2_000, help="agent decisions")
-    small = dict(num_samples=64, num_elites=8, num_pi_trajs=8, iterations=3, batch_size=64)  # a minute on a CPU
+    small = dict(num_samples=64, num_elites=8, num_pi_trajs=8, iterations=3, batch_size=64)  # bearable on a CPU
     network = dict(latent_dim=32, net_arch=[64, 64], num_q=2)
     env = make_vec_env("Pendulum-v1")
     model = PlanImitation("MlpPolicy", env, verbose=1, policy_kwargs=network, **small)
