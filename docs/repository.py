@@ -6,6 +6,7 @@ because PyPI shows it, too; those are treated alike. Relative links to whole fol
 
 import os
 import re
+import shutil
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -14,12 +15,30 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ROOT / "docs" / "pages"
+PACKAGE = ROOT / "build" / "docs" / "sb3_mpc"  # where mkdocs.yml has mkdocstrings look for it
 START = ["README.md", "CHANGELOG.md", "zoo/README.md"]
 REPOSITORY = "sb3-mpc/sb3-mpc"  # on GitHub
 ADDRESS = re.compile(
     rf"https://(?:github\.com/{REPOSITORY}/(?:blob|tree)|raw\.githubusercontent\.com/{REPOSITORY})/main/"
 )
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s]+)(#[^)\s]*)?\)")
+ROLE = re.compile(r":(?:class|meth|func|mod|attr|data|exc):<code>(~?)([^<]*)</code>")
+
+
+def on_startup(command: str, dirty: bool) -> None:
+    """
+    Lay out the package as it is installed: mkdocstrings reads files, and ``sb3_mpc.envs`` and ``sb3_mpc.zoo`` lie
+    outside of ``sb3_mpc``. At the start, because mkdocstrings forgets folders that it does not find then.
+
+    :param command: build or serve
+    :param dirty: whether unchanged pages are kept
+    """
+    shutil.rmtree(PACKAGE, ignore_errors=True)
+    for source, target in (("sb3_mpc", PACKAGE), ("envs", PACKAGE / "envs"), ("zoo", PACKAGE / "zoo")):
+        for path in (ROOT / source).rglob("*.py"):
+            copy = target / path.relative_to(ROOT / source)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -94,6 +113,6 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
     :param page: the page
     :param config: configuration
     :param files: all files
-    :return: page without the roles of docstrings
+    :return: page without the roles of docstrings; names that begin with ``~`` are cut to their last part
     """
-    return re.sub(r":(class|meth|func):(?=<code>)", "", html)
+    return ROLE.sub(lambda role: f"<code>{role[2].rpartition('.')[2] if role[1] else role[2]}</code>", html)
