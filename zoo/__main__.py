@@ -45,7 +45,7 @@ COMMANDS = {
         "options:add_publish",
         "publish:main",
     ),
-    "plot": Command("draw learning curves beside published ones, and aggregates", "plot:add_arguments", "plot:main"),
+    "plot": Command("draw learning curves beside published ones, and aggregates", "options:add_plot", "plot:main"),
     "list": Command("trained agents of the package", "agents:add_list_arguments", "agents:list_agents"),
     "load-from-hub": Command("download a trained agent", "agents:add_download_arguments", "agents:download"),
     "push-to-hub": Command("share a trained agent", "agents:add_upload_arguments", "agents:upload"),

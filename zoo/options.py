@@ -111,3 +111,23 @@ def add_publish(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-film", action="store_true", help="no film, which needs OpenGL")
     parser.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="precision of the weights")
+
+
+def add_plot(parser: argparse.ArgumentParser) -> None:
+    """
+    :param parser: parser of ``plot``
+    """
+    parser.epilog = (
+        "Bands are 95 % bootstrap intervals of the mean over seeds. Published curves (dashed) are points 100,000\n"
+        "frames apart, joined by straight lines: returns for DMControl and HumanoidBench, successes for Meta-World\n"
+        "and MyoSuite. Beside PICTURE.png there will be PICTURE.csv;\n"
+        "--aggregate adds PICTURE-aggregate.png and .csv with interquartile means and performance profiles.\n\n"
+        "example: python -m sb3_mpc.zoo plot logs --output curves.png --aggregate"
+    )
+    parser.add_argument("sources", nargs="+", type=Path, metavar="SOURCE", help="folders with runs, and CSV files")
+    parser.add_argument("--output", type=Path, default=Path("curves.png"), help="picture (default: curves.png)")
+    parser.add_argument("--success", action="store_true", help="draw success rates instead of returns")
+    parser.add_argument("--episodes", action="store_true", help="also draw the single training episodes, as dots")
+    parser.add_argument("--no-published", action="store_true", help="leave the published curves out")
+    parser.add_argument("--aggregate", action="store_true", help="also aggregate over tasks and seeds")
+    parser.add_argument("--full-return", type=float, default=1_000.0, help="return that aggregates count as 1")

@@ -6,25 +6,27 @@ import json
 import math
 import shlex
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 import sb3_mpc
 from sb3_mpc.agents.agent_files import load_agent, read_card, save_agent
 from sb3_mpc.envs.video import record_video
 from sb3_mpc.zoo import rl_zoo
+from sb3_mpc.zoo.aggregate import curves
 from sb3_mpc.zoo.cards import agent_name, card_text, pictures_of
 from sb3_mpc.zoo.evaluate import Agent, check_plain, find, measure, statistics_of
-from sb3_mpc.zoo.plot import curves, draw, published
-from sb3_mpc.zoo.returns import Row, action_repeat, read_csv, read_run
+from sb3_mpc.zoo.plot import draw
+from sb3_mpc.zoo.returns import action_repeat, read_csv, read_run, with_published
 
 # Small enough for a page
 FILM_SECONDS, FILM_WIDTH, FILM_RATE = 8, 128, 10
 FILM_COLORS = 64
 
 
-def publish(agent: Agent, args: argparse.Namespace, rows: Iterable[Row] = (), **card: Any) -> Path:
+def publish(agent: Agent, args: argparse.Namespace, rows: pd.DataFrame | None = None, **card: Any) -> Path:
     """
     Write ``<method>-<environment>.safetensors`` and what belongs to it. What is evaluated, planner and network policy,
     is the agent that was read back from that file.
@@ -42,7 +44,11 @@ def publish(agent: Agent, args: argparse.Namespace, rows: Iterable[Row] = (), **
     args.folder.mkdir(parents=True, exist_ok=True)
     algo = next(key for key, algorithm in sb3_mpc.ALGORITHMS.items() if type(model) is algorithm)
     path = args.folder / f"{agent_name(algo, agent.env_id)}.safetensors"
-    save_agent(model, path, args.dtype, steps=steps, seed=model.seed, **card)
+    card |= dict(steps=steps, seed=model.seed)
+    rates = [float(model.lr_schedule(remaining)) for remaining in (1.0, 0.0)]
+    if rates[0] != rates[1]:  # an agent file keeps the first one alone
+        card["final_learning_rate"] = rates[1]
+    save_agent(model, path, args.dtype, **card)
     env.close()
     written = Agent(lambda env: load_agent(path, env, args.device), agent.env_id, agent.env_kwargs)
     model, env = written.start(min(args.episodes, 10))
@@ -52,10 +58,11 @@ def publish(agent: Agent, args: argparse.Namespace, rows: Iterable[Row] = (), **
         found = measure(policy, env, args.episodes)
         evaluation |= {f"{prefix}{key}_return": found[key] for key in ("mean", "std")}
         print(f"{name:<15} return {found['mean']:.1f} +- {found['std']:.1f}", flush=True)
-    save_agent(model, path, args.dtype, steps=steps, seed=model.seed, evaluation=evaluation, **card)
-    rows = [row for row in rows if row.task == agent.env_id and row.method.partition(" ")[0] == algo]
-    if rows:
-        draw(curves([*rows, *published(rows)]), path.with_suffix(".png"), "return")
+    save_agent(model, path, args.dtype, evaluation=evaluation, **card)
+    if rows is not None:
+        own = rows[(rows["task"] == agent.env_id) & (rows["method"].str.split(" ").str[0] == algo)]
+        if len(own):
+            draw(curves(with_published(own)), path.with_suffix(".png"), "return")
     write_card(path)
     if not args.no_film:  # last: where there is no OpenGL, all else is there
         film(model, env, written, path.with_suffix(".gif"), args.seed)
@@ -119,7 +126,7 @@ def main(args: argparse.Namespace) -> None:
     """
     agent, run = find(args), Path(args.agent or "")
     of_run = args.agent is not None and run.is_dir()
-    rows = read_csv(args.curve) if args.curve else read_run(next(run.glob("*/args.yml")), False) if of_run else []
+    rows = read_csv(args.curve) if args.curve else read_run(next(run.glob("*/args.yml"))) if of_run else None
     card = run_card(run) if of_run else {}
     given = dict(preset=args.preset, command=args.trained_by)
     card |= {name: value for name, value in given.items() if value is not None}

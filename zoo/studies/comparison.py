@@ -4,7 +4,7 @@ The methods beside each other on small models and a small budget: curves, networ
     python -m sb3_mpc.zoo.studies.comparison train bmpc dmc/walker-walk-v0 --seed 1
     python -m sb3_mpc.zoo.studies.comparison plot
 
-One row of ``curves/comparison.csv`` is a point of a run: mean return of 10 deterministic episodes by planning and by
+One row of ``results/comparison.csv`` is a point of a run: mean return of 10 deterministic episodes by planning and by
 the policy network alone, and value and discounted return of the first states of 20 episodes of the network
 (:class:`sb3_mpc.common.callbacks.OverestimationCallback`). Models, planners and budget are those of
 the preset "small", far below the papers': differences between methods here say little about that scale.
@@ -29,7 +29,7 @@ from sb3_mpc.zoo.cards import agent_name
 from sb3_mpc.zoo.presets import load_preset
 from sb3_mpc.zoo.returns import action_repeat
 
-CURVES = Path(__file__).parents[1] / "curves"
+RESULTS = Path(__file__).parent / "results"
 METHODS = {key: cls for key, cls in sb3_mpc.ALGORITHMS.items() if cls is not FacTDMPC}  # which learns from another
 TASKS = ("dmc/cartpole-swingup-v0", "dmc/walker-walk-v0")
 PRESET = "small"
@@ -168,7 +168,7 @@ def main() -> None:
     trainer.add_argument("--compile", action="store_true", help="compile plan and update")
     trainer.add_argument("--save", type=Path, help="folder for the trained agent and its replay buffer")
     for command in (trainer, commands.add_parser("plot", help="draw the pictures")):
-        command.add_argument("--data", type=Path, default=CURVES / "comparison.csv", help="CSV file of the runs")
+        command.add_argument("--data", type=Path, default=RESULTS / "comparison.csv", help="CSV file of the runs")
     args = parser.parse_args()
     if args.command == "plot":
         plot(args.data, args.data.parent)

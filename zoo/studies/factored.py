@@ -8,7 +8,7 @@ Fac-TDMPC against its expert, in small: the three studies of its paper on one ag
     python -m sb3_mpc.zoo.studies.factored times            # one prediction of 512 samples at the paper's sizes
     python -m sb3_mpc.zoo.studies.factored plot
 
-Each writes ``curves/factored-<study>.csv``. Models and planners of the first three are those of the preset "small".
+Each writes ``results/factored-<study>.csv``. Models and planners of the first three are those of the preset "small".
 """
 
 import argparse
@@ -30,7 +30,7 @@ from sb3_mpc import TDMPC2, FacTDMPC
 from sb3_mpc.fac_tdmpc.distillation import expert_scores, student_scores
 from sb3_mpc.zoo.cards import agent_name
 from sb3_mpc.zoo.presets import load_preset
-from sb3_mpc.zoo.studies.comparison import CURVES, EPISODES, PRESET
+from sb3_mpc.zoo.studies.comparison import EPISODES, PRESET, RESULTS
 
 ACTIONS = {"reacher-three": 3, "hopper": 4, "fish": 5, "walker": 6, "quadruped": 12}  # of the paper's Table 1
 SAMPLES, ITERATIONS = (128, 64, 32, 16), (3, 1)
@@ -267,7 +267,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=EPISODES)
     parser.add_argument("--runs", type=int, default=100, help="measurements of each time")
     parser.add_argument("--agent", type=Path, default=Path("logs/factored.zip"), help="where the trained agent is kept")
-    parser.add_argument("--folder", type=Path, default=CURVES, help="where CSV files and picture go")
+    parser.add_argument("--folder", type=Path, default=RESULTS, help="where CSV files and picture go")
     args = parser.parse_args()
     if args.study == "plot":
         plot(args.folder)

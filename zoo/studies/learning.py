@@ -3,7 +3,7 @@ The learning curves of the README: train, evaluate the checkpoints, and draw the
 
     python -m sb3_mpc.zoo.studies.learning train cartpole-swingup --seed 1
     python -m sb3_mpc.zoo.studies.learning evaluate cartpole-swingup --seed 1
-    python -m sb3_mpc.zoo plot zoo/curves/tdmpc2-size1-*-1.csv --episodes --output zoo/curves/tdmpc2.png
+    python -m sb3_mpc.zoo plot zoo/studies/results/tdmpc2-size1-*-1.csv --episodes --output zoo/studies/results/tdmpc2.png
 
 One row of the CSV is the mean return of 10 deterministic episodes; ``frames`` are simulator frames, decisions times the
 action repeat of 2. The settings are those that two CPU cores can bear: model size 1 and a smaller planner.
@@ -27,7 +27,7 @@ import sb3_mpc.envs  # noqa: F401
 from sb3_mpc import TDMPC2
 
 ACTION_REPEAT = 2
-CURVES = Path(__file__).parents[1] / "curves"
+RESULTS = Path(__file__).parent / "results"
 METHOD = "TDMPC2 (1M)"
 SETTINGS = dict(num_samples=256, num_elites=32, iterations=4, policy_kwargs=dict(model_size=1))
 
@@ -124,7 +124,7 @@ def main() -> None:
         if args.command == "train":
             train(task, args.seed, args.steps, args.every, folder, args.compile)
         else:
-            output = args.output or CURVES / f"tdmpc2-size1-{task}-{args.seed}.csv"
+            output = args.output or RESULTS / f"tdmpc2-size1-{task}-{args.seed}.csv"
             evaluate(task, args.seed, folder, output, args.episodes)
 
 

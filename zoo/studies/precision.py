@@ -5,7 +5,7 @@ At states that a trained agent visits, the deterministic plan in bfloat16 is com
 same random numbers, and plans in float32 with those from other random numbers: the planner's own spread. That is
 measured for deterministic plans (mean of the elites) and for those of training (one elite, drawn), both without
 exploration noise. ``--episodes`` evaluates the agent in both precisions instead, and appends to
-``benchmarks/precision-returns.csv``.
+``results/precision-returns.csv``.
 """
 
 import argparse
@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--states", type=int, default=20)
     parser.add_argument("--every", type=int, default=12, help="decisions between two states")
     parser.add_argument("--seeds", type=int, default=8, help="plans at each state")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parents[1] / "benchmarks" / "precision")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "precision")
     parser.add_argument("--episodes", type=int, help="compare returns over so many episodes instead")
     args = parser.parse_args()
     args.output.parent.mkdir(parents=True, exist_ok=True)
