@@ -34,14 +34,14 @@ reproduce it. {changed}
 - **return**, **network policy**: mean and standard deviation over deterministic episodes, of the planner and of the
   policy network alone, which acts without planning.
 - **frames**: simulator frames of the training, which are two for each decision of the agent in DMControl.
-- **published**: mean return of the method's official code, whose model has five million parameters, after as many frames
-  or at the next point that was published ([sources](curves/README.md)).
+- **published**: mean return of the method's official code, whose model has five million parameters, after as many
+  frames or at the next point that was published ([sources](curves/README.md)).
 
 {table}
 
-Other folders: [presets](presets) (hyper-parameters by method and environment), [studies](studies/README.md) (scripts and
-data of the results that the documentation quotes), [benchmarks](benchmarks/README.md) (speed),
-[curves](curves/README.md) (published learning curves). The command line is `python -m sb3_mpc.zoo --help`.
+Other folders: [presets](presets) (hyper-parameters by method and environment), [studies](studies/README.md) (scripts
+and data of the results that the documentation quotes), [benchmarks](benchmarks/README.md) (speed),
+[curves](curves/README.md) (published learning curves). `python -m sb3_mpc.zoo --help` lists the commands.
 
 This page and the cards are generated from the headers of the files: `python -m sb3_mpc.zoo.cards`.
 """

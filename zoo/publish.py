@@ -1,4 +1,4 @@
-"""Command ``publish``: a trained agent as others can use it, one file with its evaluation, curve, film and card."""
+"""Command ``publish``: write a trained agent to one file to share, with its evaluation, curve, video and model card."""
 
 import argparse
 import itertools
@@ -21,20 +21,20 @@ from sb3_mpc.zoo.evaluate import Agent, check_plain, find, measure, statistics_o
 from sb3_mpc.zoo.plot import draw
 from sb3_mpc.zoo.returns import action_repeat, read_csv, read_run, with_published
 
-# Small enough for a page
-FILM_SECONDS, FILM_WIDTH, FILM_RATE = 8, 128, 10
-FILM_COLORS = 64
+# Of the animated picture on the card: seconds, pixels, frames per second. Small enough for a page
+VIDEO_SECONDS, VIDEO_WIDTH, VIDEO_RATE = 8, 128, 10
+VIDEO_COLORS = 64
 
 
 def publish(agent: Agent, args: argparse.Namespace, rows: pd.DataFrame | None = None, **card: Any) -> Path:
     """
-    Write ``<method>-<environment>.safetensors`` and what belongs to it. What is evaluated, planner and network policy,
-    is the agent that was read back from that file.
+    Write ``<method>-<environment>.safetensors``, its model card, its curve and its video. The agent is read back from
+    the file before it is evaluated, by planning and by its network policy.
 
     :param agent: the agent
     :param args: command line of ``publish``
-    :param rows: evaluations, of which those of its training are drawn
-    :param card: what else the card should say
+    :param rows: table of returns; those of this method and environment are drawn
+    :param card: further entries of the card
     :return: the file
     """
     check_plain(agent)
@@ -64,8 +64,8 @@ def publish(agent: Agent, args: argparse.Namespace, rows: pd.DataFrame | None = 
         if len(own):
             draw(curves(with_published(own)), path.with_suffix(".png"), "return")
     write_card(path)
-    if not args.no_film:  # last: where there is no OpenGL, all else is there
-        film(model, env, written, path.with_suffix(".gif"), args.seed)
+    if not args.no_film:  # last: without OpenGL all other files are there
+        write_video(model, env, written, path.with_suffix(".gif"), args.seed)
         write_card(path)
     env.close()
     return path
@@ -73,21 +73,21 @@ def publish(agent: Agent, args: argparse.Namespace, rows: pd.DataFrame | None = 
 
 def write_card(path: Path) -> None:
     """
-    :param path: agent file, whose card is written beside it, with the pictures that are there
+    :param path: agent file; its model card is written beside it and shows the pictures that are there
     """
     path.with_suffix(".md").write_text(card_text(read_card(path), pictures_of(path)), encoding="utf-8")
 
 
-def film(model: Any, env: Any, agent: Agent, target: Path, seed: int) -> None:
+def write_video(model: Any, env: Any, agent: Agent, target: Path, seed: int) -> None:
     """
     :param model: the agent
     :param env: environment that it was evaluated in
-    :param agent: what that environment is
+    :param agent: description of that environment
     :param target: ``.gif`` of the first seconds of an episode
     :param seed: seed of the episode
     """
     rate = env.get_attr("metadata")[0].get("render_fps", 30)
-    length = min(round(FILM_SECONDS * rate), agent.env_kwargs.get("max_episode_steps", math.inf))
+    length = min(round(VIDEO_SECONDS * rate), agent.env_kwargs.get("max_episode_steps", math.inf))
     brief = {**agent.env_kwargs, "max_episode_steps": length}
     with tempfile.TemporaryDirectory() as folder:
         statistics = statistics_of(env, Path(folder))
@@ -95,19 +95,19 @@ def film(model: Any, env: Any, agent: Agent, target: Path, seed: int) -> None:
         import imageio.v3 as iio  # moviepy, which has made the video, needs both
         from PIL import Image
 
-        stride = max(1, round(rate / FILM_RATE))
+        stride = max(1, round(rate / VIDEO_RATE))
         frames = []
         for frame in itertools.islice(iio.imiter(video, plugin="FFMPEG"), 0, None, stride):
             image = Image.fromarray(frame)
-            small = image.resize((FILM_WIDTH, FILM_WIDTH * image.height // image.width))
-            frames.append(small.quantize(FILM_COLORS))
+            small = image.resize((VIDEO_WIDTH, VIDEO_WIDTH * image.height // image.width))
+            frames.append(small.quantize(VIDEO_COLORS))
         frames[0].save(target, save_all=True, append_images=frames[1:], duration=1_000 * stride / rate, loop=0)
 
 
 def run_card(run: Path) -> dict[str, Any]:
     """
     :param run: folder of a run of ``train``
-    :return: what the card says of its training
+    :return: entries of the card about its training
     """
     settings = json.loads((run / rl_zoo.RUN_FILE).read_text())
     words = [word for word in settings["arguments"] if word != "--progress"]
