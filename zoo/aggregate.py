@@ -21,8 +21,8 @@ THRESHOLDS = np.linspace(0, 1, 101)
 def curves(table: pd.DataFrame) -> pd.DataFrame:
     """
     :param table: returns of runs
-    :return: points of the curves by task and method, in the order of the table: ``frames``, the ``mean`` over seeds, the
-        ends ``low`` and ``high`` of its 95 % confidence band, and the number of ``seeds``
+    :return: points of the curves by task and method, in the order of the table: ``frames``, the ``mean`` over seeds,
+        the ends ``low`` and ``high`` of its 95 % confidence band, and the number of ``seeds``
     """
     columns = ["method", "task", "frames", "mean", "low", "high", "seeds"]
     found = [

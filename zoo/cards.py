@@ -28,8 +28,10 @@ model = zoo.load("tdmpc2", "dmc/cartpole-swingup-v0")
 ```
 
 Each agent is one `.safetensors` file that holds data only: loading it executes no code from it. Its name in the table
-links to its model card: how it was evaluated, how to use it, and the commit, the command and all arguments that
-reproduce it. {changed}
+links to its model card: how it was evaluated, how to use it, and commit, command and all arguments to reproduce it. The
+commit is that of the code that wrote the file after the training.
+
+{changed}
 
 - **return**, **network policy**: mean and standard deviation over deterministic episodes, of the planner and of the
   policy network alone, which acts without planning.
@@ -278,7 +280,10 @@ def card_text(card: dict[str, Any], pictures: Iterable[str] = ()) -> str:
     how, changes, note = reproduction(card), preset_sentence(card), card.get("note")
     if how or changes or note:
         parts += ["## Reproduce\n", *([how] if how else []), *(f"{text}\n" for text in (changes, note) if text)]
-    parts += ["## Arguments\n", "All arguments that the agent was made with, as a call of today's constructor:\n"]
+    parts += [
+        "## Arguments\n",
+        "All arguments of the agent, as a call of today's constructor (`compile` depends on the machine):\n",
+    ]
     parts.append(f"```python\n{constructor_call(card)}\n```\n")
     return "\n".join(parts)
 
