@@ -222,11 +222,12 @@ def python(value: Any, indent: str = "") -> str:
     if isinstance(value, dict):
         if value.keys() == {"class"}:
             return str(value["class"])
-        items = [f"{python(name)}: {python(item)}" for name, item in value.items()]
-        line = f"{{{', '.join(items)}}}"
+        line = f"{{{', '.join(f'{python(name)}: {python(item)}' for name, item in value.items())}}}"
         if not indent or len(line) < 80:
             return line
-        return "{\n" + "".join(f"{indent}    {item},\n" for item in items) + f"{indent}}}"
+        inner = indent + " " * 4
+        items = [f"{inner}{python(name)}: {python(item, inner)},\n" for name, item in value.items()]
+        return "{\n" + "".join(items) + f"{indent}}}"
     if isinstance(value, list | tuple):
         items = [python(item) for item in value]
         return f"[{', '.join(items)}]" if isinstance(value, list) else f"({', '.join(items)})"
