@@ -138,13 +138,17 @@ def test_sixth_method_takes_what_the_others_take(sixth_method: dict[str, type], 
     assert model._n_updates > 0 and model.predict(env.reset())[0].shape == (2, model.action_space.shape[0])
 
 
-@pytest.fixture(scope="module")
-def own_suite() -> Iterator[ModuleType]:
-    """:return: the module, imported once as its ids can be registered once, from the folder that the page names"""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(EXAMPLES)
-        yield importlib.import_module("own_suite")
-        sys.modules.pop("own_suite")
+@pytest.fixture
+def own_suite(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """:return: the module, imported as the page says, and forgotten afterwards"""
+    for name in [
+        name for name in gym.registry if name.startswith("own-suite/")
+    ]:  # of the page's code, which is run, too
+        monkeypatch.delitem(gym.registry, name)
+    monkeypatch.syspath_prepend(EXAMPLES)
+    registered = dict(gym.registry)
+    yield importlib.import_module("own_suite")
+    sys.modules.pop("own_suite")
     gym.registry.clear()
     gym.registry.update(registered)
 

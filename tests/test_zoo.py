@@ -31,7 +31,7 @@ def test_learning_run_goes_on_and_is_evaluated(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(learning, "SETTINGS", settings)
     runs, output = tmp_path / "runs", tmp_path / "curve.csv"
     learning.train(TASK, 1, 20, 20, runs, compile=False)
-    learning.train(TASK, 1, 40, 20, runs, compile=False)  # goes on
+    learning.train(TASK, 1, 40, 20, runs, compile=False)  # resumed
     assert sorted(learning.checkpoints(runs)) == [20, 40]
     # Of the 30 updates after the random steps, those that follow a checkpoint's last transition are not in it
     assert learning.TDMPC2.load(learning.checkpoints(runs)[40])._n_updates == 28

@@ -155,7 +155,8 @@ def test_card_text(folder: Path, tmp_path: Path) -> None:
         'zoo.load("tdmpc2", "Pendulum-v1")',
         "python -m sb3_mpc.zoo train --algo tdmpc2 --env Pendulum-v1 --preset cpu --seed 1 -n 10000",
         f"torch {card['versions']['torch']}",
-        '"horizon": 2',
+        "git checkout abc\n",
+        "    horizon=2,\n",
     ):
         assert part in text, part
     bare = read_card(save_agent(make_agent(TDMPC2, PointEnv()), tmp_path / "bare"))

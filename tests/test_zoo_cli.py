@@ -13,6 +13,7 @@ import pytest
 
 pytest.importorskip("rl_zoo3", reason="needs the extra zoo")
 import gymnasium as gym
+import pandas as pd
 import rl_zoo3
 import yaml
 
@@ -21,7 +22,7 @@ from sb3_mpc import METHODS
 from sb3_mpc.agents.agent_files import read_card, save_agent
 from sb3_mpc.common.algorithm import WorldModelAlgorithm
 from sb3_mpc.envs import SUITES
-from sb3_mpc.zoo import aggregate, plot, returns, rl_zoo
+from sb3_mpc.zoo import aggregate, returns, rl_zoo
 from sb3_mpc.zoo.__main__ import COMMANDS, main
 from sb3_mpc.zoo.presets import PRESETS, load_preset, preset_file, preset_key
 from tests.agents import assert_one_clear_sentence
@@ -246,7 +247,7 @@ def test_registration() -> None:
         ("evaluate", ["Which agent"]),
         ("evaluate tests", ["no folder of a run"]),
         ("plot missing", ["neither a CSV file nor a folder"]),
-        ("plot zoo/curves/tdmpc2-size1-cup-catch-1.train.csv", ["no table of returns", "method"]),
+        ("plot zoo/studies/results/tdmpc2-size1-cup-catch-1.train.csv", ["no table of returns", "method"]),
     ],
 )
 def test_bad_input(
@@ -291,9 +292,12 @@ def test_reader_that_has_seen_enough() -> None:
 def test_help_is_light(capsys: pytest.CaptureFixture[str]) -> None:
     program = (
         "import sys; from sb3_mpc.zoo.__main__ import main\n"
-        "try: main(['train', '--help'])\n"
-        "except SystemExit: pass\n"
-        "assert not {'torch', 'rl_zoo3', 'matplotlib'} & set(sys.modules)"
+        "for command in ('train', 'plot'):\n"
+        "    try: main([command, '--help'])\n"
+        "    except SystemExit: pass\n"
+        "assert not {'torch', 'rl_zoo3', 'matplotlib', 'pandas'} & set(sys.modules)\n"
+        "main(['list'])\n"
+        "assert 'pandas' not in sys.modules"
     )
     output = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
     assert "--resume" in output and "rl_zoo3.train" in output
@@ -315,7 +319,7 @@ def test_plot_of_a_run(finished: Path, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(returns, "WINDOW", 2)
     run("plot", finished, "--episodes", "--output", tmp_path / "new" / "curves.png")
     assert (tmp_path / "new" / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert [row.frames for row in returns.read_episodes([finished])] == [40, 80]
+    assert returns.read_episodes([finished])["frames"].tolist() == [40, 80]
     np.savez(finished / "tdmpc2" / f"{NAME}_1" / "evaluations.npz", timesteps=[20, 40], results=[[1, 3], [5, 7]])
     run("plot", finished, "--no-published", "--output", tmp_path / "curves.png")
     rows = list(csv.DictReader((tmp_path / "curves.csv").open()))
@@ -339,10 +343,10 @@ def test_plot_of_successes(tmp_path: Path) -> None:
 
 
 def test_published_curves_are_of_registered_tasks() -> None:
-    for path in (plot.PUBLISHED, plot.PUBLISHED_SUCCESS):
-        rows = returns.read_csv(path)
-        assert {row.task for row in rows} <= set(IDS) and {row.method for row in rows} <= set(plot.LABELS)
-        assert len({(row.method, row.task, row.frames, row.seed) for row in rows}) == len(rows)
+    for success in (False, True):
+        table = returns.read_published(success)
+        assert set(table["task"]) <= set(IDS) and set(table["method"]) <= set(returns.LABELS)
+        assert not table.duplicated(["method", "task", "frames", "seed"]).any()
 
 
 def test_plot_with_published_curves_and_aggregates(tmp_path: Path) -> None:
@@ -360,27 +364,50 @@ def test_plot_with_published_curves_and_aggregates(tmp_path: Path) -> None:
     mine = {(row["task"], row["frames"]): row for row in found if row["method"] == "mine"}
     last = mine[tasks[1], "200000"]
     assert float(last["mean"]) == 210 and 100 <= float(last["low"]) < 210 < float(last["high"]) <= 330
-    assert {row["method"] for row in found} == {"mine", *plot.LABELS.values()}
+    assert {row["method"] for row in found} == {"mine", *returns.LABELS.values()}
     aggregated = {row["method"]: row for row in csv.DictReader((tmp_path / "all-aggregate.csv").open())}
     # BMPC's means over seeds are no runs; of six scores the lowest and the highest are left out
-    assert set(aggregated) == {"mine", plot.LABELS["tdmpc2"], plot.LABELS["sac"]}
+    assert set(aggregated) == {"mine", returns.LABELS["tdmpc2"], returns.LABELS["sac"]}
     assert float(aggregated["mine"]["iqm"]) == pytest.approx(np.mean([0.2, 0.33, 0.9, 0.95]))
     assert aggregated["mine"]["runs"] == "6" and aggregated["mine"]["frames"] == "200000"
 
 
-def test_bands_and_aggregates() -> None:
-    rows = [
-        returns.Row("a", "t", f, v, s)
-        for s, points in (("0", [(0, 0), (10, 10)]), ("1", [(0, 2), (5, 7)]))
-        for f, v in points
-    ]
-    one = plot.curve(rows)
-    # each seed counts as far as it goes
-    np.testing.assert_allclose(one.mean, [1, 6, 10])
-    assert (one.low <= one.mean).all() and (one.mean <= one.high).all()
-    np.testing.assert_array_equal(plot.curve(rows[:2]).low, [0, 10])
+def table(*rows: tuple[Any, ...]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=returns.COLUMNS)
+
+
+def test_curves_and_bands() -> None:
+    first, second = [("a", "t", 0, 0, "0"), ("a", "t", 10, 10, "0")], [("a", "t", 0, 2, "1"), ("a", "t", 5, 7, "1")]
+    both = aggregate.curves(table(*first, *second, ("b", "t", 5, 3, "0")))
+    one = both[both["method"] == "a"]
+    # Each seed counts as far as it was trained, and is interpolated between its points
+    assert (one["frames"].tolist(), one["mean"].tolist(), one["seeds"].tolist()) == ([0, 5, 10], [1, 6, 10], [2, 2, 1])
+    assert (one["low"] <= one["mean"]).all() and (one["mean"] <= one["high"]).all()
+    assert both["method"].tolist() == ["a", "a", "a", "b"]
+    assert aggregate.curve(table(*first))["low"].tolist() == [0, 10]
+    assert aggregate.curve(table(*first, ("a", "t", 10, 30, "0")))["mean"].tolist() == [0, 20]  # evaluated twice
+    many = aggregate.curve(table(*(("a", "t", frames, frames, "0") for frames in range(1_000))))
+    assert len(many) == aggregate.MAX_POINTS and many["frames"].iloc[-1] == 999
+
+
+def test_aggregates() -> None:
     scores = np.arange(8) / 8
     assert aggregate.interquartile_mean(scores) == scores[2:6].mean()
     assert aggregate.profile(scores)[[0, 50]].tolist() == [7 / 8, 3 / 8]
     drawn = aggregate.resampled([np.zeros(3), np.ones(2)])
     assert (drawn.sum(1) == 2).all()
+    # All runs are compared at the frames that the shortest of them has reached
+    rows = [("a", "t", 0, 0, "0"), ("a", "t", 10, 10, "0"), ("a", "t", 5, 7, "1"), ("b", "t", 20, 9, "")]
+    (one,) = aggregate.aggregates(table(*rows), full=10.0)
+    assert (one.method, one.runs, one.frames, one.iqm[0]) == ("a", 2, 5, pytest.approx(0.6))
+    with pytest.raises(ValueError, match="No method has runs on all of t, u"):
+        aggregate.aggregates(table(("a", "t", 5, 7, "1"), ("b", "u", 5, 7, "1")), full=10.0)
+
+
+def test_files_that_are_no_tables(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    for content in ("", "method,task\n", "method,task,frames,return,seed\na,t,many,1.0,0\n"):
+        path.write_text(content)
+        with pytest.raises(ValueError, match="a.csv is no table of returns") as caught:
+            returns.read([path])
+        assert_one_clear_sentence(caught.value)

@@ -1,7 +1,7 @@
 """
-Train, watch, evaluate, film, measure and compare planning agents.
+Train, watch, evaluate, record, measure and compare planning agents.
 
-A first agent on a CPU, and what it does:
+Train a first agent on a CPU, and evaluate it:
 
     python -m sb3_mpc.zoo train --algo tdmpc2 --env Pendulum-v1 --preset cpu
     python -m sb3_mpc.zoo evaluate logs/tdmpc2/Pendulum-v1_1
@@ -19,12 +19,12 @@ from typing import NamedTuple
 
 class Command(NamedTuple):
     """
-    A command, whose modules are imported when they are needed, so that help comes at once.
+    A command. Its modules are imported only when it runs, so that help is printed at once.
 
-    :param help: what it does, in a line
-    :param options: function of this package that adds its options to a parser
-    :param run: function of this package that takes the parsed options
-    :param passes_on: whether options that it does not know belong to the program it runs
+    :param help: description in one line
+    :param options: ``module:function`` of this package that adds its options to a parser
+    :param run: ``module:function`` of this package that takes the parsed options
+    :param passes_on: whether unknown options are passed on to the program of rl_zoo3 that it runs
     """
 
     help: str
@@ -35,36 +35,36 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "train": Command(
-        "train by a preset, go on with a run, or search hyper-parameters", "options:add_train", "train:main", True
+        "train with a preset, resume a run, or search hyper-parameters", "options:add_train", "train:main", True
     ),
     "enjoy": Command("watch a trained agent in a window", "options:add_enjoy", "train:enjoy", True),
-    "evaluate": Command("mean return of a trained agent", "options:add_evaluate", "evaluate:main"),
-    "record": Command("film a trained agent", "options:add_record", "evaluate:record"),
+    "evaluate": Command("measure the mean return of a trained agent", "options:add_evaluate", "evaluate:main"),
+    "record": Command("record videos of a trained agent", "options:add_record", "evaluate:record"),
     "publish": Command(
-        "make a trained agent one file, with its evaluation, curve, film and card",
+        "write a trained agent to one file, with its evaluation, curve, video and model card",
         "options:add_publish",
         "publish:main",
     ),
-    "plot": Command("draw learning curves beside published ones, and aggregates", "plot:add_arguments", "plot:main"),
-    "list": Command("trained agents of the package", "agents:add_list_arguments", "agents:list_agents"),
+    "plot": Command("draw learning curves beside published ones, and aggregates", "options:add_plot", "plot:main"),
+    "list": Command("list the trained agents of the package", "agents:add_list_arguments", "agents:list_agents"),
     "load-from-hub": Command("download a trained agent", "agents:add_download_arguments", "agents:download"),
     "push-to-hub": Command("share a trained agent", "agents:add_upload_arguments", "agents:upload"),
     "import-official": Command(
-        "turn a checkpoint of the official TD-MPC2 into an agent file",
+        "convert a checkpoint of the official TD-MPC2 code to an agent file",
         "import_official:add_arguments",
         "import_official:main",
     ),
     "convert": Command(
-        "turn a zip file into an agent file, or back", "agents:add_convert_arguments", "agents:convert_file"
+        "convert a zip file to an agent file, or back", "agents:add_convert_arguments", "agents:convert_file"
     ),
     "bench": Command("measure the speed on this machine", "bench:add_arguments", "bench:main"),
 }
 
 
-# Modules of the extras that the commands need
+# Modules that belong to the extras "zoo" and "extra"
 EXTRAS = {"rl_zoo3", "huggingface_sb3", "huggingface_hub", "optuna", "wandb", "yaml", "pandas", "requests"}
 EXTRAS |= {"tqdm", "rich", "tensorboard", "matplotlib", "moviepy", "imageio", "PIL", "psutil"}
-# Errors whose message is enough; others come with their traceback
+# Errors of which the message alone is printed; others come with their traceback
 EXPECTED = (ValueError, TypeError, AssertionError, ImportError, OSError, MemoryError, RuntimeError)
 
 
@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         function(command.run)(args)
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader has seen enough, as in "list | head"; what is left to flush goes nowhere
+    except BrokenPipeError:  # the reader has closed the pipe, as in "list | head": the rest of the output is discarded
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
         expected = isinstance(error, EXPECTED) or type(error).__module__.startswith("gymnasium.")
@@ -122,8 +122,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def failed(error: Exception) -> int:
     """
-    :param error: what a command has raised
-    :return: exit status, after a sentence that says what is wrong
+    :param error: exception that a command has raised
+    :return: exit status; the message is printed to stderr
     """
     if isinstance(error, ModuleNotFoundError) and str(error.name).partition(".")[0] in EXTRAS:
         error = ModuleNotFoundError(f'This command needs {error.name}: pip install "sb3-mpc[zoo,extra]"')

@@ -1,4 +1,7 @@
-"""Trained agents: find, load, convert and share them. Commands list, convert, load-from-hub and push-to-hub."""
+"""
+Trained agents: find, load, convert and share them. Commands ``list``, ``convert``, ``load-from-hub`` and
+``push-to-hub``.
+"""
 
 import argparse
 import difflib
@@ -20,7 +23,7 @@ from sb3_mpc.common.files import complete_name
 from sb3_mpc.zoo import cards
 from sb3_mpc.zoo.cards import agent_name, card_text, class_name, environment_of, read_cards
 
-HUB = "SB3_MPC_HUB"  # environment variable: hub repository or folder with agents that are not in this one
+HUB = "SB3_MPC_HUB"  # environment variable: hub repository or folder with agents that the package does not have
 
 
 def available() -> list[tuple[str, str]]:
@@ -41,10 +44,11 @@ def load(
     :param env_id: id of the environment that the agent was trained in
     :param env: environment to act or to train on in, see :func:`sb3_mpc.agents.agent_files.load_agent`
     :param device: device of the agent
-    :param repo_id: repository of the Hugging Face hub, or folder, that has the agent; by default the package, and for
-        what it does not have the repository or folder that the environment variable ``SB3_MPC_HUB`` names
+    :param repo_id: repository of the Hugging Face hub, or folder, with the agent; by default the package is searched
+        first, then the repository or folder that the environment variable ``SB3_MPC_HUB`` names
     :param revision: revision of the repository
     :return: the trained agent
+    :raises ValueError: if there is no such agent, or its file is damaged
     """
     path = find(algo, env_id, repo_id, revision)
     model = load_agent(path, env, device)
@@ -58,6 +62,7 @@ def find(algo: str, env_id: str, repo_id: str | None = None, revision: str | Non
     Find the file of an agent, and download it if needed. The arguments are those of :func:`load`.
 
     :return: the file
+    :raises ValueError: if there is no such agent
     """
     if algo not in sb3_mpc.ALGORITHMS:
         raise ValueError(f"There is no method {algo!r}{nearest(algo, sb3_mpc.ALGORITHMS)}.")
@@ -81,9 +86,9 @@ def find(algo: str, env_id: str, repo_id: str | None = None, revision: str | Non
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """
-    :param name: what is not known
-    :param known: what is
-    :return: continuation of a sentence that names what comes nearest
+    :param name: unknown name
+    :param known: known names
+    :return: continuation of a sentence with the known names that are most similar
     """
     known = list(known)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known[:8]
@@ -106,12 +111,13 @@ def _download(repo_id: str, name: str, revision: str | None) -> Path:
 
 def push(path: str | Path, repo_id: str, private: bool = False) -> str:
     """
-    Share an agent on the Hugging Face hub: the file under the name that :func:`load` looks for, and its card.
+    Share an agent on the Hugging Face hub: its file, under the name that :func:`load` looks for, and its model card.
 
     :param path: agent file
     :param repo_id: repository, ``user/name``; made if there is none
     :param private: whether a new repository is private
-    :return: address of the repository's commit
+    :return: URL of the commit
+    :raises ValueError: if the file does not name its environment
     """
     from huggingface_hub import EvalResult, HfApi, ModelCardData
 
@@ -119,15 +125,14 @@ def push(path: str | Path, repo_id: str, private: bool = False) -> str:
     if card["environment"] is None:
         raise ValueError(f"{path} does not name its environment: write it with save_agent(..., environment=ID).")
     env_id, evaluation = environment_of(card), card["evaluation"] or {}
-    results = [
-        EvalResult("reinforcement-learning", env_id, env_id, "mean_reward", evaluation["mean_return"])
-        for _ in range("mean_return" in evaluation)
-    ]
+    results = None
+    if "mean_return" in evaluation:
+        results = [EvalResult("reinforcement-learning", env_id, env_id, "mean_reward", evaluation["mean_return"])]
     about = ModelCardData(
         library_name="sb3-mpc",
         tags=["reinforcement-learning", "deep-reinforcement-learning", "stable-baselines3", card["algorithm"], env_id],
         model_name=class_name(card),
-        eval_results=results or None,
+        eval_results=results,
     )
     api = HfApi(library_name="sb3-mpc")
     with tempfile.TemporaryDirectory() as folder:
@@ -141,8 +146,8 @@ def push(path: str | Path, repo_id: str, private: bool = False) -> str:
 
 def convert(source: str | Path, target: str | Path, algo: str | None = None, env_id: str | None = None) -> Path:
     """
-    Turn the zip file of ``model.save`` into an agent file, or an agent file into such a zip. Deterministic predictions
-    stay the same, bit for bit.
+    Convert the zip file of ``model.save`` to an agent file, or an agent file to such a zip file. Deterministic
+    predictions stay the same, bit for bit.
 
     A zip file may run code when it is loaded: convert those that you trust. It lacks the statistics of
     ``VecNormalize``: load such an agent with its environment and call ``save_agent``. An agent file lacks the state of
@@ -151,8 +156,9 @@ def convert(source: str | Path, target: str | Path, algo: str | None = None, env
     :param source: ``.zip`` or ``.safetensors``
     :param target: file to write, of the other kind
     :param algo: key of the method, for a zip file, which does not name it
-    :param env_id: id of the environment, for a zip file, which does not name it; may be left out
+    :param env_id: id of the environment, for a zip file, which does not name it; optional
     :return: the file
+    :raises ValueError: if these files cannot be converted
     """
     kinds = [Path(source).suffix, Path(target).suffix]
     if not Path(source).is_file():
@@ -208,7 +214,7 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, help=".zip file of save(), which may run code, or .safetensors file")
     parser.add_argument("target", type=Path, help="file of the other kind to write")
     parser.add_argument("--algo", help="method of a .zip file, such as tdmpc2")
-    parser.add_argument("--env", help="environment of a .zip file, such as dmc/walker-walk-v0; may be left out")
+    parser.add_argument("--env", help="environment of a .zip file, such as dmc/walker-walk-v0; optional")
 
 
 def convert_file(args: argparse.Namespace) -> None:

@@ -1,17 +1,59 @@
 """
-Aggregates over tasks and seeds, as Agarwal et al. (2021, https://arxiv.org/abs/2108.13264) recommend: interquartile
-means and performance profiles with stratified bootstrap intervals.
+Learning curves, and aggregates over tasks and seeds as Agarwal et al. (2021, https://arxiv.org/abs/2108.13264)
+recommend: interquartile means and performance profiles with stratified bootstrap intervals.
+
+Tables of returns are those of :mod:`sb3_mpc.zoo.returns`.
 """
 
-import csv
-from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
-from sb3_mpc.zoo.plot import RESAMPLES, Curve, pyplot
-
+# Bootstrap samples
+RESAMPLES = 2_000
+# Points of a curve
+MAX_POINTS = 200
 # Thresholds of the performance profiles
 THRESHOLDS = np.linspace(0, 1, 101)
+
+
+def curves(table: pd.DataFrame) -> pd.DataFrame:
+    """
+    :param table: returns of runs
+    :return: points of the curves by task and method, in the order of the table: ``frames``, the ``mean`` over seeds,
+        the ends ``low`` and ``high`` of its 95 % confidence band, and the number of ``seeds``
+    """
+    columns = ["method", "task", "frames", "mean", "low", "high", "seeds"]
+    found = [
+        curve(rows).assign(task=task, method=method)
+        for task, of_task in table.groupby("task", sort=False)
+        for method, rows in of_task.groupby("method", sort=False)
+    ]
+    return pd.concat(found, ignore_index=True)[columns]
+
+
+def curve(table: pd.DataFrame) -> pd.DataFrame:
+    """
+    :param table: returns of one method on one task
+    :return: as :func:`curves`; between its points a seed is interpolated, outside them it does not count
+    """
+    seeds = table.pivot_table("return", "frames", "seed")
+    frames = seeds.index.to_numpy()
+    if len(frames) > MAX_POINTS:
+        frames = np.linspace(frames[0], frames[-1], MAX_POINTS)
+    points = [seeds[name].dropna() for name in seeds]
+    values = np.stack([np.interp(frames, own.index, own, left=np.nan, right=np.nan) for own in points])  # [S, T]
+    mean = np.nanmean(values, 0)
+    low = high = mean
+    if len(values) > 1:
+        drawn = values[np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))]  # [R, S, T]
+        count = (~np.isnan(drawn)).sum(1)
+        means = np.where(count > 0, np.nansum(drawn, 1) / np.maximum(count, 1), mean)
+        low, high = np.percentile(means, [2.5, 97.5], axis=0)
+    return pd.DataFrame(
+        dict(frames=frames.astype(int), mean=mean, low=low, high=high, seeds=(~np.isnan(values)).sum(0))
+    )
 
 
 def interquartile_mean(scores: np.ndarray) -> np.ndarray:
@@ -40,65 +82,56 @@ def resampled(scores: list[np.ndarray]) -> np.ndarray:
     return np.concatenate([own[rng.integers(len(own), size=(RESAMPLES, len(own)))] for own in scores], axis=1)
 
 
-def comparable(found: dict[str, dict[str, Curve]]) -> tuple[list[str], int]:
+def comparable(table: pd.DataFrame) -> tuple[pd.DataFrame, int]:
     """
-    :param found: curves by task and method
-    :return: methods that have all tasks, and the frames that all their seeds have reached
+    :param table: returns of runs
+    :return: the rows of those methods that were run on all tasks, and the frames that all these runs have reached
     :raises ValueError: if there is no such method
     """
-    methods = list(dict.fromkeys(method for of_task in found.values() for method in of_task))
-    complete = [method for method in methods if all(method in of_task for of_task in found.values())]
-    if not complete:
+    tasks = table["task"].unique()
+    table = table[table.groupby("method")["task"].transform("nunique") == len(tasks)]
+    if table.empty:
         raise ValueError(
-            f"No method has runs on all of {', '.join(found)}: aggregates compare methods on the same tasks."
+            f"No method has runs on all of {', '.join(tasks)}: aggregates compare methods on the same tasks."
         )
-    reached = [
-        one.frames[~np.isnan(values)].max()
-        for of_task in found.values()
-        for method, one in of_task.items()
-        if method in complete
-        for values in one.values
-    ]
-    return complete, int(min(reached))
+    return table, int(table.groupby(["method", "task", "seed"])["frames"].max().min())
 
 
-def report(found: dict[str, dict[str, Curve]], full: float, picture: Path) -> None:
+class Aggregate(NamedTuple):
     """
-    :param found: curves by task and method
-    :param full: value that counts as 1
-    :param picture: PNG file to write; the CSV file goes beside it
+    A method over all tasks and seeds.
+
+    :param method: its label
+    :param iqm: interquartile mean, and the ends of its 95 % interval
+    :param profile: performance profile ``[101]``, and its band ``[2, 101]``
+    :param tasks: number of tasks
+    :param runs: number of runs
+    :param frames: simulator frames at which the runs were compared
     """
-    methods, frames = comparable(found)
-    plt = pyplot()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), width_ratios=(2, 3))
-    table = []
-    for index, method in enumerate(methods):
-        own = [of_task[method] for of_task in found.values()]
-        scores = [np.array([np.interp(frames, one.frames, v) for v in one.values]) / full for one in own]
-        flat, drawn = np.concatenate(scores), resampled(scores)
-        middle, (low, high) = interquartile_mean(flat), np.percentile(interquartile_mean(drawn), [2.5, 97.5])
-        left.barh(method, middle, color=f"C{index % 10}", alpha=0.8)
-        left.plot([low, high], [method, method], color="black")
-        right.step(THRESHOLDS, profile(flat), where="post", color=f"C{index % 10}", label=method)
-        right.fill_between(
-            THRESHOLDS,
-            *np.percentile(profile(drawn), [2.5, 97.5], axis=0),
-            step="post",
-            color=f"C{index % 10}",
-            alpha=0.2,
-            linewidth=0,
-        )
-        table.append([method, round(float(middle), 4), round(low, 4), round(high, 4), len(own), len(flat), frames])
-    left.invert_yaxis()
-    left.set(xlabel=f"interquartile mean, return / {full:g}", xlim=(0, 1), title=f"{len(found)} tasks")
-    right.set(xlabel="score", ylabel="share of runs above", ylim=(0, 1.02), title=f"after {frames:,} frames")
-    for axis in (left, right):
-        axis.grid(alpha=0.3)
-    right.legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(picture, dpi=120)
-    plt.close(figure)
-    with picture.with_suffix(".csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["method", "iqm", "low", "high", "tasks", "runs", "frames"])
-        writer.writerows(table)
+
+    method: str
+    iqm: tuple[float, float, float]
+    profile: tuple[np.ndarray, np.ndarray]
+    tasks: int
+    runs: int
+    frames: int
+
+
+def aggregates(table: pd.DataFrame, full: float) -> list[Aggregate]:
+    """
+    :param table: returns of runs
+    :param full: return that counts as 1
+    :return: of each method that was run on all tasks
+    """
+    table, frames = comparable(table[table["seed"] != ""])  # a mean over seeds is no run
+    seeds = table.pivot_table("return", "frames", ["method", "task", "seed"])
+    scores = seeds.apply(lambda run: np.interp(frames, run.dropna().index, run.dropna())) / full
+    found = []
+    for method in table["method"].unique():
+        by_task = [scores[method, task].to_numpy() for task in table["task"].unique()]
+        flat, drawn = np.concatenate(by_task), resampled(by_task)
+        low, high = np.percentile(interquartile_mean(drawn), [2.5, 97.5])
+        band = np.percentile(profile(drawn), [2.5, 97.5], axis=0)
+        iqm = (float(interquartile_mean(flat)), float(low), float(high))
+        found.append(Aggregate(method, iqm, (profile(flat), band), len(by_task), len(flat), frames))
+    return found

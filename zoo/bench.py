@@ -1,8 +1,8 @@
 """
-How fast this machine plans, learns and runs: ``python -m sb3_mpc.zoo bench``.
+Speed of planning and learning on this machine: ``python -m sb3_mpc.zoo bench``.
 
-Every mode is measured in a process of its own, so that its peak memory is its own. Times are wall-clock times: close
-what else uses the machine.
+Every mode is measured in a separate process, so that its peak memory is measured separately. Times are wall-clock
+times: stop other programs that use the machine.
 """
 
 import argparse
@@ -36,7 +36,7 @@ FILLED = 1_000
 
 class IdleEnv(gym.Env):
     """
-    An environment that costs nothing: constant observations and rewards, episodes of 500 steps.
+    An environment that takes almost no time: constant observations and rewards, episodes of 500 steps.
 
     :param observation_dim: size of the observations
     :param action_dim: size of the actions
@@ -62,8 +62,8 @@ class IdleEnv(gym.Env):
 
 def timed(function: Callable[[], Any], device: th.device, repeats: int) -> list[float]:
     """
-    :param function: what to measure; called three times before
-    :param device: device that it uses, waited for
+    :param function: function to measure, after three calls that do not count
+    :param device: device that it uses; its queue is waited for
     :param repeats: number of measurements
     :return: milliseconds of each call
     """
@@ -93,7 +93,7 @@ def decisions_per_second(env: gym.Env, settings: dict[str, Any], decisions: int)
     :param env: environment
     :param settings: arguments of the agent
     :param decisions: number of decisions, each with one update
-    :return: decisions a second, after the first of them
+    :return: decisions per second, without the first ones, which compile
     """
     model = TDMPC2("MlpPolicy", env, learning_starts=100, **settings)
     model.learn(105)  # compiles
@@ -110,7 +110,7 @@ def measure(mode: str, args: argparse.Namespace) -> dict[str, Any]:
     """
     if args.threads:
         th.set_num_threads(args.threads)
-    # This process measures one mode only: whether plans are in bfloat16 is the mode's affair, not the processor's
+    # This process measures one mode only, which decides whether plans are in bfloat16, whatever the processor has
     acceleration.has_bfloat16_units = lambda device: mode.endswith("bfloat16")
     settings: dict[str, Any] = dict(
         compile=mode != "eager",
@@ -149,7 +149,7 @@ def measure(mode: str, args: argparse.Namespace) -> dict[str, Any]:
 def machine(device: str) -> dict[str, Any]:
     """
     :param device: device that is measured
-    :return: what the figures belong to
+    :return: description of machine and software, for the report
     """
     cpu = th.cpu.get_capabilities() if hasattr(th.cpu, "get_capabilities") else {}
     return dict(
@@ -167,12 +167,12 @@ def machine(device: str) -> dict[str, Any]:
 def table(results: list[dict[str, Any]]) -> str:
     """
     :param results: results of all modes
-    :return: a table, one row a measurement and one column a mode
+    :return: a table, one row per measurement and one column per mode
     """
     rows: dict[str, list[str]] = {"": [result["mode"] for result in results]}
     for result in results:
         for n_envs, times in result["plan"].items():
-            name = f"plan, {n_envs} environment{'s' * (n_envs > 1)} (median / p95)"
+            name = f"plan, {n_envs} {'environments' if n_envs > 1 else 'environment'} (median / p95)"
             rows.setdefault(name, []).append(f"{times['median_ms']:.1f} / {times['p95_ms']:.1f} ms")
         for name in ("update", "sample"):
             times = result[name]
@@ -210,8 +210,8 @@ def main(args: argparse.Namespace) -> None:
     check_options(args, obs=1, act=1, repeats=1, n_envs=1)
     context = multiprocessing.get_context("spawn")
     results = []
-    units = acceleration.has_bfloat16_units(get_device(args.device))
-    for mode in args.modes or MODES[: 2 + units]:
+    modes = MODES if acceleration.has_bfloat16_units(get_device(args.device)) else MODES[:2]
+    for mode in args.modes or modes:
         print(f"Measuring {mode}" + (": compiling takes a minute or two" if mode != "eager" else ""), flush=True)
         with context.Pool(1) as pool:
             results.append(pool.apply(measure, (mode, args)))

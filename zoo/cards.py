@@ -1,6 +1,6 @@
 """
-The texts beside the trained agents: a model card for each, and the table of all in README.md. Both follow from the
-agent files; ``python -m sb3_mpc.zoo.cards`` writes them anew.
+The texts about the trained agents: a model card for each, and the table of all in README.md. Both are generated from
+the headers of the agent files; ``python -m sb3_mpc.zoo.cards`` writes them again.
 """
 
 import json
@@ -8,11 +8,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from stable_baselines3.common.utils import LinearSchedule
 
 import sb3_mpc
 from sb3_mpc.agents.agent_format import read_card
-from sb3_mpc.zoo.returns import read_csv
+from sb3_mpc.zoo.presets import load_preset
 
 FOLDER = Path(__file__).parent
 CHECKPOINTS = FOLDER / "checkpoints"
@@ -27,14 +27,25 @@ from sb3_mpc import zoo
 model = zoo.load("tdmpc2", "dmc/cartpole-swingup-v0")
 ```
 
-An agent is one `.safetensors` file that holds data only: loading one executes nothing from it. The name of a file leads
-to its card, with what reproduces it. Returns are means of deterministic episodes, of the planner and of the network
-policy, which acts without planning; the published ones are those of the official code's 5M model (see
-[curves](curves/README.md)), at the same number of simulator frames, or at the next that was published.
+Each agent is one `.safetensors` file that holds data only: loading it executes no code from it. Its name in the table
+links to its model card: how it was evaluated, how to use it, and commit, command and all arguments to reproduce it. The
+commit is that of the code that wrote the file after the training.
+
+{changed}
+
+- **return**, **network policy**: mean and standard deviation over deterministic episodes, of the planner and of the
+  policy network alone, which acts without planning.
+- **frames**: simulator frames of the training, which are two for each decision of the agent in DMControl.
+- **published**: mean return of the method's official code, whose model has five million parameters, after as many
+  frames or at the next point that was published ([sources](curves/README.md)).
 
 {table}
 
-This page and the cards are written by `python -m sb3_mpc.zoo.cards` from the headers of the files.
+Other folders: [presets](presets) (hyper-parameters by method and environment), [studies](studies/README.md) (scripts
+and data of the results that the documentation quotes), [benchmarks](benchmarks/README.md) (speed),
+[curves](curves/README.md) (published learning curves). `python -m sb3_mpc.zoo --help` lists the commands.
+
+This page and the cards are generated from the headers of the files: `python -m sb3_mpc.zoo.cards`.
 """
 
 
@@ -66,8 +77,8 @@ def environment_of(card: dict[str, Any]) -> str:
 def protocol_of(environment: dict[str, Any]) -> dict[str, Any]:
     """
     :param environment: what a card says of its environment
-    :return: what ``gym.make`` needs besides the id. Only what says how an episode runs: a file from elsewhere must not
-        choose other arguments, such as paths
+    :return: arguments of ``gym.make`` besides the id. Only those that define the protocol of an episode: a file from
+        an unknown source must not choose others, such as paths
     """
     given = {**(environment.get("kwargs") or {}), "max_episode_steps": environment.get("max_episode_steps")}
     return {name: given[name] for name in PROTOCOL if isinstance(given.get(name), (int, bool))}
@@ -76,7 +87,7 @@ def protocol_of(environment: dict[str, Any]) -> dict[str, Any]:
 def other_protocol(card: dict[str, Any]) -> str:
     """
     :param card: card of an agent
-    :return: in what its environment runs otherwise than its id alone, nothing if in nothing
+    :return: settings of its environment that differ from the defaults of its id, as continuation of a sentence
     """
     arguments = protocol_of(card["environment"] or {})
     return "".join(f", {name}={value}" for name, value in arguments.items() if name != "max_episode_steps")
@@ -111,23 +122,25 @@ def published_return(card: dict[str, Any]) -> str:
     :param card: card of an agent
     :return: mean return of the official code after as many frames, or at the next point that was published
     """
-    rows = [
-        row
-        for row in read_csv(FOLDER / "curves" / "published.csv")
-        if (row.method, row.task) == (card["algorithm"], environment_of(card))
-        and row.frames >= (card["steps"] or {}).get("frames", np.inf)
-    ]
-    if not rows:
+    from sb3_mpc.zoo.returns import read_published  # pandas, which not every command needs
+
+    frames, rows = (card["steps"] or {}).get("frames"), read_published()
+    if frames is None:
         return "-"
-    frames = min(row.frames for row in rows)
-    value = np.mean([row.value for row in rows if row.frames == frames])
-    return f"{value:.1f}" if frames == card["steps"]["frames"] else f"{value:.1f} (at {frames:,})"
+    rows = rows[(rows["method"] == card["algorithm"]) & (rows["task"] == environment_of(card))]
+    rows = rows[rows["frames"] >= frames]
+    if rows.empty:
+        return "-"
+    point = rows["frames"].min()
+    value = rows["return"][rows["frames"] == point].mean()
+    return f"{value:.1f}" if point == frames else f"{value:.1f} (at {point:,})"
 
 
 def training_command(card: dict[str, Any]) -> str | None:
     """
     :param card: card of an agent
-    :return: the command line that trains such an agent: ``command`` of the card, or what follows from the preset
+    :return: command line that trains such an agent: ``command`` of the card, or what follows from its preset; None if
+        neither is known
     """
     steps, environment = card["steps"] or {}, card["environment"]
     if "command" in card or environment is None or not steps.get("decisions"):
@@ -135,6 +148,101 @@ def training_command(card: dict[str, Any]) -> str | None:
     preset = f" --preset {card['preset']}" if card["preset"] else ""
     command = f"python -m sb3_mpc.zoo train --algo {card['algorithm']} --env {environment['id']}{preset}"
     return f"{command} --seed {card['seed']} -n {steps['decisions']}"
+
+
+def reproduction(card: dict[str, Any]) -> str | None:
+    """
+    :param card: card of an agent
+    :return: how to train such an agent, in Markdown; None if that is not known
+    """
+    command = training_command(card)
+    if command is None:
+        return None
+    commit, _, changed = (card["commit"] or "").partition("-")
+    where = "In a clone of the repository, with the versions above" if commit else "With the versions above"
+    where += ", to which changes had been made:" if changed else ":"
+    lines = [f"git checkout {commit}", command] if commit else [command]
+    return "\n".join([where, "\n```", *lines, "```\n"])
+
+
+def arguments_of(card: dict[str, Any]) -> dict[str, Any]:
+    """
+    :param card: card of an agent
+    :return: arguments of its constructor; a learning rate that falls, which it does linearly in presets, as a schedule
+    """
+    arguments = dict(card["arguments"])
+    if card.get("final_learning_rate") is not None:
+        arguments["learning_rate"] = LinearSchedule(arguments["learning_rate"], card["final_learning_rate"], 1.0)
+    return {**arguments, "train_freq": tuple(arguments["train_freq"])}
+
+
+def preset_changes(card: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """
+    :param card: card of an agent
+    :return: arguments that its preset sets to another value today: the agent's value, None if it was not set, and
+        today's
+    :raises ValueError: if there is no such preset
+    """
+    if card["preset"] is None or card["environment"] is None:
+        return {}
+    own, today = arguments_of(card), load_preset(card["algorithm"], environment_of(card), card["preset"])
+    # The others are arguments of rl_zoo3
+    pairs = {name: (own[name], value) for name, value in today.items() if name in own and name != "policy_kwargs"}
+    sizes = today.get("policy_kwargs", {})
+    pairs |= {name: (own["policy_kwargs"].get(name), value) for name, value in sizes.items()}
+    # "auto" is a rule, whose result is known on one side alone
+    return {name: pair for name, pair in pairs.items() if "auto" not in pair and python(pair[0]) != python(pair[1])}
+
+
+def preset_sentence(card: dict[str, Any]) -> str:
+    """
+    :param card: card of an agent
+    :return: a sentence on what its preset sets to another value today, empty if nothing
+    """
+
+    def text(value: Any) -> str:
+        return "not set" if value is None else f"`{python(value)}`"
+
+    try:
+        changes = preset_changes(card)
+    except ValueError:
+        return f"There is no preset `{card['preset']}` today."
+    values = ", ".join(f"`{name}` was {text(own)} and is {text(now)}" for name, (own, now) in changes.items())
+    return f"The preset `{card['preset']}` has other values today: {values}." if changes else ""
+
+
+def python(value: Any, indent: str = "") -> str:
+    """
+    :param value: an argument, classes as in agent files
+    :param indent: spaces before the line; if given, a long dict has a line for each item
+    :return: Python that makes it
+    """
+    if isinstance(value, LinearSchedule):
+        return f"LinearSchedule({value.start}, {value.end}, {value.end_fraction})"
+    if isinstance(value, dict):
+        if value.keys() == {"class"}:
+            return str(value["class"])
+        line = f"{{{', '.join(f'{python(name)}: {python(item)}' for name, item in value.items())}}}"
+        if not indent or len(line) < 80:
+            return line
+        inner = indent + " " * 4
+        items = [f"{inner}{python(name)}: {python(item, inner)},\n" for name, item in value.items()]
+        return "{\n" + "".join(items) + f"{indent}}}"
+    if isinstance(value, list | tuple):
+        items = [python(item) for item in value]
+        return f"[{', '.join(items)}]" if isinstance(value, list) else f"({', '.join(items)})"
+    return json.dumps(value) if isinstance(value, str) else repr(value)
+
+
+def constructor_call(card: dict[str, Any]) -> str:
+    """
+    :param card: card of an agent
+    :return: Python that makes such an agent in the environment ``env``, with all of its arguments
+    """
+    lines = [f"{name}={python(value, ' ' * 4)}" for name, value in arguments_of(card).items()]
+    return (
+        f"{class_name(card)}(\n" + "".join(f"    {line},\n" for line in (python(card["policy"]), "env", *lines)) + ")"
+    )
 
 
 def card_text(card: dict[str, Any], pictures: Iterable[str] = ()) -> str:
@@ -154,7 +262,7 @@ def card_text(card: dict[str, Any], pictures: Iterable[str] = ()) -> str:
         "Return of the planner": planner + episodes,
         "Return of the network policy": network if network == "-" else network + episodes,
         "Published return at these frames": published_return(card),
-        "Observations": "normalised by `VecNormalize`" if card["vec_normalize"] else "as they are",
+        "Observations": "normalised by `VecNormalize`" if card["vec_normalize"] else "not normalised",
         "Precision of the weights": card["dtype"],
         "Versions": ", ".join(f"{name} {number}" for name, number in card["versions"].items()),
         "Commit": card["commit"] or "-",
@@ -170,12 +278,14 @@ def card_text(card: dict[str, Any], pictures: Iterable[str] = ()) -> str:
         f'```python\nfrom sb3_mpc import zoo\n{make}\nmodel = zoo.load("{card["algorithm"]}", "{env_id}"{env})\n```\n',
         "The same call with `repo_id` loads it from a hub repository or a folder.\n",
     ]
-    command = training_command(card)
-    if command:
-        parts += ["## Reproduce\n", f"```\n{command}\n```\n"]
-    if card.get("note"):
-        parts.append(f"{card['note']}\n")
-    parts += ["## Settings\n", f"```json\n{json.dumps(card['arguments'], indent=1)}\n```\n"]
+    how, changes, note = reproduction(card), preset_sentence(card), card.get("note")
+    if how or changes or note:
+        parts += ["## Reproduce\n", *([how] if how else []), *(f"{text}\n" for text in (changes, note) if text)]
+    parts += [
+        "## Arguments\n",
+        "All arguments of the agent, as a call of today's constructor (`compile` depends on the machine):\n",
+    ]
+    parts.append(f"```python\n{constructor_call(card)}\n```\n")
     return "\n".join(parts)
 
 
@@ -210,13 +320,15 @@ def read_cards(folder: Path = CHECKPOINTS) -> dict[str, dict[str, Any]]:
 
 
 def texts() -> dict[Path, str]:
-    """:return: content of every file that follows from the agent files"""
+    """:return: content of every file that is generated from the agent files"""
     cards = read_cards()
     pages = {
         CHECKPOINTS / f"{name}.md": card_text(card, pictures_of(CHECKPOINTS / f"{name}.safetensors"))
         for name, card in cards.items()
     }
-    return {FOLDER / "README.md": README.format(table=table(cards)), **pages}
+    changed = sum(bool(preset_changes(card)) for card in cards.values())
+    sentence = f"The presets of {changed} of the {len(cards)} have changed since; their cards say what was different."
+    return {FOLDER / "README.md": README.format(table=table(cards), changed=sentence if changed else ""), **pages}
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Commands ``evaluate`` and ``record``: what a trained agent does."""
+"""Commands ``evaluate`` and ``record``: returns and videos of a trained agent."""
 
 import argparse
 import json
@@ -26,13 +26,14 @@ from sb3_mpc.zoo.train import check_algorithm, check_options
 
 class Agent(NamedTuple):
     """
-    A trained agent and what its environment was.
+    A trained agent and the environment that it was trained in.
 
-    :param load: loads the agent; where it wraps the environment that it is given, ``get_env()`` is the one to act in
+    :param load: function of an environment that loads the agent. It may wrap the environment, in ``VecNormalize`` for
+        example: then act in ``get_env()`` of the agent, not in the environment given
     :param env_id: id of its environment
     :param env_kwargs: arguments of its environment
-    :param hyperparams: how rl_zoo3 wraps the environment
-    :param statistics: folder with ``vecnormalize.pkl``, if observations were normalised; of a run, in any case
+    :param hyperparams: arguments of rl_zoo3 that wrap the environment
+    :param statistics: folder of a run, with ``vecnormalize.pkl`` if observations were normalised; None for a file
     """
 
     load: Callable[[VecEnv], Any]
@@ -63,6 +64,8 @@ def find(args: argparse.Namespace) -> Agent:
     """
     :param args: command line
     :return: the agent that it names
+    :raises FileNotFoundError: if there is no such run or file
+    :raises ValueError: if method or environment must be given
     """
     check_options(args, episodes=1, n_envs=1)
     path = None if args.agent is None else Path(args.agent)
@@ -84,7 +87,7 @@ def of_file(path: Path, args: argparse.Namespace) -> Agent:
     """
     :param path: agent file
     :param args: command line
-    :return: its agent, in the environment that it was trained in unless the command line says otherwise
+    :return: its agent, in the environment that it was trained in unless the command line names another
     """
     known = read_card(path)["environment"] or {}
     if args.env is None and not known:
@@ -93,7 +96,7 @@ def of_file(path: Path, args: argparse.Namespace) -> Agent:
     if env_id != known.get("id"):
         known = {}
     kwargs = protocol_of(known)
-    # As text, for the card has lists in place of tuples
+    # Compared as JSON, because the card has lists in place of tuples
     usual = {name: json.dumps(value, default=repr) for name, value in gym.spec(env_id).kwargs.items()}
     left = {n: v for n, v in (known.get("kwargs") or {}).items() if n not in kwargs and json.dumps(v) != usual.get(n)}
     if left:
@@ -104,7 +107,7 @@ def of_file(path: Path, args: argparse.Namespace) -> Agent:
 def check_plain(agent: Agent) -> None:
     """
     :param agent: an agent
-    :raises ValueError: if its run wraps the environment in ways that films and agent files do not know
+    :raises ValueError: if its run wraps the environment in ways that videos and agent files do not support
     """
     for name in ("env_wrapper", "vec_env_wrapper", "frame_stack"):
         if agent.hyperparams.get(name):
@@ -152,7 +155,8 @@ def measure(policy: Any, env: Any, episodes: int) -> dict[str, float]:
     :param policy: agent or policy
     :param env: vectorised environment
     :param episodes: number of episodes
-    :return: ``mean`` and ``std`` of the return, and ``success``, the share of successes, where the environment tells it
+    :return: ``mean`` and ``std`` of the return, and ``success``, the fraction of successful episodes, if the
+        environment reports it
     """
     successes: list[bool] = []
 
@@ -185,7 +189,8 @@ def main(args: argparse.Namespace) -> None:
     agent = find(args)
     model, env = agent.start(args.n_envs or min(args.episodes, 10))
     print(f"{type(model).__name__} on {agent.env_id}, {args.episodes} episodes, seed {args.seed}")
-    for name, policy in [("planner", model), ("network policy", model.actor)][: 1 + args.actor]:
+    policies = {"planner": model} | ({"network policy": model.actor} if args.actor else {})
+    for name, policy in policies.items():
         env.seed(args.seed)
         result = measure(policy, env, args.episodes)
         success = f", success {100 * result['success']:.0f} %" if "success" in result else ""

@@ -1,10 +1,10 @@
 """
-Agents of the official TD-MPC2 code (https://github.com/nicklashansen/tdmpc2) as ours:
+Convert agents of the official TD-MPC2 code (https://github.com/nicklashansen/tdmpc2) to agents of this package:
 ``python -m sb3_mpc.zoo import-official FILE.pt --env dmc/dog-run-v0``.
 
-A checkpoint holds weights alone. Sizes are read off them; what leaves no trace there (horizon, planner, range of the
-bins, size of a simplex) is taken to be the official default. The running scale of the values is not in it either, so
-that an agent that trains on begins with a scale of one.
+A checkpoint holds weights alone. Sizes are inferred from them; what cannot be inferred (horizon, planner, range of the
+bins, size of a simplex) is assumed to be the official default. The running scale of the values is not in it either, so
+that further training starts with a scale of one.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from sb3_mpc.common.discount import discount_from_episode_length
 
 Tensors = dict[str, th.Tensor]
 
-# Beginnings of official names, and of those in our world model
+# Prefixes of official names, and of the names in our world model
 PARTS = {
     "_encoder.state.": "encoder.head.",
     **{f"_encoder.rgb.{i + 2}.": f"encoder.features_extractor.cnn.{i}." for i in (0, 2, 4, 6)},
@@ -47,8 +47,8 @@ EPISODE_LENGTHS = {30: [500] * 30, 80: [500] * 30 + [100] * 50}
 def official_to_ours(weights: Tensors, parts: dict[str, str] = PARTS) -> Tensors:
     """
     :param weights: official state dict, of either layout
-    :param parts: beginnings of official names and of ours
-    :return: state dict of our world model; what is no weight of it is left out
+    :param parts: prefixes of official names and of ours
+    :return: state dict of our world model; other tensors are left out
     """
     ours: Tensors = {}
     for name, value in weights.items():
@@ -72,14 +72,14 @@ def import_official(
 ) -> TDMPC2:
     """
     :param path: official checkpoint, ``.pt``; nothing but tensors is read from it
-    :param env: environment of the agent; if None, its spaces are taken from the weights
+    :param env: environment of the agent; if None, its spaces are inferred from the weights
     :param episode_lengths: decisions in an episode of each task, for an agent of several tasks that is neither mt30 nor
         mt80
-    :param action_dims: number of action dimensions of each task, if the checkpoint does not tell them
-    :param policy_kwargs: arguments of the policy where the official defaults were changed
+    :param action_dims: number of action dimensions of each task, if the checkpoint does not hold them
+    :param policy_kwargs: arguments of the policy that were not the official defaults
     :param kwargs: arguments of the agent
     :return: the agent, with ``MultitaskPolicy`` if it has several tasks
-    :raises ValueError: if the file is not such a checkpoint, or the environment another one
+    :raises ValueError: if the file is not such a checkpoint, or the environment does not fit
     """
     official = read_tensors(path)
     weights = official_to_ours(official)
@@ -122,7 +122,7 @@ def read_tensors(path: str | Path) -> Tensors:
     """
     :param path: official checkpoint
     :return: its state dict
-    :raises ValueError: if it is no such file, or holds something else than tensors
+    :raises ValueError: if it is no such file, or holds anything but tensors
     """
     try:
         content = th.load(path, map_location="cpu", weights_only=True)

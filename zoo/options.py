@@ -1,4 +1,4 @@
-"""Options of the commands, apart from what runs them, so that help comes at once."""
+"""Options of the commands, without the modules that run them, so that help is printed at once."""
 
 import argparse
 from pathlib import Path
@@ -13,7 +13,7 @@ examples:
 
 The folder of a run, logs/ALGO/ENV_NUMBER, holds its settings, the returns of its episodes (0.monitor.csv) and of its
 evaluations (evaluations.npz), the best agent (best_model.zip), the last one (ENV.zip) and, in checkpoints/, what
-`--resume` needs, the replay buffer included; delete that when a run is done for good. Ctrl-C saves before it stops.
+`--resume` needs, including the replay buffer; delete that when a run is finished. Ctrl-C saves a checkpoint first.
 
 All options of `rl_zoo3.train` work, too, among them: --eval-freq, --eval-episodes, --vec-env subproc, --num-threads,
 --device, -tb FOLDER (TensorBoard), --env-kwargs, -conf FILE (presets of yours), --n-trials, --storage, --study-name.
@@ -26,13 +26,16 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     """
     parser.epilog = EXAMPLES
     parser.add_argument("--algo", help=f"the method: {', '.join(METHODS)}")
-    parser.add_argument("--env", help="an id of `python -m sb3_mpc.envs`, or any of Gymnasium's, or module:id")
-    parser.add_argument("--preset", help='settings laid over the preset: "cpu", or "small" for easy tasks')
+    parser.add_argument("--env", help="an id that `python -m sb3_mpc.envs` lists, any id of Gymnasium, or module:id")
+    parser.add_argument(
+        "--preset",
+        help='reduced settings that override the preset of the environment: "cpu", or "small" for easy tasks',
+    )
     parser.add_argument("-n", "--n-timesteps", type=int, help="decisions of the agent, instead of the preset's number")
     parser.add_argument("--seed", type=int, help="random seed (default: drawn, and kept in the folder of the run)")
     parser.add_argument("-params", "--hyperparams", nargs="+", metavar="NAME:VALUE", help="single settings to change")
     parser.add_argument("-f", "--log-folder", default="logs", help="where the folders of runs are (default: logs)")
-    parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with the run of this folder")
+    parser.add_argument("--resume", type=Path, metavar="RUN", help="resume the run of this folder")
     parser.add_argument(
         "--checkpoint-freq",
         type=int,
@@ -51,7 +54,7 @@ def add_enjoy(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "All options of `rl_zoo3.enjoy` work, too: -n STEPS, --exp-id NUMBER (default: the latest run), --load-best,\n"
         "--no-render, --stochastic, --seed, --device, --env-kwargs, ... A window needs a display and pygame;\n"
-        "`record` films an agent without either."
+        "`record` needs neither to write a video."
     )
     parser.add_argument("--algo", required=True, help="the method")
     parser.add_argument("--env", required=True, help="the environment")
@@ -64,7 +67,7 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
     """
     parser.epilog = (
         "RUN is a folder that `train` has written. FILE is a .safetensors file of this package, or a .zip that save()\n"
-        "has written, which needs --algo and --env. Those two alone mean an agent of the zoo."
+        "has written, which needs --algo and --env. Without RUN and FILE, --algo and --env choose an agent of the zoo."
     )
     parser.add_argument("agent", nargs="?", metavar="RUN or FILE", help="the agent (default: one of the zoo)")
     parser.add_argument("--algo", help="its method, such as tdmpc2")
@@ -81,7 +84,7 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     """
     _add_source(parser)
     parser.set_defaults(episodes=10)
-    parser.add_argument("--actor", action="store_true", help="evaluate the network policy without planning, too")
+    parser.add_argument("--actor", action="store_true", help="also evaluate the network policy, without planning")
     parser.add_argument("--n-envs", type=int, help="environments side by side (default: as many as episodes, up to 10)")
 
 
@@ -91,7 +94,7 @@ def add_record(parser: argparse.ArgumentParser) -> None:
     """
     _add_source(parser)
     parser.set_defaults(episodes=1)
-    parser.add_argument("--actor", action="store_true", help="film the network policy, without planning")
+    parser.add_argument("--actor", action="store_true", help="record the network policy, without planning")
     parser.add_argument("--folder", type=Path, default=Path("videos"), help="where the videos go (default: videos)")
 
 
@@ -104,10 +107,32 @@ def add_publish(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folder", type=Path, default=Path("agents"), help="where the files go (default: agents)")
     parser.add_argument("--curve", type=Path, metavar="CSV", help="evaluations to draw (default: those of the run)")
     parser.add_argument(
-        "--preset", help="reduced preset that it was trained by, for the card (default: that of the run)"
+        "--preset", help="reduced preset that it was trained with, for the card (default: that of the run)"
     )
     parser.add_argument(
-        "--trained-by", metavar="COMMAND", help="what trains such an agent, for the card (default: that of the run)"
+        "--trained-by",
+        metavar="COMMAND",
+        help="command that trains such an agent, for the card (default: that of the run)",
     )
-    parser.add_argument("--no-film", action="store_true", help="no film, which needs OpenGL")
+    parser.add_argument("--no-film", action="store_true", help="write no video, which needs OpenGL")
     parser.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="precision of the weights")
+
+
+def add_plot(parser: argparse.ArgumentParser) -> None:
+    """
+    :param parser: parser of ``plot``
+    """
+    parser.epilog = (
+        "Bands are 95 % bootstrap intervals of the mean over seeds. Published curves (dashed) are points 100,000\n"
+        "frames apart, joined by straight lines: returns for DMControl and HumanoidBench, successes for Meta-World\n"
+        "and MyoSuite. Beside PICTURE.png there will be PICTURE.csv;\n"
+        "--aggregate adds PICTURE-aggregate.png and .csv with interquartile means and performance profiles.\n\n"
+        "example: python -m sb3_mpc.zoo plot logs --output curves.png --aggregate"
+    )
+    parser.add_argument("sources", nargs="+", type=Path, metavar="SOURCE", help="folders with runs, and CSV files")
+    parser.add_argument("--output", type=Path, default=Path("curves.png"), help="picture (default: curves.png)")
+    parser.add_argument("--success", action="store_true", help="draw success rates instead of returns")
+    parser.add_argument("--episodes", action="store_true", help="also draw the single training episodes, as dots")
+    parser.add_argument("--no-published", action="store_true", help="leave the published curves out")
+    parser.add_argument("--aggregate", action="store_true", help="also aggregate over tasks and seeds")
+    parser.add_argument("--full-return", type=float, default=1_000.0, help="return that aggregates count as 1")

@@ -19,7 +19,7 @@ def preset_key(entries: Mapping[str, Any], env_id: str) -> str:
     """
     :param entries: content of a file of presets
     :param env_id: id of an environment
-    :return: the entry that counts: the id, its suite (for pixels ``<suite>-pixels``), "gymnasium" or "default"
+    :return: name of the entry to use: the id, its suite (for pixels ``<suite>-pixels``), "gymnasium" or "default"
     """
     env_id = env_id.rpartition(":")[2]
     suite = env_id.partition("/")[0] if "/" in env_id else "gymnasium" if _of_gymnasium(env_id) else ""
@@ -36,8 +36,8 @@ def _of_gymnasium(env_id: str) -> bool:
 def reduced(entries: Mapping[str, Any], name: str | None) -> dict[str, Any]:
     """
     :param entries: content of a file of presets
-    :param name: what ``--preset`` says, None for nothing
-    :return: settings that are laid over those of the environment
+    :param name: value of ``--preset``, None if it is not given
+    :return: settings that override those of the environment
     :raises ValueError: if there is no such entry
     """
     if name is None:

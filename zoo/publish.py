@@ -1,4 +1,4 @@
-"""Command ``publish``: a trained agent as others can use it, one file with its evaluation, curve, film and card."""
+"""Command ``publish``: write a trained agent to one file to share, with its evaluation, curve, video and model card."""
 
 import argparse
 import itertools
@@ -6,33 +6,35 @@ import json
 import math
 import shlex
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 import sb3_mpc
 from sb3_mpc.agents.agent_files import load_agent, read_card, save_agent
 from sb3_mpc.envs.video import record_video
 from sb3_mpc.zoo import rl_zoo
+from sb3_mpc.zoo.aggregate import curves
 from sb3_mpc.zoo.cards import agent_name, card_text, pictures_of
 from sb3_mpc.zoo.evaluate import Agent, check_plain, find, measure, statistics_of
-from sb3_mpc.zoo.plot import curves, draw, published
-from sb3_mpc.zoo.returns import Row, action_repeat, read_csv, read_run
+from sb3_mpc.zoo.plot import draw
+from sb3_mpc.zoo.returns import action_repeat, read_csv, read_run, with_published
 
-# Small enough for a page
-FILM_SECONDS, FILM_WIDTH, FILM_RATE = 8, 128, 10
-FILM_COLORS = 64
+# Of the animated picture on the card: seconds, pixels, frames per second. Small enough for a page
+VIDEO_SECONDS, VIDEO_WIDTH, VIDEO_RATE = 8, 128, 10
+VIDEO_COLORS = 64
 
 
-def publish(agent: Agent, args: argparse.Namespace, rows: Iterable[Row] = (), **card: Any) -> Path:
+def publish(agent: Agent, args: argparse.Namespace, rows: pd.DataFrame | None = None, **card: Any) -> Path:
     """
-    Write ``<method>-<environment>.safetensors`` and what belongs to it. What is evaluated, planner and network policy,
-    is the agent that was read back from that file.
+    Write ``<method>-<environment>.safetensors``, its model card, its curve and its video. The agent is read back from
+    the file before it is evaluated, by planning and by its network policy.
 
     :param agent: the agent
     :param args: command line of ``publish``
-    :param rows: evaluations, of which those of its training are drawn
-    :param card: what else the card should say
+    :param rows: table of returns; those of this method and environment are drawn
+    :param card: further entries of the card
     :return: the file
     """
     check_plain(agent)
@@ -42,7 +44,11 @@ def publish(agent: Agent, args: argparse.Namespace, rows: Iterable[Row] = (), **
     args.folder.mkdir(parents=True, exist_ok=True)
     algo = next(key for key, algorithm in sb3_mpc.ALGORITHMS.items() if type(model) is algorithm)
     path = args.folder / f"{agent_name(algo, agent.env_id)}.safetensors"
-    save_agent(model, path, args.dtype, steps=steps, seed=model.seed, **card)
+    card |= dict(steps=steps, seed=model.seed)
+    rates = [float(model.lr_schedule(remaining)) for remaining in (1.0, 0.0)]
+    if rates[0] != rates[1]:  # an agent file keeps the first one alone
+        card["final_learning_rate"] = rates[1]
+    save_agent(model, path, args.dtype, **card)
     env.close()
     written = Agent(lambda env: load_agent(path, env, args.device), agent.env_id, agent.env_kwargs)
     model, env = written.start(min(args.episodes, 10))
@@ -52,13 +58,14 @@ def publish(agent: Agent, args: argparse.Namespace, rows: Iterable[Row] = (), **
         found = measure(policy, env, args.episodes)
         evaluation |= {f"{prefix}{key}_return": found[key] for key in ("mean", "std")}
         print(f"{name:<15} return {found['mean']:.1f} +- {found['std']:.1f}", flush=True)
-    save_agent(model, path, args.dtype, steps=steps, seed=model.seed, evaluation=evaluation, **card)
-    rows = [row for row in rows if row.task == agent.env_id and row.method.partition(" ")[0] == algo]
-    if rows:
-        draw(curves([*rows, *published(rows)]), path.with_suffix(".png"), "return")
+    save_agent(model, path, args.dtype, evaluation=evaluation, **card)
+    if rows is not None:
+        own = rows[(rows["task"] == agent.env_id) & (rows["method"].str.split(" ").str[0] == algo)]
+        if len(own):
+            draw(curves(with_published(own)), path.with_suffix(".png"), "return")
     write_card(path)
-    if not args.no_film:  # last: where there is no OpenGL, all else is there
-        film(model, env, written, path.with_suffix(".gif"), args.seed)
+    if not args.no_film:  # last: without OpenGL all other files are there
+        write_video(model, env, written, path.with_suffix(".gif"), args.seed)
         write_card(path)
     env.close()
     return path
@@ -66,21 +73,21 @@ def publish(agent: Agent, args: argparse.Namespace, rows: Iterable[Row] = (), **
 
 def write_card(path: Path) -> None:
     """
-    :param path: agent file, whose card is written beside it, with the pictures that are there
+    :param path: agent file; its model card is written beside it and shows the pictures that are there
     """
     path.with_suffix(".md").write_text(card_text(read_card(path), pictures_of(path)), encoding="utf-8")
 
 
-def film(model: Any, env: Any, agent: Agent, target: Path, seed: int) -> None:
+def write_video(model: Any, env: Any, agent: Agent, target: Path, seed: int) -> None:
     """
     :param model: the agent
     :param env: environment that it was evaluated in
-    :param agent: what that environment is
+    :param agent: description of that environment
     :param target: ``.gif`` of the first seconds of an episode
     :param seed: seed of the episode
     """
     rate = env.get_attr("metadata")[0].get("render_fps", 30)
-    length = min(round(FILM_SECONDS * rate), agent.env_kwargs.get("max_episode_steps", math.inf))
+    length = min(round(VIDEO_SECONDS * rate), agent.env_kwargs.get("max_episode_steps", math.inf))
     brief = {**agent.env_kwargs, "max_episode_steps": length}
     with tempfile.TemporaryDirectory() as folder:
         statistics = statistics_of(env, Path(folder))
@@ -88,19 +95,19 @@ def film(model: Any, env: Any, agent: Agent, target: Path, seed: int) -> None:
         import imageio.v3 as iio  # moviepy, which has made the video, needs both
         from PIL import Image
 
-        stride = max(1, round(rate / FILM_RATE))
+        stride = max(1, round(rate / VIDEO_RATE))
         frames = []
         for frame in itertools.islice(iio.imiter(video, plugin="FFMPEG"), 0, None, stride):
             image = Image.fromarray(frame)
-            small = image.resize((FILM_WIDTH, FILM_WIDTH * image.height // image.width))
-            frames.append(small.quantize(FILM_COLORS))
+            small = image.resize((VIDEO_WIDTH, VIDEO_WIDTH * image.height // image.width))
+            frames.append(small.quantize(VIDEO_COLORS))
         frames[0].save(target, save_all=True, append_images=frames[1:], duration=1_000 * stride / rate, loop=0)
 
 
 def run_card(run: Path) -> dict[str, Any]:
     """
     :param run: folder of a run of ``train``
-    :return: what the card says of its training
+    :return: entries of the card about its training
     """
     settings = json.loads((run / rl_zoo.RUN_FILE).read_text())
     words = [word for word in settings["arguments"] if word != "--progress"]
@@ -119,7 +126,7 @@ def main(args: argparse.Namespace) -> None:
     """
     agent, run = find(args), Path(args.agent or "")
     of_run = args.agent is not None and run.is_dir()
-    rows = read_csv(args.curve) if args.curve else read_run(next(run.glob("*/args.yml")), False) if of_run else []
+    rows = read_csv(args.curve) if args.curve else read_run(next(run.glob("*/args.yml"))) if of_run else None
     card = run_card(run) if of_run else {}
     given = dict(preset=args.preset, command=args.trained_by)
     card |= {name: value for name, value in given.items() if value is not None}

@@ -1,17 +1,17 @@
 """
-Runs that can be killed at any moment and go on, bit for bit on a CPU, from their last checkpoint::
+Runs that can be killed at any moment and resumed, bit for bit on a CPU, from their last checkpoint::
 
     checkpoint = ResumableCheckpoint("runs/walker/checkpoints", every=10_000)
     env = make_vec_env("dmc/walker-walk-v0", seed=1)
     model = checkpoint.load(TDMPC2, env) if checkpoint.newest() else TDMPC2("MlpPolicy", env, seed=1)
     model.learn(100_000 - model.num_timesteps, checkpoint, reset_num_timesteps=False)
 
-A checkpoint is a folder: model, replay buffer, and what else decides how the run goes on. It is written under another
-name and renamed when it is complete; only then is the previous one removed.
+A checkpoint is a folder: model, replay buffer, and all other state of the run, such as that of the random number
+generators. It is written under another name and renamed when it is complete; only then is the previous one removed.
 
 Environments cannot be saved in general. Instead all of them begin new episodes at a checkpoint, seeded by the run's
-seed and the step, whether the run goes on at once or later. A single environment is waited for, so that no episode is
-cut; of several environments, episodes are cut as by a time limit.
+seed and the step, whether the run continues or is resumed later. With a single environment the checkpoint waits for
+the end of the episode; with several, episodes are cut as by a time limit.
 """
 
 import os
@@ -38,7 +38,8 @@ from sb3_mpc.common.files import atomic_target, explain_damage
 
 SelfAlgorithm = TypeVar("SelfAlgorithm", bound=WorldModelAlgorithm)
 
-# What of other callbacks goes on: when they are due, and what an EvalCallback or an OverestimationCallback has found
+# Attributes of other callbacks that are restored: when they are due, and the results of an EvalCallback or an
+# OverestimationCallback
 CALLBACK_STATE = (
     "n_calls",
     "results",
@@ -53,14 +54,14 @@ CALLBACK_STATE = (
 
 class ResumableCheckpoint(BaseCallback):
     """
-    Saves the whole state of a run every so many steps, and at Ctrl-C; :meth:`load` brings it back.
+    Saves the whole state of a run every so many steps, and at Ctrl-C; :meth:`load` restores it.
 
-    When the disk is full a warning says so, the previous checkpoint stays and the training goes on.
+    When the disk is full there is a warning, the previous checkpoint stays and the training continues.
 
-    :param folder: where the checkpoints are, of this run alone
+    :param folder: folder for the checkpoints of this run alone
     :param every: steps between checkpoints; the first end of an episode from then on counts
-    :param callbacks: other callbacks of the run, whose counters and evaluations are to go on
-    :param logs: folder whose ``*.monitor.csv`` are to go on; open the files again with ``override_existing=False``
+    :param callbacks: other callbacks of the run, whose counters and evaluations are restored, too
+    :param logs: folder of the ``*.monitor.csv`` files, which are continued; open them with ``override_existing=False``
     """
 
     model: WorldModelAlgorithm
@@ -115,7 +116,7 @@ class ResumableCheckpoint(BaseCallback):
         venv.seed(state["env_seed"])  # for the reset at the beginning of learn()
         for index, start in enumerate(state["monitor_starts"]):
             venv.env_method("set_wrapper_attr", "t_start", start, indices=index)
-        for name, size in state["monitor_files"].items():  # what was logged after the checkpoint comes again
+        for name, size in state["monitor_files"].items():  # episodes logged after the checkpoint will be repeated
             if self.logs is not None and (self.logs / name).exists():
                 with open(self.logs / name, "rb+") as log:
                     log.truncate(size)
@@ -131,7 +132,7 @@ class ResumableCheckpoint(BaseCallback):
         path, steps = self.newest(), self.model.num_timesteps
         if path is not None and max(self._complete()) > steps:
             raise FileExistsError(
-                f"{path} is of a run that is further than this one: continue that one, or choose another folder."
+                f"{path} is of a run that is further than this one: resume that one, or choose another folder."
             )
         self._saved_at = steps
         if self._resumed is not None:
@@ -174,7 +175,7 @@ class ResumableCheckpoint(BaseCallback):
     def _state(self, steps: int) -> dict[str, Any]:
         """
         :param steps: present step
-        :return: what is in neither model nor replay buffer
+        :return: state of the run that is in neither model nor replay buffer
         """
         env, normalize, seed = self.training_env, self.model.get_vec_normalize_env(), self.model.seed
         sequence = np.random.SeedSequence(None if seed is None else [seed, steps])
@@ -201,8 +202,8 @@ class ResumableCheckpoint(BaseCallback):
     def _save(self, steps: int, state: dict[str, Any] | None = None) -> Path | None:
         """
         :param steps: present step
-        :param state: what is in neither model nor replay buffer
-        :return: the checkpoint, None if the disk did not take it
+        :param state: see :meth:`_state`
+        :return: the checkpoint, None if it could not be written
         """
         final, temporary = self.folder / f"step_{steps}", self.folder / f".step_{steps}.tmp"
         if final.exists():
@@ -248,7 +249,7 @@ class ResumableCheckpoint(BaseCallback):
 
     def _enter(self, state: dict[str, Any]) -> None:
         """
-        :param state: of the checkpoint that the run goes on from, at once or later
+        :param state: of the checkpoint from which the run continues, at once or later
         """
         for callback in self.callbacks:
             if hasattr(callback, "eval_env"):

@@ -1,38 +1,31 @@
 """
-Returns of runs as a table ``method, task, frames, return, seed``.
+Returns of runs as tables (:class:`pandas.DataFrame`) with the columns ``method, task, frames, return, seed``.
 
-That is also what CSV files hold: ``curves/published.csv`` (see ``curves/README.md``) and those of users. Frames are
-simulator frames, decisions times the action repeat of the environment.
+Each row is one evaluation of one seed. That is also what CSV files hold: ``curves/published.csv`` (see
+``curves/README.md``) and those of users. Frames are simulator frames, decisions times the action repeat of the
+environment; ``return`` may be a success rate in percent; ``seed`` is text, and empty for a mean over seeds.
 """
 
-import csv
+import inspect
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import gymnasium as gym
 import numpy as np
+import pandas as pd
+from gymnasium.envs.registration import load_env_creator
+from stable_baselines3.common.monitor import LoadMonitorResultsError, load_results
 
+import sb3_mpc.envs  # noqa: F401
+
+COLUMNS = ["method", "task", "frames", "return", "seed"]
+PUBLISHED = Path(__file__).parent / "curves" / "published.csv"
+PUBLISHED_SUCCESS = PUBLISHED.with_stem("published-success")
+LABELS = {"tdmpc2": "TD-MPC2, published", "bmpc": "BMPC, published mean", "sac": "SAC, published"}
 # Where there are no evaluations: training episodes that make one point
 WINDOW = 10
-
-
-class Row(NamedTuple):
-    """
-    One evaluation of one seed.
-
-    :param method: label of the curve
-    :param task: id of the environment
-    :param frames: simulator frames of training
-    :param value: mean return of the evaluation, or success in percent
-    :param seed: seed of the run; empty for a mean over seeds
-    """
-
-    method: str
-    task: str
-    frames: int
-    value: float
-    seed: str
 
 
 def action_repeat(env_id: str, kwargs: dict[str, Any]) -> int:
@@ -41,13 +34,6 @@ def action_repeat(env_id: str, kwargs: dict[str, Any]) -> int:
     :param kwargs: arguments that it was made with
     :return: simulator frames of a decision
     """
-    import inspect
-
-    import gymnasium as gym
-    from gymnasium.envs.registration import load_env_creator
-
-    import sb3_mpc.envs  # noqa: F401
-
     spec = gym.registry.get(env_id)
     if spec is None or not str(spec.entry_point).startswith("sb3_mpc.envs"):
         return 1
@@ -55,24 +41,45 @@ def action_repeat(env_id: str, kwargs: dict[str, Any]) -> int:
     return int({"action_repeat": default, **spec.kwargs, **kwargs}["action_repeat"])
 
 
-def read_csv(path: Path) -> list[Row]:
+def read_csv(path: Path) -> pd.DataFrame:
     """
-    :param path: table with the columns of :class:`Row`
-    :return: its rows
-    :raises ValueError: if columns are missing
+    :param path: CSV file with at least the columns ``method, task, frames, return, seed``
+    :return: its table
+    :raises ValueError: if it is no such file
     """
-    with path.open() as file:
-        reader = csv.DictReader(file)
-        missing = {"method", "task", "frames", "return", "seed"} - set(reader.fieldnames or [])
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        missing = [name for name in COLUMNS if name not in table]
         if missing:
-            raise ValueError(f"{path} is no table of returns: it has no column {', '.join(sorted(missing))}.")
-        return [Row(r["method"], r["task"], int(r["frames"]), float(r["return"]), r["seed"]) for r in reader]
+            raise ValueError(f"it has no column {', '.join(missing)}")
+        return table[COLUMNS].astype({"frames": int, "return": float})
+    except ValueError as error:
+        raise ValueError(f"{path} is no table of returns: {error}.") from error
 
 
-def label_of(settings: Path) -> tuple[Row, int]:
+def read_published(success: bool = False) -> pd.DataFrame:
+    """
+    :param success: success rates in percent instead of returns
+    :return: what was published
+    """
+    return read_csv(PUBLISHED_SUCCESS if success else PUBLISHED)
+
+
+def with_published(table: pd.DataFrame, success: bool = False) -> pd.DataFrame:
+    """
+    :param table: returns of runs
+    :param success: success rates in percent instead of returns
+    :return: the same, followed by what was published of their tasks
+    """
+    published = read_published(success)
+    own = published[published["task"].isin(table["task"])]
+    return pd.concat([table, own.assign(method=own["method"].map(LABELS))], ignore_index=True)
+
+
+def label_of(settings: Path) -> tuple[dict[str, str], int]:
     """
     :param settings: the file ``args.yml`` of a run
-    :return: a row with method, task and seed of the run, and its simulator frames per decision
+    :return: method, task and seed of the run, and its simulator frames per decision
     """
     import yaml
 
@@ -82,14 +89,15 @@ def label_of(settings: Path) -> tuple[Row, int]:
     preset = json.loads(own.read_text()).get("preset") if own.exists() else None
     method = arguments["algo"] + (f" ({preset})" if preset else "")
     repeat = action_repeat(arguments["env"], arguments["env_kwargs"] or {})
-    return Row(method, arguments["env"], 0, 0.0, str(arguments["seed"])), repeat
+    return dict(method=method, task=arguments["env"], seed=str(arguments["seed"])), repeat
 
 
-def read_run(settings: Path, success: bool) -> list[Row]:
+def read_run(settings: Path, success: bool = False) -> pd.DataFrame:
     """
     :param settings: the file ``args.yml`` of a run
-    :param success: successes in percent instead of returns
+    :param success: success rates in percent instead of returns
     :return: its evaluations; without any, means of ten training episodes
+    :raises ValueError: if success rates are asked for and there are none
     """
     run = settings.parents[1]
     label, repeat = label_of(settings)
@@ -98,76 +106,75 @@ def read_run(settings: Path, success: bool) -> list[Row]:
         if success and "successes" not in found:
             raise ValueError(f"{run} has no successes: leave out --success.")
         values = 100 * found["successes"] if success else found["results"]
-        points = list(zip(found["timesteps"].tolist(), values.mean(1).tolist(), strict=True))
+        points = pd.DataFrame({"frames": repeat * found["timesteps"], "return": values.mean(1)})
     elif success:
         raise ValueError(f"{run} has no evaluations yet, and so no successes: leave out --success.")
     else:
-        points = list(_windows(episodes_of(run)))
-    return [label._replace(frames=repeat * steps, value=value) for steps, value in points]
+        episodes = episodes_of(run, repeat)
+        episodes = episodes[: len(episodes) // WINDOW * WINDOW]
+        windows = episodes.groupby(np.arange(len(episodes)) // WINDOW)
+        points = windows.agg({"frames": "last", "return": "mean"})
+    return points.assign(**label)[COLUMNS]
 
 
-def episodes_of(run: Path) -> list[tuple[float, float, int]]:
+def episodes_of(run: Path, repeat: int) -> pd.DataFrame:
     """
     :param run: folder of a run
-    :return: time, return and length of its training episodes, in order
+    :param repeat: simulator frames per decision
+    :return: ``frames`` at the end of each training episode, and its ``return``
     """
-    episodes = []
-    for path in run.glob("*.monitor.csv"):
-        with path.open() as file:
-            file.readline()
-            episodes += [(float(row["t"]), float(row["r"]), int(row["l"])) for row in csv.DictReader(file)]
-    return sorted(episodes)
+    try:
+        monitor = load_results(str(run))
+    except LoadMonitorResultsError:  # no episode has begun
+        monitor = pd.DataFrame({"r": [], "l": []}).astype({"l": int})
+    return pd.DataFrame({"frames": repeat * monitor["l"].cumsum(), "return": monitor["r"]})
 
 
-def _windows(episodes: list[tuple[float, float, int]]) -> Iterator[tuple[int, float]]:
-    steps = np.cumsum([length for *_, length in episodes])
-    for end in range(WINDOW, len(episodes) + 1, WINDOW):
-        yield int(steps[end - 1]), float(np.mean([value for _, value, _ in episodes[end - WINDOW : end]]))
-
-
-def read(sources: Iterable[Path], success: bool) -> list[Row]:
+def read(sources: Iterable[Path], success: bool = False) -> pd.DataFrame:
     """
     :param sources: folders that hold runs at any depth, and CSV files
-    :param success: successes in percent instead of returns
+    :param success: success rates in percent instead of returns
     :return: all that is in them
+    :raises FileNotFoundError: if a source is neither
+    :raises ValueError: if there is nothing in them
     """
-    rows: list[Row] = []
+    tables = []
     for source in sources:
         if source.is_file():
-            rows += read_csv(source)
+            tables.append(read_csv(source))
             continue
         runs = sorted(source.rglob("args.yml"))
         if not runs:
             raise FileNotFoundError(f"{source} is neither a CSV file nor a folder with runs.")
-        rows += [row for settings in runs for row in read_run(settings, success)]
-    if not rows:
+        tables += [read_run(settings, success) for settings in runs]
+    table = _joined(tables)
+    if table.empty:
         raise ValueError("There is nothing to draw yet: the runs have neither evaluations nor ten episodes.")
-    return rows
+    return table
 
 
-def read_episodes(sources: Iterable[Path]) -> list[Row]:
+def read_episodes(sources: Iterable[Path]) -> pd.DataFrame:
     """
     :param sources: folders that hold runs at any depth, and CSV files, which may have ``<name>.train.csv`` beside them
     :return: every training episode
     """
-    rows: list[Row] = []
+    tables = []
     for source in sources:
-        if source.is_file():
-            beside, first = source.with_suffix(".train.csv"), read_csv(source)[0]
-            if beside.exists():
-                with beside.open() as file:
-                    found = [(0.0, float(row["return"]), int(row["length"])) for row in csv.DictReader(file)]
-                rows += _episode_rows(first, found, action_repeat(first.task, {}))
-            continue
-        for settings in source.rglob("args.yml"):
-            label, repeat = label_of(settings)
-            rows += _episode_rows(label, episodes_of(settings.parents[1]), repeat)
-    return rows
+        if source.is_dir():
+            for settings in source.rglob("args.yml"):
+                label, repeat = label_of(settings)
+                tables.append(episodes_of(settings.parents[1], repeat).assign(**label))
+        elif (beside := source.with_suffix(".train.csv")).exists():
+            first, episodes = read_csv(source).iloc[0], pd.read_csv(beside)
+            frames = action_repeat(first["task"], {}) * episodes["length"].cumsum()
+            tables.append(episodes.assign(frames=frames, **first[["method", "task", "seed"]]))
+    return _joined(tables)
 
 
-def _episode_rows(label: Row, episodes: list[tuple[float, float, int]], repeat: int) -> list[Row]:
-    steps = np.cumsum([length for *_, length in episodes])
-    return [
-        label._replace(frames=repeat * int(end), value=value)
-        for end, (_, value, _) in zip(steps, episodes, strict=True)
-    ]
+def _joined(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    """
+    :param tables: tables, of which empty ones have no types
+    :return: one table
+    """
+    full = [table[COLUMNS] for table in tables if len(table)]
+    return pd.concat(full, ignore_index=True) if full else pd.DataFrame(columns=COLUMNS)

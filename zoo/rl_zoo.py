@@ -1,8 +1,8 @@
 """
-The methods of this package within rl_zoo3, whose own programs then train, search and show them.
+The methods of this package within rl_zoo3, whose programs train, search and show them.
 
-rl_zoo3 has no plug-ins: it is given our classes and samplers by its dictionaries, and an experiment that knows our
-presets and can go on after it was killed.
+rl_zoo3 has no plug-ins: our classes and samplers are entered into its dictionaries, and its experiment is replaced by
+one with our presets and resumable checkpoints.
 """
 
 import difflib
@@ -33,7 +33,7 @@ from sb3_mpc.zoo.presets import preset_file, preset_key, reduced
 from sb3_mpc.zoo.resume import ResumableCheckpoint
 from sb3_mpc.zoo.samplers import SAMPLERS
 
-# What a run folder keeps for `train --resume`
+# File in the folder of a run with the arguments that `train --resume` needs
 RUN_FILE = "train.json"
 
 
@@ -47,9 +47,9 @@ def register() -> None:
 
 def find_environment(env_id: str) -> str:
     """
-    :param env_id: what the user wrote, ``module:id`` included
+    :param env_id: id, or ``module:id``
     :return: the id in Gymnasium's registry
-    :raises ValueError: if there is none, with the nearest that there is
+    :raises ValueError: if there is none; the message names the most similar id
     """
     module, _, name = env_id.rpartition(":")
     if module:
@@ -68,7 +68,7 @@ def find_environment(env_id: str) -> str:
 
 def leave_interrupts_to_the_trainer(env: gym.Env) -> gym.Env:
     """
-    Within a worker process, let Ctrl-C be the affair of the main process, which saves before it stops.
+    Within a worker process, ignore Ctrl-C: the main process handles it, and saves before it stops.
 
     :param env: an environment
     :return: the same
@@ -80,12 +80,12 @@ def leave_interrupts_to_the_trainer(env: gym.Env) -> gym.Env:
 
 class Experiment(ExperimentManager):
     """
-    rl_zoo3's experiment with our presets and checkpoints that a killed run goes on from.
+    rl_zoo3's experiment with our presets, and checkpoints from which a killed run is resumed.
 
-    :param preset: reduced preset to lay over that of the environment, such as ``"cpu"``
+    :param preset: reduced preset that overrides that of the environment, such as ``"cpu"``
     :param checkpoint_freq: steps between checkpoints, none if not positive
-    :param resume: folder of a run to go on with
-    :param arguments: what rl_zoo3 was called with, kept in the run folder
+    :param resume: folder of a run to resume
+    :param arguments: command line of rl_zoo3, which is kept in the folder of the run
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Experiment(ExperimentManager):
             self.continue_training = True
 
     def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """:return: hyper-parameters of the preset, or of the run that goes on; and those to save"""
+        """:return: hyper-parameters of the preset or of the resumed run, and those to save"""
         if self.resume is not None:
             with open(Path(self.params_path) / "config.yml") as file:
                 saved = yaml.load(file, Loader=yaml.UnsafeLoader)  # as rl_zoo3 has written it
@@ -129,14 +129,14 @@ class Experiment(ExperimentManager):
         return hyperparams
 
     def create_log_folder(self) -> None:
-        """Create the folder of the run, with what `--resume` needs."""
+        """Create the folder of the run, with the file that ``--resume`` needs."""
         super().create_log_folder()  # type: ignore[no-untyped-call]
         if not self.optimize_hyperparameters:
             settings = dict(arguments=self.arguments, preset=self.preset, checkpoint_freq=self.checkpoint_freq)
             (Path(self.save_path) / RUN_FILE).write_text(json.dumps(settings, indent=1) + "\n")
 
     def create_callbacks(self) -> None:
-        """As rl_zoo3, and the checkpoints."""
+        """Create the callbacks of rl_zoo3, and that of the checkpoints."""
         super().create_callbacks()  # type: ignore[no-untyped-call]
         self.checkpoint: ResumableCheckpoint | None = None
         if self.checkpoint_freq > 0 and not self.optimize_hyperparameters:
@@ -145,7 +145,7 @@ class Experiment(ExperimentManager):
             self.callbacks.append(self.checkpoint)
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
-        """As rl_zoo3; the logs of a run that goes on are continued."""
+        """Create the environments as rl_zoo3 does; the logs of a resumed run are continued."""
         wrapper: Callable[[gym.Env], gym.Env] | None = self.env_wrapper
         self.env_wrapper = lambda env: leave_interrupts_to_the_trainer(wrapper(env) if wrapper else env)
         self.monitor_kwargs = {**self.monitor_kwargs, "override_existing": self.resume is None}
@@ -164,7 +164,7 @@ class Experiment(ExperimentManager):
             raise ValueError(
                 f"The run has done {model.num_timesteps:,} of {self.n_timesteps:,} steps: give a larger number by -n."
             )
-        print(f"Going on at step {model.num_timesteps} of {self.n_timesteps}")
+        print(f"Resuming at step {model.num_timesteps} of {self.n_timesteps}")
         return model
 
     def learn(self, model: BaseAlgorithm) -> None:
@@ -184,7 +184,7 @@ class Experiment(ExperimentManager):
             if self.show_progress:
                 self.callbacks[0].on_training_end()
             if self.checkpoint is not None and self.checkpoint.newest() is not None:
-                print(f"Go on with: python -m sb3_mpc.zoo train --resume {self.save_path}")
+                print(f"Resume with: python -m sb3_mpc.zoo train --resume {self.save_path}")
         finally:
             assert model.env is not None
             model.env.close()
@@ -192,8 +192,8 @@ class Experiment(ExperimentManager):
 
 def run_program(program: Callable[[], None], name: str, arguments: list[str]) -> None:
     """
-    :param program: one of rl_zoo3's, which read the command line
-    :param name: what it calls itself in messages
+    :param program: main function of rl_zoo3, which reads the command line
+    :param name: its name in messages
     :param arguments: the command line
     """
     before = sys.argv
@@ -207,7 +207,7 @@ def run_program(program: Callable[[], None], name: str, arguments: list[str]) ->
 def train(arguments: list[str], **options: Any) -> None:
     """
     :param arguments: command line of ``rl_zoo3.train``
-    :param options: what only :class:`Experiment` knows
+    :param options: further arguments of :class:`Experiment`
     """
     register()
     module: Any = rl_zoo3.train

@@ -1,4 +1,4 @@
-"""What Optuna searches (``train --optimize``), for each method."""
+"""Search spaces of Optuna (``train --optimize``), one for each method."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ from sb3_mpc import METHODS
 
 def sample_shared(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
     """
-    What all methods have; the cost of a plan, which is a matter of the budget, is left as it is.
+    Hyper-parameters that all methods have. Those that decide the cost of a plan are not searched.
 
     :param trial: a trial of Optuna
     :param n_actions: number of action dimensions
@@ -67,7 +67,7 @@ def sample_fac_tdmpc(trial: optuna.Trial, *args: Any) -> dict[str, Any]:
     }
 
 
-#: Samplers by the keys of the methods: ``sample_<key>`` where a method has one
+#: Samplers by the keys of the methods: ``sample_<key>`` if there is one, else :func:`sample_shared`
 SAMPLERS: dict[str, Callable[..., dict[str, Any]]] = {
     key: globals().get(f"sample_{key}", sample_shared) for key in METHODS
 }

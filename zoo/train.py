@@ -1,4 +1,4 @@
-"""Commands ``train`` and ``enjoy``, for which rl_zoo3 does the work."""
+"""Commands ``train`` and ``enjoy``, which call rl_zoo3."""
 
 import argparse
 import json
@@ -8,7 +8,7 @@ import sys
 from sb3_mpc import METHODS
 from sb3_mpc.common.checks.arguments import check_range
 
-# Options of rl_zoo3 that belong to the start of a run
+# Options of rl_zoo3 that cannot be changed when a run is resumed
 OF_THE_START = {"-conf", "--conf-file", "-i", "--trained-agent", "--env-kwargs", "--eval-env-kwargs"}
 
 
@@ -25,8 +25,9 @@ def main(args: argparse.Namespace) -> None:
     for name, value in (("--n-timesteps", args.n_timesteps), ("--hyperparams", args.hyperparams)):
         if value is not None:
             options += [name, *map(str, value if isinstance(value, list) else [value])]
-    options += ["--track"] * args.track
-    # During a search Optuna reports
+    if args.track:
+        options.append("--track")
+    # During a search Optuna reports the progress
     if sys.stderr.isatty() and not (args.no_progress or args.optimize):
         options += ["--progress"]
     if args.resume is not None:
@@ -57,8 +58,8 @@ def check_algorithm(algo: str) -> None:
 def check_options(args: argparse.Namespace, **least: int) -> None:
     """
     :param args: command line
-    :param least: smallest value of each option, or of each of its values; those that are not given are left alone
-    :raises ValueError: if one is smaller
+    :param least: smallest allowed value of each option; options that are not given are not checked
+    :raises ValueError: if a value is smaller
     """
     for name, smallest in least.items():
         given = getattr(args, name, None)
@@ -69,8 +70,8 @@ def check_options(args: argparse.Namespace, **least: int) -> None:
 
 def check_setting(item: str) -> None:
     """
-    :param item: one of ``-params``, which rl_zoo3 evaluates as Python
-    :raises ValueError: if that would not work
+    :param item: one item of ``-params``, whose value rl_zoo3 evaluates as Python
+    :raises ValueError: if it cannot be evaluated
     """
     name, _, value = item.partition(":")
     try:
@@ -88,15 +89,16 @@ def check_setting(item: str) -> None:
 def _resume(args: argparse.Namespace, options: list[str]) -> None:
     """
     :param args: command line
-    :param options: options of rl_zoo3 that are given now, which count before those of the run's start
+    :param options: options of rl_zoo3 that are given now, which override those of the run's start
     """
     from sb3_mpc.zoo import rl_zoo
 
     names = ("algo", "env", "seed", "preset", "checkpoint_freq", "hyperparams")
     refused = [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) is not None]
-    refused += ["--optimize"] * args.optimize + [word for word in args.rest if word.partition("=")[0] in OF_THE_START]
+    refused += ["--optimize"] if args.optimize else []
+    refused += [word for word in args.rest if word.partition("=")[0] in OF_THE_START]
     if refused:
-        raise ValueError(f"--resume goes on with the settings of the run: leave out {refused[0]}.")
+        raise ValueError(f"--resume keeps the settings of the run: leave out {refused[0]}.")
     path = args.resume / rl_zoo.RUN_FILE
     if not path.exists():
         raise FileNotFoundError(f"{args.resume} is no folder of a run that `train` has begun: there is no {path.name}.")

@@ -1,11 +1,11 @@
 """
-The methods beside each other on small models and a small budget: curves, network policy and overestimation.
+The methods compared on small models and a small budget: curves, network policy and overestimation.
 
     python -m sb3_mpc.zoo.studies.comparison train bmpc dmc/walker-walk-v0 --seed 1
     python -m sb3_mpc.zoo.studies.comparison plot
 
-One row of ``curves/comparison.csv`` is a point of a run: mean return of 10 deterministic episodes by planning and by
-the policy network alone, and value and discounted return of the first states of 20 episodes of the network
+One row of ``results/comparison.csv`` is one evaluation in a run: mean return of 10 deterministic episodes by planning
+and by the policy network alone, and value and discounted return of the first states of 20 episodes of the network
 (:class:`sb3_mpc.common.callbacks.OverestimationCallback`). Models, planners and budget are those of
 the preset "small", far below the papers': differences between methods here say little about that scale.
 """
@@ -29,7 +29,7 @@ from sb3_mpc.zoo.cards import agent_name
 from sb3_mpc.zoo.presets import load_preset
 from sb3_mpc.zoo.returns import action_repeat
 
-CURVES = Path(__file__).parents[1] / "curves"
+RESULTS = Path(__file__).parent / "results"
 METHODS = {key: cls for key, cls in sb3_mpc.ALGORITHMS.items() if cls is not FacTDMPC}  # which learns from another
 TASKS = ("dmc/cartpole-swingup-v0", "dmc/walker-walk-v0")
 PRESET = "small"
@@ -39,7 +39,7 @@ COLUMNS = ("method", "task", "seed", "decisions", "frames", "return", "std", "ne
 
 class Measure(BaseCallback):
     """
-    Evaluates the agent now and then and appends what it finds to a CSV file.
+    Evaluates the agent at intervals and appends the results to a CSV file.
 
     :param run: method, task and seed
     :param every: decisions between evaluations
@@ -92,7 +92,7 @@ def train(method: str, task: str, seed: int, every: int, output: Path, **changed
     :param seed: seed of agent and environments
     :param every: decisions between evaluations
     :param output: CSV file to append to
-    :param changed: settings instead of the preset's
+    :param changed: settings that override those of the preset
     :return: the trained agent
     """
     settings = load_preset(method, task, PRESET) | changed
@@ -105,7 +105,7 @@ def train(method: str, task: str, seed: int, every: int, output: Path, **changed
 def save(model: WorldModelAlgorithm, folder: Path, task: str) -> None:
     """
     :param model: trained agent
-    :param folder: where agent and replay buffer go
+    :param folder: folder for agent and replay buffer
     :param task: id of the environment
     """
     method = next(key for key, algorithm in METHODS.items() if type(model) is algorithm)
@@ -117,7 +117,7 @@ def save(model: WorldModelAlgorithm, folder: Path, task: str) -> None:
 def plot(source: Path, folder: Path) -> None:
     """
     :param source: CSV file of the runs
-    :param folder: where ``comparison.png`` and ``overestimation.png`` go
+    :param folder: folder for ``comparison.png`` and ``overestimation.png``
     """
     from matplotlib.figure import Figure
 
@@ -138,7 +138,7 @@ def plot(source: Path, folder: Path) -> None:
                 return [float(np.mean([float(r[name]) for r in own if int(r["decisions"]) == step])) for step in steps]
 
             seeds = len({row["seed"] for row in own})
-            label = f"{algorithm.__name__}, {seeds} seed{'s' * (seeds > 1)}"
+            label = f"{algorithm.__name__}, {seeds} {'seeds' if seeds > 1 else 'seed'}"
             curves.plot(steps, mean("return"), "o-", color=f"C{number}", label=label)
             curves.plot(steps, mean("network"), "x:", color=f"C{number}")
             errors.plot(steps, mean("value"), "o-", color=f"C{number}", label=f"{algorithm.__name__}: value")
@@ -168,7 +168,7 @@ def main() -> None:
     trainer.add_argument("--compile", action="store_true", help="compile plan and update")
     trainer.add_argument("--save", type=Path, help="folder for the trained agent and its replay buffer")
     for command in (trainer, commands.add_parser("plot", help="draw the pictures")):
-        command.add_argument("--data", type=Path, default=CURVES / "comparison.csv", help="CSV file of the runs")
+        command.add_argument("--data", type=Path, default=RESULTS / "comparison.csv", help="CSV file of the runs")
     args = parser.parse_args()
     if args.command == "plot":
         plot(args.data, args.data.parent)

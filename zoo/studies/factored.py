@@ -1,14 +1,15 @@
 """
-Fac-TDMPC against its expert, in small: the three studies of its paper on one agent that this script distils.
+Fac-TDMPC compared with its expert on small models: the three studies of its paper, on one agent that this script
+distils.
 
     python -m sb3_mpc.zoo.studies.comparison train tdmpc2 dmc/walker-walk-v0 --save logs  # the expert and its data
-    python -m sb3_mpc.zoo.studies.factored train            # what is distilled from them
+    python -m sb3_mpc.zoo.studies.factored train            # the agent distilled from them
     python -m sb3_mpc.zoo.studies.factored budget           # fewer samples and iterations
     python -m sb3_mpc.zoo.studies.factored robustness       # one action dimension executed at random, or scaled
     python -m sb3_mpc.zoo.studies.factored times            # one prediction of 512 samples at the paper's sizes
     python -m sb3_mpc.zoo.studies.factored plot
 
-Each writes ``curves/factored-<study>.csv``. Models and planners of the first three are those of the preset "small".
+Each writes ``results/factored-<study>.csv``. Models and planners of the first three are those of the preset "small".
 """
 
 import argparse
@@ -30,7 +31,7 @@ from sb3_mpc import TDMPC2, FacTDMPC
 from sb3_mpc.fac_tdmpc.distillation import expert_scores, student_scores
 from sb3_mpc.zoo.cards import agent_name
 from sb3_mpc.zoo.presets import load_preset
-from sb3_mpc.zoo.studies.comparison import CURVES, EPISODES, PRESET
+from sb3_mpc.zoo.studies.comparison import EPISODES, PRESET, RESULTS
 
 ACTIONS = {"reacher-three": 3, "hopper": 4, "fish": 5, "walker": 6, "quadruped": 12}  # of the paper's Table 1
 SAMPLES, ITERATIONS = (128, 64, 32, 16), (3, 1)
@@ -40,10 +41,10 @@ Row = dict[str, Any]
 
 class Perturbed(gym.ActionWrapper):
     """
-    One action dimension is not what the agent believes.
+    Changes one action dimension without the knowledge of the agent.
 
     :param env: environment
-    :param dimension: which one
+    :param dimension: index of that dimension
     :param change: "random" for clipped normal draws in its place, or a factor on it
     """
 
@@ -53,8 +54,8 @@ class Perturbed(gym.ActionWrapper):
 
     def action(self, action: np.ndarray) -> np.ndarray:
         """
-        :param action: what the agent wants ``[A]``
-        :return: what is executed ``[A]``
+        :param action: action of the agent ``[A]``
+        :return: action that is executed ``[A]``
         """
         action = action.copy()
         own = action[self.dimension]
@@ -68,7 +69,7 @@ def evaluate(model: FacTDMPC, args: argparse.Namespace, change: tuple[int, str |
     """
     :param model: distilled agent
     :param args: command line
-    :param change: perturbed action dimension, and how
+    :param change: arguments of :class:`Perturbed`, none by default
     :return: mean return of expert and student
     """
     wrapper = None if change is None else (lambda env: Perturbed(env, *change))
@@ -157,7 +158,7 @@ def robustness(args: argparse.Namespace) -> Iterator[Row]:
 
 def milliseconds(function: Callable[[], Any], runs: int) -> float:
     """
-    :param function: what to measure
+    :param function: function to measure
     :param runs: number of calls, after three that do not count
     :return: median time of a call
     """
@@ -215,7 +216,7 @@ def read(path: Path) -> list[dict[str, str]]:
 
 def plot(folder: Path) -> None:
     """
-    :param folder: where the CSV files are and ``factored.png`` goes
+    :param folder: folder with the CSV files, in which ``factored.png`` is written
     """
     from matplotlib.figure import Figure
 
@@ -267,7 +268,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=EPISODES)
     parser.add_argument("--runs", type=int, default=100, help="measurements of each time")
     parser.add_argument("--agent", type=Path, default=Path("logs/factored.zip"), help="where the trained agent is kept")
-    parser.add_argument("--folder", type=Path, default=CURVES, help="where CSV files and picture go")
+    parser.add_argument("--folder", type=Path, default=RESULTS, help="where CSV files and picture go")
     args = parser.parse_args()
     if args.study == "plot":
         plot(args.folder)

@@ -1,12 +1,12 @@
 """
-The learning curves of the README: train, evaluate the checkpoints, and draw them with ``python -m sb3_mpc.zoo plot``.
+Learning curves of model size 1: train, evaluate the checkpoints, and draw them with ``python -m sb3_mpc.zoo plot``.
 
     python -m sb3_mpc.zoo.studies.learning train cartpole-swingup --seed 1
     python -m sb3_mpc.zoo.studies.learning evaluate cartpole-swingup --seed 1
-    python -m sb3_mpc.zoo plot zoo/curves/tdmpc2-size1-*-1.csv --episodes --output zoo/curves/tdmpc2.png
+    python -m sb3_mpc.zoo plot zoo/studies/results/tdmpc2-size1-*-1.csv --episodes --output tdmpc2.png
 
 One row of the CSV is the mean return of 10 deterministic episodes; ``frames`` are simulator frames, decisions times the
-action repeat of 2. The settings are those that two CPU cores can bear: model size 1 and a smaller planner.
+action repeat of 2. The settings are for two CPU cores: model size 1 and a smaller planner.
 """
 
 import argparse
@@ -27,14 +27,14 @@ import sb3_mpc.envs  # noqa: F401
 from sb3_mpc import TDMPC2
 
 ACTION_REPEAT = 2
-CURVES = Path(__file__).parents[1] / "curves"
+RESULTS = Path(__file__).parent / "results"
 METHOD = "TDMPC2 (1M)"
 SETTINGS = dict(num_samples=256, num_elites=32, iterations=4, policy_kwargs=dict(model_size=1))
 
 
 def train(task: str, seed: int, steps: int, every: int, folder: Path, compile: bool) -> None:
     """
-    A run whose folder holds a checkpoint goes on from the newest one.
+    A run whose folder holds checkpoints is resumed from the newest one.
 
     :param task: DMControl task
     :param seed: seed of agent and environment
@@ -45,7 +45,7 @@ def train(task: str, seed: int, steps: int, every: int, folder: Path, compile: b
     """
     folder.mkdir(parents=True, exist_ok=True)
     saved = checkpoints(folder)
-    # A run that goes on appends to the returns of its training episodes
+    # A resumed run appends to the returns of its training episodes
     env: Monitor = Monitor(gym.make(f"dmc/{task}-v0"), str(folder / "train"), override_existing=not saved)
     if saved:
         done = max(saved)
@@ -124,7 +124,7 @@ def main() -> None:
         if args.command == "train":
             train(task, args.seed, args.steps, args.every, folder, args.compile)
         else:
-            output = args.output or CURVES / f"tdmpc2-size1-{task}-{args.seed}.csv"
+            output = args.output or RESULTS / f"tdmpc2-size1-{task}-{args.seed}.csv"
             evaluate(task, args.seed, folder, output, args.episodes)
 
 

@@ -1,11 +1,11 @@
 """
-What bfloat16 does to plans: ``python -m sb3_mpc.zoo.studies.precision``.
+Effect of bfloat16 on plans: ``python -m sb3_mpc.zoo.studies.precision``.
 
 At states that a trained agent visits, the deterministic plan in bfloat16 is compared with the one in float32 from the
-same random numbers, and plans in float32 with those from other random numbers: the planner's own spread. That is
-measured for deterministic plans (mean of the elites) and for those of training (one elite, drawn), both without
+same random numbers, and plans in float32 with those from other random numbers, which is the planner's own spread. This
+is measured for deterministic plans (mean of the elites) and for those of training (one elite, drawn), both without
 exploration noise. ``--episodes`` evaluates the agent in both precisions instead, and appends to
-``benchmarks/precision-returns.csv``.
+``results/precision-returns.csv``.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def distances(model: WorldModelAlgorithm, env: gym.Env, states: int, every: int,
     :param env: environment to visit
     :param states: number of states
     :param every: decisions between two of them
-    :param seeds: number of plans with random numbers of their own at each state
+    :param seeds: number of plans at each state, each with other random numbers
     :return: largest differences of an action's entries, ``states * seeds`` of each kind
     """
     policy, planner = model.policy, model.policy.active()[1]
@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--states", type=int, default=20)
     parser.add_argument("--every", type=int, default=12, help="decisions between two states")
     parser.add_argument("--seeds", type=int, default=8, help="plans at each state")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parents[1] / "benchmarks" / "precision")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "precision")
     parser.add_argument("--episodes", type=int, help="compare returns over so many episodes instead")
     args = parser.parse_args()
     args.output.parent.mkdir(parents=True, exist_ok=True)
