@@ -14,7 +14,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 import sb3_mpc.envs  # noqa: F401
 from sb3_mpc.common.algorithm import WorldModelAlgorithm
-from tests.agents import ALGORITHMS, SMALL, SMALL_POLICY
+from tests.support.agents import ALGORITHMS, SMALL, SMALL_POLICY
 
 SHORTENED = ("Pendulum-v1", "dmc/walker-walk-v0", "dmc/cartpole-swingup-v0", "dmc/cup-catch-pixels-v0")
 

@@ -2,15 +2,14 @@
 
 import re
 import sys
-from pathlib import Path
 
 import pytest
 
 import sb3_mpc
 from sb3_mpc import FacTDMPC
 from sb3_mpc.common.algorithm import WorldModelAlgorithm
+from tests.support import ROOT
 
-ROOT = Path(__file__).parents[1]
 PAGES = sorted(path for path in (ROOT / "docs" / "pages").glob("*.md") if "```python" in path.read_text())
 MAX_STEPS = 60
 

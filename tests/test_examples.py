@@ -12,9 +12,10 @@ import pytest
 import sb3_mpc
 import sb3_mpc.envs
 from sb3_mpc import TDMPC2, FacTDMPC
-from tests.helpers import needs_gl
+from tests.support import ROOT
+from tests.support.rendering import needs_gl
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = ROOT / "examples"
 SHORT = sorted(path.name for path in EXAMPLES.glob("*.py") if path.name != "demo.py")
 DEMO_TASK = re.findall(r'^TASK = "(.*)"$', (EXAMPLES / "demo.py").read_text(), re.MULTILINE)[0]
 

@@ -14,7 +14,7 @@ from stable_baselines3.common.env_checker import check_env
 import sb3_mpc.envs  # noqa: F401  (registers the ids)
 from sb3_mpc.envs.dmc import TASKS, DMControl
 from sb3_mpc.envs.gl import set_headless_backend
-from tests.helpers import needs_gl
+from tests.support.rendering import needs_gl
 
 set_headless_backend()
 suite = pytest.importorskip("dm_control.suite")

@@ -12,7 +12,7 @@ import sb3_mpc.envs  # noqa: F401  (registers the ids)
 from sb3_mpc import TDMPC2
 from sb3_mpc.envs.gl import set_headless_backend
 from sb3_mpc.envs.video import record_video
-from tests.helpers import needs_gl
+from tests.support.rendering import needs_gl
 
 set_headless_backend()
 pytest.importorskip("dm_control.suite")
