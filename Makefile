@@ -24,6 +24,9 @@ pytest: $(INSTALLED)
 	@# One thread a worker: the networks of the tests are tiny, and workers that fight over cores are slow.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
+test-fast: $(INSTALLED)  ## while working: the tests that take no seconds, of the classes TDMPC2 alone
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS) -m "not slow and not all_envs"
+
 test-envs: $(ENVS_INSTALLED)  ## install all suites that pip can and test every registered environment
 	OMP_NUM_THREADS=1 $(ENVS_BIN)/python -m pytest tests/envs -m all_envs $(PYTEST_ARGS)
 
@@ -72,4 +75,4 @@ $(ENVS_INSTALLED): pyproject.toml .ci/constraints.txt
 	$(ENVS_BIN)/python $(INSTALL) --no-deps metaworld
 	touch $@
 
-.PHONY: help demo test pytest test-envs type lint format check-codestyle commit-checks docs clean
+.PHONY: help demo test pytest test-fast test-envs type lint format check-codestyle commit-checks docs clean

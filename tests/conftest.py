@@ -19,7 +19,11 @@ from tests.support.agents import ALGORITHMS, SMALL, SMALL_POLICY
 SHORTENED = ("Pendulum-v1", "dmc/walker-walk-v0", "dmc/cartpole-swingup-v0", "dmc/cup-catch-pixels-v0")
 
 
-@pytest.fixture(params=ALGORITHMS, ids=lambda algorithm: algorithm.__name__)
+# make test asks every class, make test-fast only the first: most of what is asked is in what they share
+EACH = [pytest.param(a, marks=() if a is ALGORITHMS[0] else pytest.mark.slow, id=a.__name__) for a in ALGORITHMS]
+
+
+@pytest.fixture(params=EACH)
 def algorithm(request: pytest.FixtureRequest) -> type[OffPolicyAlgorithm]:
     """:return: each of the algorithm classes in turn"""
     return request.param

@@ -45,6 +45,7 @@ def run(models, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Training and eval env are not of the same type")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_pages_run(page, run):
@@ -52,6 +53,7 @@ def test_pages_run(page, run):
         assert model.num_timesteps >= MAX_STEPS and model._n_updates > 0
 
 
+@pytest.mark.slow
 def test_front_page(run):
     """The swap runs; the other blocks are fragments, or need a suite or OpenGL, and are read only."""
     first, *others = python_of((ROOT / "README.md").read_text())

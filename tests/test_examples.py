@@ -15,6 +15,7 @@ from sb3_mpc import TDMPC2, FacTDMPC
 from tests.support import ROOT
 from tests.support.rendering import needs_gl
 
+pytestmark = pytest.mark.slow
 EXAMPLES = ROOT / "examples"
 SHORT = sorted(path.name for path in EXAMPLES.glob("*.py") if path.name != "demo.py")
 DEMO_TASK = re.findall(r'^TASK = "(.*)"$', (EXAMPLES / "demo.py").read_text(), re.MULTILINE)[0]

@@ -1,6 +1,7 @@
 """BMPC: the prior imitates plans that are made anew now and then, and values are those of states."""
 
 import numpy as np
+import pytest
 import torch as th
 
 from sb3_mpc import BMPC
@@ -34,6 +35,7 @@ def test_reanalysis_comes_at_its_interval_and_writes_to_the_buffer() -> None:
     assert not fresh.plans[:, :, :3].isnan().any()
 
 
+@pytest.mark.slow
 def test_imitation_reaches_the_expert_in_both_directions() -> None:
     for direction in ("reverse", "forward"):
         model = make_agent(BMPC, two_envs(), kl_direction=direction, learning_rate=1e-2, entropy_coef=0.0).learn(12)

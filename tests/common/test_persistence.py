@@ -19,6 +19,7 @@ from stable_baselines3.common.noise import OrnsteinUhlenbeckActionNoise
 from stable_baselines3.common.utils import ConstantSchedule, get_device
 from stable_baselines3.common.vec_env import VecNormalize
 
+import sb3_mpc
 from tests.support.agents import PointEnv, assert_same_state, make_agent, observations_of, vec
 
 
@@ -239,13 +240,11 @@ def test_device_of_a_loaded_replay_buffer(algorithm: Any, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("terminate", [False, True], ids=["truncated", "terminated"])
 @pytest.mark.parametrize("n_envs", [1, 2])
-@pytest.mark.parametrize("interrupted_at", [4, 17], ids=["seeding", "training"])
-def test_interrupted_run_in_the_same_environment(
-    algorithm: Any, tmp_path: Path, terminate: bool, n_envs: int, interrupted_at: int
-) -> None:
+def test_interrupted_run_in_the_same_environment(algorithm: Any, tmp_path: Path, terminate: bool, n_envs: int) -> None:
     """
     Saved in the middle of an episode and loaded with ``force_reset=False``: bit for bit the run of a single ``learn``,
-    with parameters, optimisers, plans, random numbers and the episode that was open.
+    with parameters, optimisers, plans, random numbers and the episode that was open. Interrupted before the first
+    update, and in the training.
     """
 
     def start() -> Any:
@@ -253,16 +252,19 @@ def test_interrupted_run_in_the_same_environment(
         return make_agent(algorithm, env, seed=4, learning_starts=10, horizon=3, pretrain_gradient_steps=3)
 
     single = start().learn(32 * n_envs)
-    first = start().learn(interrupted_at * n_envs)
-    first.save(tmp_path / "model")
-    first.save_replay_buffer(tmp_path / "buffer")
-    th.manual_seed(99), np.random.seed(99)  # the second half finds another world
-    second = algorithm.load(tmp_path / "model", env=first.get_env(), force_reset=False)
-    del first
-    second.load_replay_buffer(tmp_path / "buffer")
-    second.learn((32 - interrupted_at) * n_envs, reset_num_timesteps=False)
     assert single._n_updates > 0
-    assert_same_state(everything(second), everything(single))
+    expected = everything(single)
+    for interrupted_at in (4, 17):
+        first = start().learn(interrupted_at * n_envs)
+        assert (first._n_updates > 0) == (interrupted_at == 17)
+        first.save(tmp_path / "model")
+        first.save_replay_buffer(tmp_path / "buffer")
+        th.manual_seed(99), np.random.seed(99)  # the second half finds another world
+        second = algorithm.load(tmp_path / "model", env=first.get_env(), force_reset=False)
+        del first
+        second.load_replay_buffer(tmp_path / "buffer")
+        second.learn((32 - interrupted_at) * n_envs, reset_num_timesteps=False)
+        assert_same_state(everything(second), expected)
 
 
 def test_interrupted_run_with_normalisation(algorithm: Any, tmp_path: Path) -> None:
@@ -342,26 +344,30 @@ import torch
 torch.set_num_threads(1)
 import sb3_mpc
 from tests.support.agents import PointEnv, vec
-model = getattr(sb3_mpc, {name!r}).load("model", env=vec(lambda: PointEnv(6, start=0.5)), device="cpu")
-model.load_replay_buffer("buffer")
-model.learn(18, reset_num_timesteps=False)
-pickle.dump((model.get_parameters()["policy"], model.replay_buffer.actions[:42]), open("result.pkl", "wb"))
+for name, algorithm in sb3_mpc.ALGORITHMS.items():
+    model = algorithm.load(name, env=vec(lambda: PointEnv(6, start=0.5)), device="cpu")
+    model.load_replay_buffer(name + "-buffer")
+    model.learn(18, reset_num_timesteps=False)
+    result = model.get_parameters()["policy"], model.replay_buffer.actions[:42]
+    pickle.dump(result, open(name + "-result.pkl", "wb"))
 """
 
 
-def test_interrupted_run_in_another_process(algorithm: Any, tmp_path: Path) -> None:
-    """Nothing that matters stays behind in the process."""
+@pytest.mark.slow
+def test_interrupted_runs_in_another_process(tmp_path: Path) -> None:
+    """Nothing that matters stays in the process. One process for all classes: to start it takes seconds."""
 
-    def start() -> Any:
+    def start(algorithm: Any) -> Any:
         return make_agent(algorithm, vec(lambda: PointEnv(6, start=0.5)), seed=4)
 
-    single = start().learn(42)
-    first = start().learn(24)
-    first.save(tmp_path / "model")
-    first.save_replay_buffer(tmp_path / "buffer")
-    program = CONTINUE.format(path=sys.path, name=algorithm.__name__)
-    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
-    with open(tmp_path / "result.pkl", "rb") as file:
-        policy, actions = pickle.load(file)
-    assert_same_state(dict(policy), dict(single.get_parameters()["policy"]))
-    np.testing.assert_array_equal(actions, single.replay_buffer.actions[:42])
+    singles = {}
+    for name, algorithm in sb3_mpc.ALGORITHMS.items():
+        singles[name] = start(algorithm).learn(42)
+        first = start(algorithm).learn(24)
+        first.save(tmp_path / name)
+        first.save_replay_buffer(tmp_path / f"{name}-buffer")
+    subprocess.run([sys.executable, "-c", CONTINUE.format(path=sys.path)], cwd=tmp_path, check=True)
+    for name, single in singles.items():
+        policy, actions = pickle.loads((tmp_path / f"{name}-result.pkl").read_bytes())
+        assert_same_state(dict(policy), dict(single.get_parameters()["policy"]), name)
+        np.testing.assert_array_equal(actions, single.replay_buffer.actions[:42])

@@ -66,6 +66,7 @@ class ChainEnv(gym.Env):
         return self.observe(), reward, last and self.end == "terminated", last and self.end == "truncated", {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("handle_timeout_termination", "expected", "tolerance"),
     [(True, [1 / 0.3] * 3, 0.2), (False, [2.35, 1.93, 2.64], 0.45)],  # the latter has an average to learn
@@ -99,6 +100,7 @@ def test_values_of_a_chain_that_terminates(algorithm: Any, n_envs: int) -> None:
     assert [value_of(model, observe(place)) for place in (0, 1)] == pytest.approx([2.8, 2.0], rel=0.1)
 
 
+@pytest.mark.slow
 def test_values_of_a_chain_that_is_truncated(algorithm: Any) -> None:
     """
     The last observation of a truncated episode is the state whose value counts, not the first one of the next episode.
@@ -125,6 +127,7 @@ def test_values_of_a_chain_that_is_truncated(algorithm: Any) -> None:
     assert [value_of(model, env.observe(place)) for place in (0, 1)] == pytest.approx([1 + 0.5 * 3, 3.0], rel=0.1)
 
 
+@pytest.mark.slow
 def test_termination_is_predicted_where_it_happens(algorithm: Any) -> None:
     env = ChainEnv((1.0, 2.0, 1.0), "terminated")
     model = fit(algorithm, env, gamma=0.9)
@@ -137,6 +140,7 @@ def test_termination_is_predicted_where_it_happens(algorithm: Any) -> None:
     assert chances[0] < 0.2 and chances[1] < 0.2 and chances[2] > 0.8
 
 
+@pytest.mark.slow
 def test_agent_avoids_a_termination_that_costs_it_the_future(algorithm: Any) -> None:
     """Positive actions pay best at once and end the episode: only an agent that knows what an end is leaves them."""
 
@@ -208,6 +212,7 @@ def test_episodic_may_be_chosen(algorithm: Any) -> None:
     assert all(tensor.isfinite().all() for tensor in model.policy.state_dict().values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_envs", [1, 2])
 @pytest.mark.parametrize("end", ["terminated", "truncated"])
 def test_episodes_of_one_step(algorithm: Any, end: str, n_envs: int) -> None:

@@ -45,6 +45,7 @@ def frames_of(path) -> tuple[np.ndarray, float]:
         return np.array(list(clip.iter_frames())), clip.fps
 
 
+@pytest.mark.slow
 @needs_gl
 def test_planning_agent_in_simulated_time(tmp_path):
     env_id = "dmc/walker-stand-v0"

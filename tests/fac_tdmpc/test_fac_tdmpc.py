@@ -154,6 +154,7 @@ def expert() -> Any:
     return make_agent(TDMPC2, PointEnv(), seed=0, learning_rate=3e-3, policy_kwargs=dict(net_arch=[32])).learn(150)
 
 
+@pytest.mark.slow
 def test_student_ranks_like_the_expert(expert: Any) -> None:
     """On states and actions that it has not seen."""
 

@@ -29,6 +29,7 @@ def test_a_denoising_step_telescopes_to_the_weighted_mean() -> None:
             th.testing.assert_close(x, planner.alpha_bar[tau - 1].sqrt() * mean, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_energy_tells_the_actions_of_a_state_from_those_of_others() -> None:
     """Two states whose actions in the data differ: only right pairs of states and actions can be learned."""
     model = make_agent(MBDPO, two_envs(), learning_rate=1e-2).learn(12)

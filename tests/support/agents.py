@@ -42,7 +42,7 @@ def make_agent(
     }
     settings = dict(SMALL, device="cpu", learning_starts=8, policy_kwargs={**small_policy, **(policy_kwargs or {})})
     if issubclass(algorithm, FacTDMPC):
-        settings["distill_steps"] = 20  # and not as many as there were steps
+        settings["distill_steps"] = 3  # and not as many as there were steps, after every learn()
     return algorithm(policy, env, **{**settings, **kwargs})
 
 

@@ -24,6 +24,7 @@ def test_constraint_waits_for_the_scale_and_has_three_weights() -> None:
     assert code == pytest.approx(readme * 2 / 61, rel=1e-4) and paper == pytest.approx(readme / 2, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_constraint_pulls_the_prior_to_the_plans() -> None:
     model = make_agent(TDMPCSquare, two_envs(), prior_coef=1e3, learning_rate=1e-2, scale_threshold=0.5).learn(20)
     plans = th.tensor([[0.6, -0.3], [0.1, 0.1]]).view(2, 1, 1, 2)

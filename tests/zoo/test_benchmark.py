@@ -9,6 +9,7 @@ import pytest
 from sb3_mpc.zoo import __main__ as command_line
 
 
+@pytest.mark.slow
 def test_benchmark(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = "bench --model-size 1 --obs 3 --act 2 --n-envs 1 2 --modes eager --repeats 1 --device cpu --output"
     monkeypatch.setattr(sys, "argv", ["zoo", *arguments.split(), str(tmp_path / "bench.json")])

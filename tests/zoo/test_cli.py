@@ -111,6 +111,7 @@ def test_run_folder(finished: Path) -> None:
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step_40"]
 
 
+@pytest.mark.slow
 def test_evaluate_and_enjoy(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,6 +131,7 @@ def test_evaluate_and_enjoy(
     assert "Episode Reward" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @needs_gl
 def test_record(finished: Path, tmp_path: Path) -> None:
     pytest.importorskip("moviepy")
@@ -138,6 +140,7 @@ def test_record(finished: Path, tmp_path: Path) -> None:
     assert (tmp_path / f"{NAME}-episode-0.mp4").stat().st_size > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("film", [False, pytest.param(True, marks=needs_gl)])
 def test_publish(film: bool, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = finished / "tdmpc2" / f"{NAME}_1"
@@ -160,6 +163,7 @@ def test_publish(film: bool, finished: Path, tmp_path: Path, capsys: pytest.Capt
     assert f"return {card['evaluation']['mean_return']:.1f}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_environment_with_arguments_and_a_run_that_is_extended(tmp_path: Path, capsys: Any) -> None:
     """An agent is judged in the environment that it was trained in, also after its run was made longer."""
     arguments = train_arguments(tmp_path, 40)
@@ -180,6 +184,7 @@ def test_environment_with_arguments_and_a_run_that_is_extended(tmp_path: Path, c
     assert "trained with other arguments of Pendulum-v1, which no file may choose: {'g': 5.0" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_stacked_observations(tmp_path: Path, capsys: Any) -> None:
     run(*train_arguments(tmp_path, 40), "frame_stack:2")
     folder = tmp_path / "tdmpc2" / "Pendulum-v1_1"
@@ -191,6 +196,7 @@ def test_stacked_observations(tmp_path: Path, capsys: Any) -> None:
     assert not [*tmp_path.glob("*.safetensors")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algo", METHODS)
 def test_two_trials_of_a_search(algo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = [setting for setting in TINY if not setting.startswith(("horizon", "batch_size"))]
@@ -279,6 +285,7 @@ def test_missing_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     assert 'needs rl_zoo3: pip install "sb3-mpc[zoo,extra]"' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_reader_that_has_seen_enough() -> None:
     """As in ``list | head``."""
     command = [sys.executable, "-m", "sb3_mpc.zoo", "list"]

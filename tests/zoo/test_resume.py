@@ -42,6 +42,7 @@ def wait_for_losses(process: subprocess.Popen, folder: Path, count: int) -> None
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_killed_run_equals_the_uninterrupted_one(tmp_path: Path) -> None:
     """Killed in the middle of whatever it does: losses, evaluations, episodes and the agent are those of one run."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -75,6 +76,7 @@ def test_killed_run_equals_the_uninterrupted_one(tmp_path: Path) -> None:
     assert_same_state(models[0].get_parameters(), models[1].get_parameters())
 
 
+@pytest.mark.slow
 def test_interrupted_run_is_saved_and_says_where(tmp_path: Path) -> None:
     """Ctrl-C in a process with two worker processes, which it reaches, too."""
     arguments = [*train_arguments(tmp_path, 10_000), "n_envs:2", "--vec-env", "subproc"]

@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecNormalize
 
 from sb3_mpc import BMPC, TDMPC2, FacTDMPC, TDMPCSquare
 from sb3_mpc.common.buffers.her import HerPlanReplayBuffer, HerSequenceReplayBuffer
-from tests.support.agents import ALGORITHMS, assert_one_clear_sentence, assert_same_state, make_agent, vec
+from tests.support.agents import assert_one_clear_sentence, assert_same_state, make_agent, vec
 
 
 class ReachEnv(gym.Env):
@@ -247,7 +247,6 @@ def test_copies_go_on_alike() -> None:
 # --- agents -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_training(algorithm: Any) -> None:
     """Goals have been reached by the window's episode, and rewards are the environment's."""
     env = vec(lambda: ReachEnv(5), lambda: ReachEnv(4, terminate=True))

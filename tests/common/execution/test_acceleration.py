@@ -94,7 +94,6 @@ def test_unknown_switch_is_refused() -> None:
         make_agent(TDMPC2, PointEnv(), compile="fast")
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_reduced_plans_are_close_to_float32(algorithm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_agent(algorithm, PointEnv(), learning_rate=1e-2, num_samples=64).learn(40)
     observations = np.stack([model.observation_space.sample() / 5 for _ in range(4)])
@@ -125,6 +124,7 @@ def test_reduced_plans_are_close_to_float32(algorithm: Any, monkeypatch: pytest.
         seen.clear()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deterministic", [True, False])
 @pytest.mark.parametrize("algorithm", [a for a in ALGORITHMS if a is not FacTDMPC])  # its groups are one batch
 def test_plans_are_the_same_in_parts(algorithm: Any, deterministic: bool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,6 +159,7 @@ def test_training_stays_in_float32_while_plans_are_reduced() -> None:
     assert types.seen == {th.float32}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", [TDMPC2, BMPC])  # each takes seconds; BMPC compiles its reanalyze, too
 def test_traced_functions_equal_eager_ones(algorithm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tracing without code generation, which takes minutes: graphs that miss or freeze something would differ."""

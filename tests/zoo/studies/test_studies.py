@@ -13,6 +13,7 @@ from sb3_mpc.zoo.studies import comparison, factored, learning, precision
 from tests.support.agents import SMALL, SMALL_POLICY, make_agent
 
 pytest.importorskip("dm_control")
+pytestmark = pytest.mark.slow
 TASK = "cartpole-swingup"
 ID = f"dmc/{TASK}-v0"
 UNUSED = ("policy", "n_timesteps", "n_envs")  # in a preset, by an agent without environment
