@@ -1,4 +1,4 @@
-"""Fixtures and settings of all tests."""
+"""Fixtures and settings of all tests. The folders mirror the packages; what tests share is in ``tests/support``."""
 
 import functools
 import os

@@ -111,7 +111,7 @@ def test_saved_multitask_agent(tmp_path: Path) -> None:
     assert_same_state(predictions(loaded, observation), predictions(model, observation))
 
 
-def test_half_precision(tmp_path: Path) -> None:
+def test_files_may_be_of_half_precision(tmp_path: Path) -> None:
     model = make_agent(TDMPC2, PointEnv()).learn(20)
     model.policy.running_scale.value.fill_(1e5)  # more than half precision holds
     sizes = [save_agent(model, tmp_path / dtype, dtype).stat().st_size for dtype in ("float32", "float16")]
@@ -198,7 +198,7 @@ def test_what_is_no_data_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_keeps_the_previous_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The previous file stays whole, and nothing else is left."""
     model = make_agent(TDMPC2, PointEnv())
     path = save_agent(model, tmp_path / "agent")
@@ -239,14 +239,14 @@ def assert_refused(path: Path, *words: str) -> None:
     assert_one_clear_sentence(caught.value, path.name, *words)
 
 
-def test_truncated_file(agent: Path, tmp_path: Path) -> None:
+def test_truncated_file_is_refused(agent: Path, tmp_path: Path) -> None:
     path, data = tmp_path / "broken.safetensors", agent.read_bytes()
     for size in (0, 5, 8, 100, len(data) // 2, len(data) - 1):
         path.write_bytes(data[:size])
         assert_refused(path)
 
 
-def test_flipped_bits(agent: Path, tmp_path: Path) -> None:
+def test_flipped_bits_are_found(agent: Path, tmp_path: Path) -> None:
     path, data = tmp_path / "broken.safetensors", agent.read_bytes()
     for i in [*range(16), *np.random.default_rng(0).integers(16, len(data), 60)]:
         broken = bytearray(data)
@@ -299,7 +299,7 @@ def test_rewritten_card_alone_is_accepted(agent: Path, tmp_path: Path) -> None:
         (dict(environment={"id": "../../x"}, commit="$(touch executed)", versions=None), None),
     ],
 )
-def test_malicious_card(
+def test_malicious_card_is_refused(
     agent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], word: str | None
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -314,7 +314,7 @@ def test_malicious_card(
 
 @pytest.mark.parametrize("name", ["world_model_class", "planner_class", "optimizer_class", "features_extractor_class"])
 @pytest.mark.parametrize("value", ["os.system", {"class": "os.system"}, {"class": "Popen"}, 1])
-def test_malicious_class(agent: Path, tmp_path: Path, name: str, value: Any) -> None:
+def test_malicious_class_is_refused(agent: Path, tmp_path: Path, name: str, value: Any) -> None:
     arguments = read_card(agent)["arguments"]
     arguments["policy_kwargs"] |= {name: value}
     assert_refused(rewritten(agent, tmp_path / "bad.safetensors", arguments=arguments), "does not describe a TDMPC2")
@@ -331,14 +331,14 @@ def test_malicious_class(agent: Path, tmp_path: Path, name: str, value: Any) -> 
     ],
     ids=["longest header", "long header", "no JSON", "no header", "pickle"],
 )
-def test_malicious_header(tmp_path: Path, data: bytes, word: str) -> None:
+def test_malicious_header_is_refused(tmp_path: Path, data: bytes, word: str) -> None:
     path = tmp_path / "bad.safetensors"
     path.write_bytes(data)
     assert_refused(path, word)
 
 
 @pytest.mark.parametrize("text", ["os.system('x')", "[" * 100_000, "[]", "null", "{}", '"x"'])
-def test_malicious_json(tmp_path: Path, text: str) -> None:
+def test_malicious_json_is_refused(tmp_path: Path, text: str) -> None:
     save_file({"../../x": np.zeros(1, np.float32)}, tmp_path / "bad.safetensors", {"sb3_mpc": text})
     assert_refused(tmp_path / "bad.safetensors", "header that cannot be read")
 
@@ -348,7 +348,7 @@ class Bomb:
         return os.system, ("touch executed",)
 
 
-def test_malicious_zip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_malicious_zip_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As SB3 writes them, with code in place of the weights and of the data; whatever the name of the file."""
     monkeypatch.chdir(tmp_path)
     for name in ("bad.zip", "bad.safetensors"):
@@ -359,7 +359,7 @@ def test_malicious_zip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not Path("executed").exists()
 
 
-def test_missing_file(tmp_path: Path) -> None:
+def test_missing_file_is_reported(tmp_path: Path) -> None:
     for path in (tmp_path / "nothing", tmp_path):
         with pytest.raises(FileNotFoundError, match="does not exist: check the name"):
             load_agent(path)
@@ -368,7 +368,7 @@ def test_missing_file(tmp_path: Path) -> None:
 # -- Files of former versions ------------------------------------------------------------------------------------------
 
 
-def test_file_of_format_version_1() -> None:
+def test_file_of_format_version_1_is_read() -> None:
     """Written by version 1 of the format; ``note`` holds what the agent did then."""
     card = read_card(OLD_FILE)
     assert card["format"] == 1 and card["steps"] == dict(decisions=40)

@@ -79,7 +79,7 @@ class Spoiler(gym.Wrapper):
     ],
     ids=str,
 )
-def test_action_space(algorithm: Any, space: spaces.Space, words: str) -> None:
+def test_action_spaces_that_cannot_be_planned_in_are_refused(algorithm: Any, space: spaces.Space, words: str) -> None:
     with pytest.raises(AssertionError) as error:  # as SB3 does, for its tests and for scripts that rely on it
         make_agent(algorithm, SpaceEnv(BOX, space))
     assert isinstance(error.value, ValueError)
@@ -90,13 +90,13 @@ def test_action_space(algorithm: Any, space: spaces.Space, words: str) -> None:
     ("wrong", "meant"),
     [("latent_dims", "latent_dim"), ("num_qs", "num_q"), ("feature_extractor_class", "features_extractor_class")],
 )
-def test_wrong_key_in_policy_kwargs(algorithm: Any, wrong: str, meant: str) -> None:
+def test_wrong_key_in_policy_kwargs_names_the_right_one(algorithm: Any, wrong: str, meant: str) -> None:
     with pytest.raises(TypeError) as error:
         make_agent(algorithm, PointEnv(), policy_kwargs={wrong: 16})
     assert_one_clear_sentence(error.value, f"{wrong}['\"` ]", f"{meant}['\"` ?.,]", "policy_kwargs")
 
 
-def test_sac_only_keys_in_policy_kwargs(algorithm: Any) -> None:
+def test_keys_of_sac_alone_in_policy_kwargs_are_refused(algorithm: Any) -> None:
     for key in ("share_features_extractor", "use_sde", "activation_fn"):
         with pytest.raises(TypeError) as error:
             make_agent(algorithm, PointEnv(), policy_kwargs={key: False})
@@ -112,7 +112,7 @@ def test_sac_only_keys_in_policy_kwargs(algorithm: Any) -> None:
         ("monitor_wrapper", "help"),
     ],
 )
-def test_unknown_argument(algorithm: Any, wrong: str, hint: str) -> None:
+def test_unknown_argument_names_the_right_one(algorithm: Any, wrong: str, hint: str) -> None:
     with pytest.raises(TypeError) as error:
         make_agent(algorithm, PointEnv(), **{wrong: 1})
     assert_one_clear_sentence(error.value, algorithm.__name__, wrong, hint)
@@ -122,7 +122,7 @@ def test_defaults_of_sac_may_be_said(algorithm: Any) -> None:
     make_agent(algorithm, PointEnv(), ent_coef="auto", use_sde=False, target_update_interval=1, target_entropy="auto")
 
 
-def test_setting_changed_on_the_agent(algorithm: Any, tmp_path: Path) -> None:
+def test_setting_changed_on_the_agent_is_warned_about(algorithm: Any, tmp_path: Path) -> None:
     model = make_agent(algorithm, PointEnv()).learn(10)
     model.num_samples = 24
     with pytest.warns(UserWarning, match="num_samples was changed to 24 on the agent, but its planner keeps .* load"):
@@ -131,13 +131,13 @@ def test_setting_changed_on_the_agent(algorithm: Any, tmp_path: Path) -> None:
     assert algorithm.load(tmp_path / "agent", num_samples=20).policy.active()[1].num_samples == 20
 
 
-def test_unknown_key_of_net_arch(algorithm: Any) -> None:
+def test_unknown_key_of_net_arch_is_refused(algorithm: Any) -> None:
     with pytest.raises(ValueError) as error:
         make_agent(algorithm, PointEnv(), policy_kwargs=dict(net_arch=dict(pi=[16], vf=[16])))
     assert_one_clear_sentence(error.value, "net_arch", "vf", "use qf")
 
 
-def test_no_environment(algorithm: Any) -> None:
+def test_an_agent_needs_an_environment(algorithm: Any) -> None:
     with pytest.raises(ValueError) as error:
         make_agent(algorithm, None)
     assert_one_clear_sentence(error.value, algorithm.__name__, "environment", FIX)
@@ -157,14 +157,14 @@ def test_no_environment(algorithm: Any) -> None:
         ("replay_buffer_kwargs", dict(horizon=9)),
     ],
 )
-def test_number_out_of_range(algorithm: Any, name: str, value: Any) -> None:
+def test_number_out_of_range_is_refused(algorithm: Any, name: str, value: Any) -> None:
     with pytest.raises((ValueError, TypeError)) as error:
         make_agent(algorithm, PointEnv(), **{name: value})
     assert_one_clear_sentence(error.value, name, FIX)
 
 
 @pytest.mark.parametrize(("name", "value"), [("dropout", 1.0), ("num_q", 0), ("latent_dim", -16)])
-def test_size_out_of_range(name: str, value: float) -> None:
+def test_size_out_of_range_is_refused(name: str, value: float) -> None:
     with pytest.raises(ValueError) as error:
         make_agent(TDMPC2, PointEnv(), policy_kwargs={name: value})
     assert_one_clear_sentence(error.value, f"{name}={value}", FIX)
@@ -180,7 +180,7 @@ def test_size_out_of_range(name: str, value: float) -> None:
         (FacTDMPC, "distill_temperature"),
     ],
 )
-def test_number_of_a_method_out_of_range(method: Any, name: str) -> None:
+def test_number_of_a_method_out_of_range_is_refused(method: Any, name: str) -> None:
     with pytest.raises(ValueError) as error:
         make_agent(method, PointEnv(), **{name: 0})
     assert_one_clear_sentence(error.value, f"{name}=0", FIX)
@@ -195,19 +195,19 @@ def test_own_arguments_are_shown_and_checked() -> None:
 
 
 @pytest.mark.parametrize("buffer_class", [ReplayBuffer, NStepReplayBuffer])
-def test_foreign_replay_buffer(algorithm: Any, buffer_class: type) -> None:
+def test_foreign_replay_buffer_is_refused(algorithm: Any, buffer_class: type) -> None:
     with pytest.raises(ValueError) as error:
         make_agent(algorithm, PointEnv(), replay_buffer_class=buffer_class)
     assert_one_clear_sentence(error.value, buffer_class.__name__, FIX)
 
 
-def test_n_steps(algorithm: Any) -> None:
+def test_n_steps_other_than_one_are_refused(algorithm: Any) -> None:
     with pytest.raises(ValueError) as error:
         make_agent(algorithm, PointEnv(), n_steps=3)
     assert_one_clear_sentence(error.value, "n_steps", "3", FIX)
 
 
-def test_latent_size_that_simplices_do_not_divide(algorithm: Any) -> None:
+def test_latent_size_that_simplices_do_not_divide_is_refused(algorithm: Any) -> None:
     with pytest.raises(ValueError) as error:
         make_agent(algorithm, PointEnv(), policy_kwargs=dict(latent_dim=20))
     assert_one_clear_sentence(error.value, "latent_dim", "20", "8")
@@ -219,7 +219,7 @@ def test_latent_size_that_simplices_do_not_divide(algorithm: Any) -> None:
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("where", ["observation", "reward"])
 @pytest.mark.parametrize("at", [3, 5, 14], ids=["seeding", "end of episode", "training"])
-def test_bad_number_from_an_environment(algorithm: Any, value: float, where: str, at: int) -> None:
+def test_bad_number_from_an_environment_stops_the_run(algorithm: Any, value: float, where: str, at: int) -> None:
     model = make_agent(algorithm, vec(lambda: PointEnv(5), lambda: Spoiler(PointEnv(5), at, value, where)))
     with pytest.raises(ValueError) as error:
         model.learn(100)
@@ -244,7 +244,7 @@ def test_bad_number_in_a_dict_names_the_key(algorithm: Any) -> None:
     assert_one_clear_sentence(error.value, "right", "nan", r"env\w* 0\b")
 
 
-def test_bad_number_in_the_first_observation(algorithm: Any) -> None:
+def test_bad_number_in_the_first_observation_stops_the_run(algorithm: Any) -> None:
     class BadStart(PointEnv):
         """Starts nowhere."""
 
@@ -257,7 +257,7 @@ def test_bad_number_in_the_first_observation(algorithm: Any) -> None:
     assert_one_clear_sentence(error.value, "observation", "nan")
 
 
-def test_bad_number_given_to_predict(algorithm: Any) -> None:
+def test_bad_number_given_to_predict_is_refused(algorithm: Any) -> None:
     model = make_agent(algorithm, PointEnv())
     observations = observations_of(model.get_env(), 3)
     for value in (np.nan, np.inf):
@@ -268,7 +268,7 @@ def test_bad_number_given_to_predict(algorithm: Any) -> None:
             assert_one_clear_sentence(error.value, "observation", str(value))
 
 
-def test_bad_state_given_to_predict(algorithm: Any) -> None:
+def test_bad_state_given_to_predict_is_refused(algorithm: Any) -> None:
     model = make_agent(algorithm, PointEnv())
     observations = observations_of(model.get_env(), 3)
     (mean,) = model.predict(observations)[1]
@@ -284,7 +284,7 @@ def test_bad_state_given_to_predict(algorithm: Any) -> None:
 # --- shapes -----------------------------------------------------------------------------------------------------------
 
 
-def test_observation_of_another_shape_given_to_predict(algorithm: Any) -> None:
+def test_observation_of_another_shape_given_to_predict_is_refused(algorithm: Any) -> None:
     model = make_agent(algorithm, PointEnv())
     for shape in ((4,), (2,), (5, 4), (1, 3, 3)):
         with pytest.raises(ValueError) as error:
@@ -294,7 +294,7 @@ def test_observation_of_another_shape_given_to_predict(algorithm: Any) -> None:
         )
 
 
-def test_plan_of_another_number_of_environments_given_to_predict(algorithm: Any) -> None:
+def test_plan_of_another_number_of_environments_given_to_predict_is_refused(algorithm: Any) -> None:
     model = make_agent(algorithm, PointEnv())
     _, state = model.predict(observations_of(model.get_env(), 3))
     with pytest.raises(ValueError) as error:
@@ -326,7 +326,7 @@ class Reshaper(VecEnvWrapper):
 
 @pytest.mark.parametrize("at", [3, 12], ids=["seeding", "training"])
 @pytest.mark.parametrize("width", [1, 2, 5])
-def test_observations_change_their_shape_in_training(algorithm: Any, at: int, width: int) -> None:
+def test_observations_that_change_their_shape_stop_the_run(algorithm: Any, at: int, width: int) -> None:
     env = Reshaper(vec(PointEnv, PointEnv), at, lambda observations: np.resize(observations, (2, width)))
     model = make_agent(algorithm, env)
     with pytest.raises(ValueError) as error:
@@ -344,7 +344,7 @@ def test_errors_of_the_environment_stay_its_own(algorithm: Any) -> None:
         make_agent(algorithm, Reshaper(vec(PointEnv), 12, fail)).learn(100)
 
 
-def test_observations_lose_a_key_in_training(algorithm: Any) -> None:
+def test_observations_that_lose_a_key_stop_the_run(algorithm: Any) -> None:
     space = spaces.Dict(left=BOX, right=BOX)
     env = Reshaper(vec(lambda: SpaceEnv(space, BOX)), 12, lambda observations: {"left": observations["left"]})
     with pytest.raises((ValueError, KeyError)) as error:
@@ -356,7 +356,7 @@ def test_observations_lose_a_key_in_training(algorithm: Any) -> None:
 
 
 @pytest.mark.parametrize("keep", [0, 0.3, 0.7, 0.99])
-def test_truncated_checkpoint(algorithm: Any, tmp_path: Path, keep: float) -> None:
+def test_truncated_checkpoint_is_refused(algorithm: Any, tmp_path: Path, keep: float) -> None:
     path = tmp_path / "model.zip"
     make_agent(algorithm, PointEnv()).save(path)
     content = path.read_bytes()
@@ -372,7 +372,7 @@ def test_missing_checkpoint_is_a_missing_file(algorithm: Any, tmp_path: Path) ->
         algorithm.load(tmp_path / "nothing")
 
 
-def test_checkpoint_of_another_environment(algorithm: Any, tmp_path: Path) -> None:
+def test_checkpoint_of_another_environment_is_refused(algorithm: Any, tmp_path: Path) -> None:
     make_agent(algorithm, PointEnv()).save(tmp_path / "model")
     with pytest.raises(ValueError) as error:
         algorithm.load(tmp_path / "model", env=SpaceEnv(BOX, PointEnv().action_space))
@@ -383,7 +383,7 @@ def test_checkpoint_of_another_environment(algorithm: Any, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("keep", [0, 0.5, 0.99])
-def test_truncated_replay_buffer(algorithm: Any, tmp_path: Path, keep: float) -> None:
+def test_truncated_replay_buffer_is_refused(algorithm: Any, tmp_path: Path, keep: float) -> None:
     model = make_agent(algorithm, PointEnv()).learn(20)
     path = tmp_path / "buffer.pkl"
     model.save_replay_buffer(path)
@@ -396,7 +396,7 @@ def test_truncated_replay_buffer(algorithm: Any, tmp_path: Path, keep: float) ->
     assert model.replay_buffer is kept
 
 
-def test_replay_buffer_of_another_environment(algorithm: Any, tmp_path: Path) -> None:
+def test_replay_buffer_of_another_environment_is_refused(algorithm: Any, tmp_path: Path) -> None:
     other = make_agent(algorithm, SpaceEnv(BOX, BOX)).learn(10)
     other.save_replay_buffer(tmp_path / "buffer")
     model = make_agent(algorithm, PointEnv())
@@ -407,7 +407,7 @@ def test_replay_buffer_of_another_environment(algorithm: Any, tmp_path: Path) ->
     assert model.replay_buffer is kept
 
 
-def test_replay_buffer_of_another_number_of_environments(algorithm: Any, tmp_path: Path) -> None:
+def test_replay_buffer_of_another_number_of_environments_is_refused(algorithm: Any, tmp_path: Path) -> None:
     make_agent(algorithm, vec(PointEnv, PointEnv)).learn(10).save_replay_buffer(tmp_path / "buffer")
     with pytest.raises(ValueError) as error:
         make_agent(algorithm, PointEnv()).load_replay_buffer(tmp_path / "buffer")
@@ -471,7 +471,7 @@ def test_saving_creates_missing_folders_and_replaces_files(algorithm: Any, tmp_p
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["buffer.pkl", "model.zip"]
 
 
-def test_file_of_another_algorithm(algorithm: Any, tmp_path: Path) -> None:
+def test_file_of_another_algorithm_is_refused(algorithm: Any, tmp_path: Path) -> None:
     SAC("MlpPolicy", PointEnv(), policy_kwargs=dict(net_arch=[4])).save(tmp_path / "sac")
     with pytest.raises(ValueError) as error:
         algorithm.load(tmp_path / "sac")
@@ -479,7 +479,7 @@ def test_file_of_another_algorithm(algorithm: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("method", "other"), [(BMPC, TDMPC2), (TDMPC2, FacTDMPC), (MBDPO, TDMPC2)])
-def test_file_of_another_method(method: Any, other: Any, tmp_path: Path) -> None:
+def test_file_of_another_method_is_refused(method: Any, other: Any, tmp_path: Path) -> None:
     make_agent(method, PointEnv()).save(tmp_path / "model")
     with pytest.raises(ValueError) as error:
         other.load(tmp_path / "model")
@@ -502,7 +502,7 @@ def test_saving_through_a_link_keeps_the_link(algorithm: Any, tmp_path: Path) ->
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 
-def test_replay_buffer_larger_than_the_memory(algorithm: Any) -> None:
+def test_replay_buffer_larger_than_the_memory_is_refused(algorithm: Any) -> None:
     with pytest.raises(MemoryError) as error:
         make_agent(algorithm, PointEnv(), buffer_size=10**13)
     assert_one_clear_sentence(error.value, "buffer_size", r"[GT]i?B", FIX)

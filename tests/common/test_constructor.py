@@ -47,7 +47,7 @@ def test_environment_may_be_a_name_an_environment_or_vectorised(algorithm: Any) 
         assert model.get_env().num_envs == model.n_envs
 
 
-def test_buffer_size_one_and_learning_rate_zero(algorithm: Any) -> None:
+def test_buffer_size_may_be_one_and_learning_rate_zero(algorithm: Any) -> None:
     model = make_agent(
         algorithm, PointEnv(), buffer_size=1, batch_size=1, learning_rate=0.0, learning_starts=1, tau=0.0
     )
@@ -86,7 +86,7 @@ def test_learning_rate_schedule_reaches_every_group_and_keeps_the_scale_of_the_e
         assert inside == {group["lr"] == pytest.approx(0.5 * rate)}
 
 
-def test_constant_schedule_object(algorithm: Any) -> None:
+def test_learning_rate_may_be_a_schedule_object(algorithm: Any) -> None:
     """The zoo wraps every learning rate in one."""
     model = make_agent(algorithm, PointEnv(), learning_rate=ConstantSchedule(1e-3)).learn(10)
     assert model.policy.pi_optimizer.param_groups[0]["lr"] == 1e-3
@@ -98,7 +98,7 @@ def test_wrong_train_freq_is_refused_by_sb3(algorithm: Any) -> None:
             make_agent(algorithm, PointEnv(), train_freq=train_freq)
 
 
-def test_policy_names(algorithm: Any) -> None:
+def test_policies_have_the_names_of_sb3(algorithm: Any) -> None:
     assert {"MlpPolicy", "CnnPolicy", "MultiInputPolicy"} <= set(algorithm.policy_aliases)
     with pytest.raises(ValueError, match="unknown"):
         make_agent(algorithm, PointEnv(), policy="MlpPolitics")
@@ -124,7 +124,7 @@ def test_gamma_and_learning_starts_follow_the_episode_length(
     assert (loaded.gamma, loaded.learning_starts) == (model.gamma, model.learning_starts)
 
 
-def test_automatic_settings_without_a_time_limit(algorithm: Any) -> None:
+def test_automatic_settings_need_no_time_limit(algorithm: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model = make_agent(algorithm, PointEnv(), gamma="auto", learning_starts="auto")
@@ -150,7 +150,7 @@ def test_derived_settings_do_not_pile_up_through_saving(algorithm: Any, tmp_path
         model = loaded
 
 
-def test_sizes_and_optimisers_in_policy_kwargs(algorithm: Any) -> None:
+def test_policy_kwargs_choose_sizes_and_optimisers(algorithm: Any) -> None:
     for policy_kwargs in (
         dict(net_arch=[]),
         dict(net_arch=[8, 8]),
@@ -182,7 +182,7 @@ def test_arguments_of_the_user_stay_as_they_are(algorithm: Any) -> None:
         assert policy_kwargs == kept and replay_buffer_kwargs == {}
 
 
-def test_no_warnings(algorithm: Any) -> None:
+def test_nothing_is_warned_about(algorithm: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         make_agent(algorithm, PointEnv(), seed=0).learn(20)

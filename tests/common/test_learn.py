@@ -30,7 +30,9 @@ BOX = spaces.Box(-1.0, 1.0, (2,), np.float32)
         (1, 20, dict(learning_starts=8, pretrain_gradient_steps=5), 17),
     ],
 )
-def test_number_of_updates(algorithm: Any, n_envs: int, steps: int, settings: dict[str, Any], updates: int) -> None:
+def test_as_many_updates_as_the_arguments_say(
+    algorithm: Any, n_envs: int, steps: int, settings: dict[str, Any], updates: int
+) -> None:
     model = make_agent(algorithm, vec(*[PointEnv] * n_envs), **settings)
     model.learn(steps)
     assert model.num_timesteps == steps
@@ -134,7 +136,7 @@ def test_second_learn_continues_or_starts_anew(algorithm: Any) -> None:
     assert env.log[-1][3][2] == pytest.approx(0.4)  # a new one
 
 
-def test_set_env(algorithm: Any) -> None:
+def test_set_env_goes_on_in_another_environment_of_the_same_spaces(algorithm: Any) -> None:
     model = make_agent(algorithm, vec(PointEnv)).learn(13)
     model.set_env(model.get_env(), force_reset=False)
     assert model._last_obs is not None

@@ -42,7 +42,7 @@ def everything(model: Any, rows: bool = True) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("terminate", [False, True], ids=["truncated", "terminated"])
-def test_save_and_load(algorithm: Any, tmp_path: Path, terminate: bool) -> None:
+def test_a_loaded_agent_acts_and_learns_as_the_saved_one(algorithm: Any, tmp_path: Path, terminate: bool) -> None:
     env = PointEnv(4, terminate)
     model = make_agent(algorithm, env, learning_rate=1e-3, horizon=3, entropy_coef=0.123).learn(30)
     assert model.policy.episodic is terminate
@@ -61,7 +61,7 @@ def test_save_and_load(algorithm: Any, tmp_path: Path, terminate: bool) -> None:
         assert loaded.num_timesteps == 20
 
 
-def test_load_without_environment(algorithm: Any, tmp_path: Path) -> None:
+def test_an_agent_is_loaded_without_environment(algorithm: Any, tmp_path: Path) -> None:
     model = make_agent(algorithm, vec(PointEnv, PointEnv)).learn(16)
     observations = observations_of(model.get_env(), 4)
     model.save(tmp_path / "model")
@@ -76,7 +76,7 @@ def test_load_without_environment(algorithm: Any, tmp_path: Path) -> None:
     again.learn(12)
 
 
-def test_open_files(algorithm: Any) -> None:
+def test_files_may_be_paths_or_open(algorithm: Any) -> None:
     """Paths and open files alike, which stay open; without a warning about anything left open."""
     model = make_agent(algorithm, PointEnv())
     with warnings.catch_warnings(), tempfile.TemporaryFile() as file:
@@ -96,7 +96,7 @@ def test_open_files(algorithm: Any) -> None:
         assert not file.closed
 
 
-def test_excluded_included_and_replaced_attributes(algorithm: Any, tmp_path: Path) -> None:
+def test_attributes_may_be_excluded_included_and_replaced(algorithm: Any, tmp_path: Path) -> None:
     model = make_agent(algorithm, PointEnv(), verbose=2, learning_rate=1e-3)
     model.save(tmp_path / "model", exclude=["verbose"])
     assert algorithm.load(tmp_path / "model").verbose != 2
@@ -111,7 +111,7 @@ def test_excluded_included_and_replaced_attributes(algorithm: Any, tmp_path: Pat
     loaded.learn(20)
 
 
-def test_what_the_zoo_passes_to_load(algorithm: Any, tmp_path: Path) -> None:
+def test_load_takes_what_rl_zoo3_passes(algorithm: Any, tmp_path: Path) -> None:
     make_agent(algorithm, PointEnv(), learning_rate=ConstantSchedule(1e-3)).learn(12).save(tmp_path / "model")
     objects = dict(learning_rate=0.0, lr_schedule=lambda _: 0.0, clip_range=lambda _: 0.0)
     model = algorithm.load(
@@ -135,7 +135,9 @@ def test_checkpoint_is_small_and_plain(algorithm: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (3, 1)])
-def test_load_for_another_number_of_environments(algorithm: Any, tmp_path: Path, before: int, after: int) -> None:
+def test_an_agent_is_loaded_for_another_number_of_environments(
+    algorithm: Any, tmp_path: Path, before: int, after: int
+) -> None:
     make_agent(algorithm, vec(*[PointEnv] * before)).learn(30).save(tmp_path / "model")
     model = algorithm.load(tmp_path / "model", env=vec(*[PointEnv] * after))
     assert model.n_envs == after
@@ -157,7 +159,7 @@ def test_load_and_go_on_in_the_same_environment(algorithm: Any, tmp_path: Path) 
     assert reset.num_timesteps == 17
 
 
-def test_set_parameters(algorithm: Any) -> None:
+def test_set_parameters_checks_what_it_is_given(algorithm: Any) -> None:
     model = make_agent(algorithm, PointEnv()).learn(12)
     original = copy.deepcopy(model.get_parameters())
     assert next(iter(original)) == "policy"
@@ -178,7 +180,7 @@ def test_set_parameters(algorithm: Any) -> None:
 
 
 @pytest.mark.parametrize("terminate", [False, True], ids=["truncated", "terminated"])
-def test_policy_alone(algorithm: Any, tmp_path: Path, terminate: bool) -> None:
+def test_a_policy_is_saved_alone(algorithm: Any, tmp_path: Path, terminate: bool) -> None:
     """``policy.save`` is enough for an agent that plans with all its settings."""
     env = PointEnv(4, terminate)
     model = make_agent(
@@ -205,7 +207,7 @@ def test_running_scale_is_saved(algorithm: Any, tmp_path: Path) -> None:
         assert policy.running_scale.value.item() == 7.5
 
 
-def test_actor_alone(algorithm: Any, tmp_path: Path) -> None:
+def test_an_actor_is_saved_alone(algorithm: Any, tmp_path: Path) -> None:
     """The prior acts without planning, and can be saved by itself."""
     env = PointEnv()
     actor = make_agent(algorithm, env).learn(12).policy.actor
@@ -225,7 +227,7 @@ def test_compiled_policy_can_be_saved(algorithm: Any, tmp_path: Path) -> None:
     assert_same_state(algorithm.load(tmp_path / "model").get_parameters(), expected)
 
 
-def test_device_of_a_loaded_replay_buffer(algorithm: Any, tmp_path: Path) -> None:
+def test_a_loaded_replay_buffer_is_on_the_device_of_the_agent(algorithm: Any, tmp_path: Path) -> None:
     model = make_agent(algorithm, PointEnv()).learn(12)
     rewards = model.replay_buffer.rewards.copy()
     model.save_replay_buffer(tmp_path / "buffer")
@@ -240,7 +242,9 @@ def test_device_of_a_loaded_replay_buffer(algorithm: Any, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("terminate", [False, True], ids=["truncated", "terminated"])
 @pytest.mark.parametrize("n_envs", [1, 2])
-def test_interrupted_run_in_the_same_environment(algorithm: Any, tmp_path: Path, terminate: bool, n_envs: int) -> None:
+def test_an_interrupted_run_goes_on_in_the_same_environment(
+    algorithm: Any, tmp_path: Path, terminate: bool, n_envs: int
+) -> None:
     """
     Saved in the middle of an episode and loaded with ``force_reset=False``: bit for bit the run of a single ``learn``,
     with parameters, optimisers, plans, random numbers and the episode that was open. Interrupted before the first
@@ -267,7 +271,7 @@ def test_interrupted_run_in_the_same_environment(algorithm: Any, tmp_path: Path,
         assert_same_state(everything(second), expected)
 
 
-def test_interrupted_run_with_normalisation(algorithm: Any, tmp_path: Path) -> None:
+def test_an_interrupted_run_goes_on_with_normalisation(algorithm: Any, tmp_path: Path) -> None:
     def start() -> Any:
         return make_agent(algorithm, VecNormalize(vec(lambda: PointEnv(7))), seed=4)
 
@@ -281,7 +285,7 @@ def test_interrupted_run_with_normalisation(algorithm: Any, tmp_path: Path) -> N
     assert_same_state(everything(second), everything(single))
 
 
-def test_interrupted_run_with_action_noise(algorithm: Any, tmp_path: Path) -> None:
+def test_an_interrupted_run_goes_on_with_action_noise(algorithm: Any, tmp_path: Path) -> None:
     """SB3's noises draw from NumPy's global generator, which is the user's to restore; their state is in the file."""
 
     def start() -> Any:
@@ -303,7 +307,7 @@ def test_interrupted_run_with_action_noise(algorithm: Any, tmp_path: Path) -> No
     assert_same_state(everything(second), everything(first))
 
 
-def test_interrupted_run_in_a_new_environment(algorithm: Any, tmp_path: Path) -> None:
+def test_an_interrupted_run_goes_on_in_a_new_environment(algorithm: Any, tmp_path: Path) -> None:
     """The episode that was open is given up: as if the running agent had been given the new environment."""
 
     def start() -> Any:
@@ -321,7 +325,7 @@ def test_interrupted_run_in_a_new_environment(algorithm: Any, tmp_path: Path) ->
     assert_same_state(everything(loaded), everything(running))
 
 
-def test_interrupted_run_at_the_end_of_an_episode(algorithm: Any, tmp_path: Path) -> None:
+def test_an_interrupted_run_goes_on_from_the_end_of_an_episode(algorithm: Any, tmp_path: Path) -> None:
     """Where episodes start alike, a new environment after the end of an episode changes nothing at all."""
 
     def start() -> Any:
@@ -354,7 +358,7 @@ for name, algorithm in sb3_mpc.ALGORITHMS.items():
 
 
 @pytest.mark.slow
-def test_interrupted_runs_in_another_process(tmp_path: Path) -> None:
+def test_interrupted_runs_go_on_in_another_process(tmp_path: Path) -> None:
     """Nothing that matters stays in the process. One process for all classes: to start it takes seconds."""
 
     def start(algorithm: Any) -> Any:

@@ -43,7 +43,7 @@ class Order(BaseCallback):
         self.events.append("training_end")
 
 
-def test_order_of_callbacks(algorithm: Any) -> None:
+def test_callbacks_are_called_in_order(algorithm: Any) -> None:
     callback = Order()
     model = make_agent(algorithm, PointEnv(), train_freq=2)
     assert model.learn(4, callback=callback) is model
@@ -79,7 +79,7 @@ def test_checkpoints_during_training_can_be_loaded(algorithm: Any, tmp_path: Any
     assert model.num_timesteps == 25
 
 
-def test_logged_values(algorithm: Any, tmp_path: Any) -> None:
+def test_losses_and_rollouts_are_logged(algorithm: Any, tmp_path: Any) -> None:
     model = make_agent(algorithm, PointEnv(5))
     model.set_logger(configure(str(tmp_path), ["csv"]))
     model.learn(40, log_interval=4)
@@ -117,7 +117,7 @@ def test_tensorboard_folder_is_named_after_the_class(algorithm: Any, tmp_path: A
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"{algorithm.__name__}_1", f"{algorithm.__name__}_2"]
 
 
-def test_stats_window_size(algorithm: Any) -> None:
+def test_stats_window_size_is_that_of_the_episode_statistics(algorithm: Any) -> None:
     model = make_agent(algorithm, PointEnv(2), stats_window_size=3).learn(20)
     assert len(model.ep_info_buffer) == 3
 
@@ -136,7 +136,7 @@ def test_vec_normalize_stores_raw_data_and_predicts_on_normalised(algorithm: Any
     assert np.isfinite(evaluate_policy(model, other, 2, warn=False)[0])
 
 
-def test_environments_in_other_processes(algorithm: Any) -> None:
+def test_environments_may_be_in_other_processes(algorithm: Any) -> None:
 
     class Unsendable(PointEnv):
         """What gym.make gives with a function among its arguments: a specification that cannot be pickled."""
@@ -154,7 +154,7 @@ def test_environments_in_other_processes(algorithm: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["Pendulum-v1", "Hopper-v5"])
-def test_script_for_sac(algorithm: Any, tmp_path: Any, name: str) -> None:
+def test_a_script_for_sac_runs(algorithm: Any, tmp_path: Any, name: str) -> None:
     """The usual steps, with environments of Gymnasium that never terminate and that do."""
     if name == "Hopper-v5":
         pytest.importorskip("mujoco")
@@ -173,7 +173,7 @@ def test_script_for_sac(algorithm: Any, tmp_path: Any, name: str) -> None:
             observation, _ = env.reset()
 
 
-def test_evaluation_with_hidden_start_flags(algorithm: Any) -> None:
+def test_evaluation_of_uneven_episodes(algorithm: Any) -> None:
     """``evaluate_policy`` keeps the flag of an environment that has done its share at True: its row is cold."""
     model = make_agent(algorithm, PointEnv())
     rewards, lengths = evaluate_policy(

@@ -37,7 +37,7 @@ FLOAT64 = spaces.Box(-1.0, 1.0, (2,), np.float64)
     ],
     ids=str,
 )
-def test_observation_spaces(algorithm: Any, space: spaces.Space) -> None:
+def test_every_observation_space_is_learned_from(algorithm: Any, space: spaces.Space) -> None:
     policy = {spaces.Dict: "MultiInputPolicy"}.get(type(space), "CnnPolicy" if space is IMAGE else "MlpPolicy")
     model = make_agent(algorithm, SpaceEnv(space, BOX), policy=policy, learning_starts=2, train_freq=4, buffer_size=100)
     model.learn(12)
@@ -165,7 +165,7 @@ def test_dict_of_one_vector_equals_the_vector(algorithm: Any) -> None:
     ids=["box", "float64", "two axes", "uneven bounds", "subclass"],
 )
 @pytest.mark.parametrize("deterministic", [True, False])
-def test_action_spaces(algorithm: Any, space: spaces.Box, deterministic: bool) -> None:
+def test_actions_fill_the_bounds_of_their_space(algorithm: Any, space: spaces.Box, deterministic: bool) -> None:
     env = Recorder(SpaceEnv(BOX, space))
     model = make_agent(algorithm, env).learn(20)
     single, _ = model.predict(observations_of(env, 1)[0], deterministic=deterministic)

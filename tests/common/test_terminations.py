@@ -186,7 +186,7 @@ def test_termination_head_appears_with_the_first_termination(algorithm: Any) -> 
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-def test_parameters_from_before_the_first_termination(algorithm: Any, reverse: bool, tmp_path: Path) -> None:
+def test_parameters_from_before_the_first_termination_can_be_set(algorithm: Any, reverse: bool, tmp_path: Path) -> None:
     model = make_agent(algorithm, PointEnv(5, terminate=True))
     before = copy.deepcopy(model.get_parameters())
     model.save(tmp_path / "model")
@@ -215,7 +215,7 @@ def test_episodic_may_be_chosen(algorithm: Any) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("n_envs", [1, 2])
 @pytest.mark.parametrize("end", ["terminated", "truncated"])
-def test_episodes_of_one_step(algorithm: Any, end: str, n_envs: int) -> None:
+def test_values_of_episodes_of_one_step(algorithm: Any, end: str, n_envs: int) -> None:
     """
     Only the first step of every window counts. Its value is the reward where the episode terminates; where it is
     truncated, the value of the observation behind it comes on top.
@@ -230,7 +230,7 @@ def test_episodes_of_one_step(algorithm: Any, end: str, n_envs: int) -> None:
 @pytest.mark.parametrize("buffer_size", [1, 2, 5])
 @pytest.mark.parametrize("n_envs", [1, 2])
 @pytest.mark.parametrize("terminate", [True, False])
-def test_updates_from_less_data_than_a_window(algorithm: Any, buffer_size: int, n_envs: int, terminate: bool) -> None:
+def test_updates_need_less_data_than_a_window(algorithm: Any, buffer_size: int, n_envs: int, terminate: bool) -> None:
     env = vec(*[lambda: PointEnv(3, terminate)] * n_envs)
     model = make_agent(algorithm, env, horizon=4, buffer_size=buffer_size, learning_starts=0).learn(10)
     assert model._n_updates == 10 // n_envs

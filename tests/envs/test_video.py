@@ -1,4 +1,4 @@
-"""Videos of agents."""
+"""Videos show agents in simulated time, whatever they observe."""
 
 import warnings
 

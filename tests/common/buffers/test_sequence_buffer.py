@@ -1,4 +1,4 @@
-"""The replay buffer against a list of transitions that is cut into windows the slow and obvious way."""
+"""The replay buffer gives the windows that a list of transitions gives, cut the slow and obvious way."""
 
 import copy
 import pickle
@@ -161,7 +161,7 @@ def check_against_lists(buffer: SequenceReplayBuffer, lists: Lists, batch_size: 
 @pytest.mark.parametrize("horizon", [1, 2, 5])
 @pytest.mark.parametrize("cut_chance", [0.0, 0.3])
 @pytest.mark.parametrize("space", [OBSERVATIONS, NESTED], ids=["box", "dict"])
-def test_windows(n_envs: int, horizon: int, cut_chance: float, space: spaces.Space) -> None:
+def test_windows_are_those_of_the_slow_way(n_envs: int, horizon: int, cut_chance: float, space: spaces.Space) -> None:
     buffer = make_buffer(20, n_envs, space, horizon)
     lists = Lists(buffer, cut_chance)
     for length in (1, 1, 10, 8, 1, 13, 27):  # up to the brim, round and round again
@@ -170,7 +170,7 @@ def test_windows(n_envs: int, horizon: int, cut_chance: float, space: spaces.Spa
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
-def test_buffer_smaller_than_a_window(size: int) -> None:
+def test_buffer_may_be_smaller_than_a_window(size: int) -> None:
     buffer = make_buffer(size, n_envs=2, horizon=4)
     lists = Lists(buffer)
     for _ in range(12):
@@ -344,7 +344,7 @@ def test_memory_is_claimed_by_the_first_transition() -> None:
     assert len(pickle.dumps(buffer)) < 10**5  # unused rows do not travel
 
 
-def test_sampling_from_an_empty_buffer() -> None:
+def test_sampling_from_an_empty_buffer_is_refused() -> None:
     with pytest.raises(ValueError, match="empty"):
         make_buffer(3).sample(1)
 

@@ -79,7 +79,7 @@ class HalfFrozen(BaseFeaturesExtractor):
         return self.head(self.back(observations).relu())
 
 
-def test_frozen_parameters(algorithm: Any) -> None:
+def test_frozen_parameters_stay_as_they_are(algorithm: Any) -> None:
     model = make_agent(algorithm, PointEnv(), policy_kwargs=dict(features_extractor_class=HalfFrozen))
     extractor = model.policy.world_model.encoder.features_extractor
     back, head = (copy.deepcopy(part.state_dict()) for part in (extractor.back, extractor.head))
@@ -91,7 +91,7 @@ def test_frozen_parameters(algorithm: Any) -> None:
     model.learn(10)
 
 
-def test_import_of_policies() -> None:
+def test_policies_can_be_imported_from_each_method() -> None:
     for name in ("tdmpc2", "tdmpc_square", "bmpc", "mbdpo", "fac_tdmpc"):
         module = importlib.import_module(f"sb3_mpc.{name}")
         for alias in ("MlpPolicy", "CnnPolicy", "MultiInputPolicy"):

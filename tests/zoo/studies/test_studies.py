@@ -1,4 +1,4 @@
-"""Scripts of the zoo: learning runs that can be interrupted, and the benchmark."""
+"""The studies run from end to end: learning runs that can be interrupted, comparisons, their tables and figures."""
 
 import csv
 import sys
