@@ -159,7 +159,7 @@ def test_agent_avoids_a_termination_that_costs_it_the_future(algorithm: Any) -> 
             return np.zeros(1, np.float32), 1.0 + over, over, False, {}
 
     env = gym.wrappers.TimeLimit(Cliff(), 20)
-    student = dict(distill_steps=300, distill_learning_rate=3e-3) if algorithm is FacTDMPC else {}
+    student = dict(distill_steps=100, distill_learning_rate=3e-3) if algorithm is FacTDMPC else {}
     model = fit(algorithm, env, steps=150, gamma=0.9, num_samples=64, num_elites=8, **student)
     if student:
         model.learn(1, reset_num_timesteps=False)  # distils what has been learned
