@@ -240,6 +240,7 @@ def test_a_loaded_replay_buffer_is_on_the_device_of_the_agent(algorithm: Any, tm
     assert model.replay_buffer.sample(3).rewards.device.type == "cpu"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("terminate", [False, True], ids=["truncated", "terminated"])
 @pytest.mark.parametrize("n_envs", [1, 2])
 def test_an_interrupted_run_goes_on_in_the_same_environment(

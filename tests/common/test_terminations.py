@@ -91,6 +91,7 @@ def test_time_limits_do_not_cut_values(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_envs", [1, 3])
 def test_values_of_a_chain_that_terminates(algorithm: Any, n_envs: int) -> None:
     """Two states, rewards 1 and 2: their values are 1 + 2 gamma and 2, since nothing comes after a termination."""

@@ -174,6 +174,7 @@ def test_student_ranks_like_the_expert(expert: Any) -> None:
     assert trained > 0.8 > 0.3 > abs(untrained)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [TDMPCSquare, BMPC, MBDPO])
 def test_experts_of_other_methods(method: Any) -> None:
     expert = make_agent(method, PointEnv(), seed=0).learn(20)

@@ -43,6 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # -- The package's own -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_trained_agent_swings_the_pole_up() -> None:
     pytest.importorskip("dm_control")
     env = gym.make("dmc/cartpole-swingup-v0")
