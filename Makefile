@@ -24,7 +24,7 @@ pytest: $(INSTALLED)
 	@# One thread a worker: the networks of the tests are tiny, and workers that fight over cores are slow.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
-# Not part of `make test`: with Python 3.11 it takes a sixth more time.
+# Not part of `make test`: with Python 3.11 it takes a seventh more time.
 coverage:  ## run all tests and show which lines of sb3_mpc/ they have executed
 	$(MAKE) test PYTEST_ARGS="$(PYTEST_ARGS) --cov=sb3_mpc --cov-report=term"
 
