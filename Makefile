@@ -25,6 +25,13 @@ pytest: $(INSTALLED)
 	@# One thread a worker: the networks of the tests are tiny, and workers that fight over cores are slow.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
+# Not part of `make test`: with Python 3.11 it takes a seventh more time.
+coverage:  ## run all tests and show which lines of sb3_mpc/ they have executed
+	$(MAKE) test PYTEST_ARGS="$(PYTEST_ARGS) --cov=sb3_mpc --cov-report=term"
+
+test-fast: $(INSTALLED)  ## while working: without what takes seconds, and of the classes TDMPC2 alone
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS) -m "not slow and not all_envs"
+
 test-envs: $(ENVS_INSTALLED)  ## install all suites that pip can and test every registered environment
 	OMP_NUM_THREADS=1 $(ENVS_BIN)/python -m pytest tests/envs -m all_envs $(PYTEST_ARGS)
 
@@ -73,4 +80,4 @@ $(ENVS_INSTALLED): pyproject.toml .ci/constraints.txt
 	$(ENVS_BIN)/python $(INSTALL) --no-deps metaworld
 	touch $@
 
-.PHONY: help demo test pytest test-envs type lint format check-codestyle commit-checks docs clean
+.PHONY: help demo test pytest coverage test-fast test-envs type lint format check-codestyle commit-checks docs clean

@@ -1,4 +1,4 @@
-"""Fixtures and settings of all tests."""
+"""Fixtures and settings of all tests. The folders mirror the packages; what tests share is in ``tests/support``."""
 
 import functools
 import os
@@ -14,12 +14,16 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 import sb3_mpc.envs  # noqa: F401
 from sb3_mpc.common.algorithm import WorldModelAlgorithm
-from tests.agents import ALGORITHMS, SMALL, SMALL_POLICY
+from tests.support.agents import ALGORITHMS, SMALL, SMALL_POLICY
 
 SHORTENED = ("Pendulum-v1", "dmc/walker-walk-v0", "dmc/cartpole-swingup-v0", "dmc/cup-catch-pixels-v0")
 
 
-@pytest.fixture(params=ALGORITHMS, ids=lambda algorithm: algorithm.__name__)
+# make test asks every class, make test-fast only the first: most of what is asked is in what they share
+EACH = [pytest.param(a, marks=() if a is ALGORITHMS[0] else pytest.mark.slow, id=a.__name__) for a in ALGORITHMS]
+
+
+@pytest.fixture(params=EACH)
 def algorithm(request: pytest.FixtureRequest) -> type[OffPolicyAlgorithm]:
     """:return: each of the algorithm classes in turn"""
     return request.param

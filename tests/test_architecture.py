@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import sb3_mpc
+from tests.support import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = {"sb3_mpc": ROOT / "sb3_mpc", "sb3_mpc.envs": ROOT / "envs", "sb3_mpc.zoo": ROOT / "zoo"}
 # Of sb3_mpc.common: each may import those before it
 ROOMS = ["checks", "discount", "files", "execution", "buffers", "networks", "planning", "policies"]

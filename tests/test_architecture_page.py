@@ -22,7 +22,7 @@ from sb3_mpc.common.networks.world_model import WorldModel
 from sb3_mpc.common.planning.planner import MPPIPlanner
 from sb3_mpc.common.policies.multitask import MultitaskWorldModel
 from sb3_mpc.fac_tdmpc.planner import FactoredPlanner
-from tests.agents import PointEnv, SpaceEnv, make_agent, vec
+from tests.support.agents import PointEnv, SpaceEnv, make_agent, vec
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"

@@ -11,8 +11,8 @@ import pytest
 import sb3_mpc
 from sb3_mpc import FacTDMPC
 from sb3_mpc.common.algorithm import WorldModelAlgorithm
+from tests.support import ROOT
 
-ROOT = Path(__file__).parents[1]
 PAGES = sorted(path for path in (ROOT / "docs" / "pages").glob("*.md") if "```python" in path.read_text())
 MAX_STEPS = 60
 
@@ -48,6 +48,7 @@ def run(models, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Training and eval env are not of the same type")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_pages_run(page, run):
@@ -55,6 +56,7 @@ def test_pages_run(page, run):
         assert model.num_timesteps >= MAX_STEPS and model._n_updates > 0
 
 
+@pytest.mark.slow
 def test_front_page(run):
     """The swap runs; the other blocks are fragments, or need a suite or OpenGL, and are read only."""
     first, *others = python_of((ROOT / "README.md").read_text())

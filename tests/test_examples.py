@@ -12,9 +12,11 @@ import pytest
 import sb3_mpc
 import sb3_mpc.envs
 from sb3_mpc import TDMPC2, FacTDMPC
-from tests.helpers import needs_gl
+from tests.support import ROOT
+from tests.support.rendering import needs_gl
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+pytestmark = pytest.mark.slow
+EXAMPLES = ROOT / "examples"
 OF_ARCHITECTURE = ("own_suite.py", "sixth_method.py")  # see test_architecture_page.py
 SHORT = sorted({path.name for path in EXAMPLES.glob("*.py")} - {"demo.py", *OF_ARCHITECTURE})
 DEMO_TASK = re.findall(r'^TASK = "(.*)"$', (EXAMPLES / "demo.py").read_text(), re.MULTILINE)[0]

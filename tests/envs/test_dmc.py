@@ -14,7 +14,7 @@ from stable_baselines3.common.env_checker import check_env
 import sb3_mpc.envs  # noqa: F401  (registers the ids)
 from sb3_mpc.envs.dmc import TASKS, DMControl
 from sb3_mpc.envs.gl import set_headless_backend
-from tests.helpers import needs_gl
+from tests.support.rendering import needs_gl
 
 set_headless_backend()
 suite = pytest.importorskip("dm_control.suite")
@@ -120,7 +120,7 @@ def test_equals_dm_control(task, decisions):
 
 
 @pytest.mark.parametrize("task", mostly_slow(list(TASKS), quick=SAMPLE + ADDED))
-def test_interface(task):
+def test_every_task_keeps_to_the_interface(task):
     env = make(task)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -158,7 +158,7 @@ def test_repetition_stops_where_the_episode_ends():
     assert 0 < rewards[3] <= 100 < rewards[0]
 
 
-def test_termination():
+def test_termination_is_no_truncation():
     env = make("lqr-lqr-2-1")  # terminates at the origin
     env.reset(seed=0)
     physics = env.unwrapped.dm_env.physics
@@ -226,7 +226,7 @@ def test_works_without_opengl():
 
 
 @needs_gl
-def test_render():
+def test_frames_are_rendered():
     env = make("quadruped-walk", render_mode="rgb_array")
     env.reset(seed=0)
     frame = env.render()
@@ -244,7 +244,7 @@ def test_render():
 
 
 @needs_gl
-def test_pixels():
+def test_pixels_are_three_frames():
     env = make("cartpole-swingup-pixels")
     with warnings.catch_warnings():
         warnings.simplefilter("error")

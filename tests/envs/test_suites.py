@@ -1,4 +1,4 @@
-"""Every id of every suite that is installed, through the same questions; and what holds without any simulator."""
+"""Every id of every suite that is installed keeps to one interface; and what holds without any simulator."""
 
 import importlib
 import importlib.util
@@ -63,7 +63,7 @@ def roll_out(env: gym.Env, actions: np.ndarray, seed: int | None) -> np.ndarray:
 
 
 @pytest.mark.parametrize("task_id", ALL)
-def test_environment(task_id):
+def test_every_id_keeps_to_the_interface_and_its_seed(task_id):
     env = make(task_id)
     task = suite_of(task_id).tasks[task_id.partition("/")[2]]
     assert env.spec is not None and env.spec.max_episode_steps == task.decisions
@@ -110,7 +110,7 @@ def test_environment(task_id):
 
 
 @pytest.mark.parametrize("task_id", sorted(QUICK))
-def test_time_limit(task_id):
+def test_episodes_end_at_their_time_limit(task_id):
     """Episodes are truncated after exactly the decisions of the spec, unless the task terminates before."""
     env = make(task_id)
     assert env.spec is not None and env.spec.max_episode_steps is not None
@@ -127,7 +127,7 @@ def test_time_limit(task_id):
 
 
 @pytest.mark.parametrize("suite", SUITES.values(), ids=SUITES)
-def test_render(suite):
+def test_every_suite_renders(suite):
     env = make(f"{suite.name}/{suite.sample}", render_mode="rgb_array", width=128, height=96)
     env.reset(seed=0)
     try:
@@ -179,7 +179,7 @@ def test_import_is_light():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_list(capsys, monkeypatch):
+def test_the_list_shows_every_suite_and_id(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["sb3_mpc.envs"])
     assert __main__.main() == 0
     output = capsys.readouterr().out
@@ -193,7 +193,7 @@ def test_list(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("suite", SUITES.values(), ids=SUITES)
-def test_doctor(suite, capsys):
+def test_the_doctor_checks_every_suite(suite, capsys):
     assert __main__.check(suite)
     output = capsys.readouterr().out
     assert output.startswith(suite.title)
@@ -203,7 +203,7 @@ def test_doctor(suite, capsys):
         assert "decisions/s" in output and ("renders" in output or "does not render" in output)
 
 
-def test_doctor_reports_what_fails(capsys, monkeypatch):
+def test_the_doctor_reports_what_fails(capsys, monkeypatch):
     def fail(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("the model is missing")
 

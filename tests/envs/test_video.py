@@ -1,4 +1,4 @@
-"""Videos of agents."""
+"""Videos show agents in simulated time, whatever they observe."""
 
 import warnings
 
@@ -12,7 +12,7 @@ import sb3_mpc.envs  # noqa: F401  (registers the ids)
 from sb3_mpc import TDMPC2
 from sb3_mpc.envs.gl import set_headless_backend
 from sb3_mpc.envs.video import record_video
-from tests.helpers import needs_gl
+from tests.support.rendering import needs_gl
 
 set_headless_backend()
 pytest.importorskip("dm_control.suite")
@@ -45,6 +45,7 @@ def frames_of(path) -> tuple[np.ndarray, float]:
         return np.array(list(clip.iter_frames())), clip.fps
 
 
+@pytest.mark.slow
 @needs_gl
 def test_planning_agent_in_simulated_time(tmp_path):
     env_id = "dmc/walker-stand-v0"

@@ -1,0 +1,61 @@
+"""BMPC: the prior imitates plans that are made anew now and then, and values are those of states."""
+
+import numpy as np
+import pytest
+import torch as th
+
+from sb3_mpc import BMPC
+from sb3_mpc.common.networks.gaussian import gaussian_kl
+from tests.support.agents import make_agent, sample_windows, two_envs
+
+
+def test_divergence_of_gaussians() -> None:
+    p, q = th.distributions.Normal(th.tensor(0.3), th.tensor(0.5)), th.distributions.Normal(th.tensor(-1.0), 2.0)
+    expected = th.distributions.kl_divergence(p, q)
+    assert th.allclose(gaussian_kl(p.mean, p.stddev, q.mean, q.stddev), expected)
+
+
+def test_reanalysis_comes_at_its_interval_and_writes_to_the_buffer() -> None:
+    model = make_agent(
+        BMPC, two_envs(), seed=0, reanalyze_interval=4, reanalyze_batch_size=3, pretrain_gradient_steps=5
+    )
+    counts = []
+    reanalyze = model.reanalyze
+    model.reanalyze = lambda batch, count, noise: counts.append(model.num_timesteps) or reanalyze(batch, count, noise)
+    model.learn(8 + 2 * 8)
+    assert counts == [16, 24]  # every fourth update of those after the burst
+    del model.reanalyze
+    batch, before = sample_windows(model), model.replay_buffer.plans.copy()
+    fresh = model.reanalyze(batch, 3, model._reanalyzer.draw(6, model.policy.generator, explore=True))
+    assert th.equal(fresh.plans[:, :, 3:].nan_to_num(), batch.plans[:, :, 3:].nan_to_num())
+    alive = batch.mask[:, :3, 0].numpy() > 0
+    rows, envs = batch.buffer_index[:, :, :3]
+    changed = (np.nan_to_num(model.replay_buffer.plans) != np.nan_to_num(before)).any((2, 3))
+    assert set(zip(*np.nonzero(changed), strict=True)) == set(zip(rows[alive], envs[alive], strict=True))
+    assert not fresh.plans[:, :, :3].isnan().any()
+
+
+@pytest.mark.slow
+def test_imitation_reaches_the_expert_in_both_directions() -> None:
+    for direction in ("reverse", "forward"):
+        model = make_agent(BMPC, two_envs(), kl_direction=direction, learning_rate=1e-2, entropy_coef=0.0).learn(12)
+        plans = th.tensor([[0.5, -0.4], [0.3, 0.2]]).view(2, 1, 1, 2).expand(2, 2, 8, 2)
+        zs = th.rand(3, 8, 16)
+        for _ in range(200):
+            loss, _ = model.policy_loss(zs, sample_windows(model)._replace(plans=plans), model.draw_noise(8))
+            model._step(model.policy.pi_optimizer, loss)
+        mean, log_std = model.policy.world_model.gaussian(zs[:-1])
+        assert (mean - plans[0]).abs().max() < 0.1 and (log_std.exp() - plans[1]).abs().max() < 0.1
+
+
+def test_value_target_stops_at_a_predicted_termination() -> None:
+    model = make_agent(BMPC, two_envs(terminate=True), td_horizon=3, episodic=True).learn(20)
+    world, batch, noise = model.policy.world_model, sample_windows(model), model.draw_noise(8)
+    next_z = world.encode(batch.observations)[1:]
+    world.termination_head[-1].bias.data.fill_(1e4)  # every step ends the episode
+    ended = model.value_target(next_z, batch, noise)
+    z = th.cat([world.encode(batch.observations[0])[None], next_z[:-1]])
+    first = world.two_hot.decode(world.reward(z, world.act(z, noise.target_actions[0])))
+    assert th.allclose(ended, first)
+    world.termination_head[-1].bias.data.fill_(-1e4)
+    assert not th.allclose(model.value_target(next_z, batch, noise), first)

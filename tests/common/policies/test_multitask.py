@@ -1,0 +1,169 @@
+"""One agent for two tasks whose observations and actions are padded to the same size."""
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from sb3_mpc import BMPC, MBDPO, TDMPC2, TDMPCSquare
+from sb3_mpc.common.policies.multitask import MultitaskWorldModelPolicy
+from tests.support.agents import SMALL, SMALL_POLICY, assert_same_state
+
+ACTION_DIMS, GAMMAS = [3, 1], [0.99, 0.95]
+
+
+class TwoTasksEnv(gym.Env):
+    """
+    Reach the origin of a space of three or one dimensions; the other task's dimensions are zero or without effect.
+
+    :param task: 0 or 1; in turn if None
+    """
+
+    observation_space = spaces.Dict(obs=spaces.Box(-5, 5, (3,)), task=spaces.Discrete(2))
+
+    def __init__(self, task: int | None = None) -> None:
+        self.action_space = spaces.Box(-1, 1, (3,))
+        self.fixed_task, self.task = task, 1
+
+    def observe(self) -> dict[str, Any]:
+        return dict(obs=self.position.astype(np.float32), task=np.int64(self.task))
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.task = 1 - self.task if self.fixed_task is None else self.fixed_task
+        self.steps, self.exists = 0, np.arange(3) < ACTION_DIMS[self.task]
+        self.position = self.np_random.uniform(-1, 1, 3) * self.exists
+        return self.observe(), {}
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        self.position = np.clip(self.position + 0.1 * action * self.exists, -5, 5)
+        return self.observe(), -float(np.abs(self.position).sum()), False, self.steps >= 10, {}
+
+
+def make_agent(
+    env: Any = None, policy_kwargs: dict[str, Any] | None = None, algorithm: type[TDMPC2] = TDMPC2, **kwargs: Any
+) -> TDMPC2:
+    tasks = dict(action_dims=ACTION_DIMS, gammas=GAMMAS, task_dim=4)
+    policy_kwargs = {**SMALL_POLICY, **tasks, **(policy_kwargs or {})}
+    settings = dict(SMALL, learning_starts=8, seed=0, device="cpu", policy_kwargs=policy_kwargs)
+    return algorithm(MultitaskWorldModelPolicy, env or TwoTasksEnv(), **{**settings, **kwargs})
+
+
+def observations(task: int, count: int = 6) -> dict[str, np.ndarray]:
+    return dict(obs=np.random.default_rng(0).uniform(-1, 1, (count, 3)).astype(np.float32), task=np.full(count, task))
+
+
+@pytest.fixture(scope="module")
+def trained() -> TDMPC2:
+    return make_agent().learn(40)
+
+
+def test_learning_trains_the_embedding(trained: TDMPC2) -> None:
+    before = make_agent().policy.world_model.task_embedding.weight
+    after = trained.policy.world_model.task_embedding.weight
+    assert (before != after).all()
+    assert th.isfinite(after).all()
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_missing_action_dimensions_stay_zero(trained: TDMPC2, deterministic: bool) -> None:
+    for task, action_dim in enumerate(ACTION_DIMS):
+        # even where a plan of another task is the warm start
+        state = (np.full((6, SMALL["horizon"], 3), 0.5, np.float32),)
+        actions, (mean,) = trained.predict(observations(task), state, deterministic=deterministic)
+        assert (actions[:, :action_dim] != 0).all()
+        assert (actions[:, action_dim:] == 0).all()
+        assert (mean[..., action_dim:] == 0).all()
+        prior = trained.actor.predict(observations(task), deterministic=deterministic)[0]
+        assert (prior[:, :action_dim] != 0).all()
+        assert (prior[:, action_dim:] == 0).all()
+
+
+@pytest.mark.parametrize("algorithm", [TDMPCSquare, MBDPO])
+def test_other_methods_learn_several_tasks_too(algorithm: type[TDMPC2]) -> None:
+    settings: dict[str, Any] = dict(use_score_network=True) if algorithm is MBDPO else dict(scale_threshold=0.0)
+    model = make_agent(algorithm=algorithm, **settings).learn(24)
+    assert all(value.isfinite().all() for value in model.policy.state_dict().values())
+    for task, action_dim in enumerate(ACTION_DIMS):
+        actions, _ = model.predict(observations(task), deterministic=False)
+        assert (actions[:, :action_dim] != 0).all() and (actions[:, action_dim:] == 0).all()
+
+
+def test_missing_action_dimensions_do_not_matter(trained: TDMPC2) -> None:
+    model = trained.policy.world_model
+    z = model.encode(trained.policy.obs_to_tensor(observations(1))[0])
+    action = th.rand(6, 3)
+    other = action + th.tensor([0.0, 0.5, -0.5])
+    for network in (model.next, model.reward, model.value):
+        assert th.equal(network(z, action), network(z, other))
+    assert not th.equal(model.reward(z, action), model.reward(z, action + th.tensor([0.5, 0.0, 0.0])))
+
+
+def test_tasks_have_their_own_discount_and_embedding(trained: TDMPC2) -> None:
+    model = trained.policy.world_model
+    zs = [model.encode(trained.policy.obs_to_tensor(observations(task))[0]) for task in range(2)]
+    for task, z in enumerate(zs):
+        assert model.discount(z, 0.5).unique().tolist() == pytest.approx([GAMMAS[task]])
+        assert model.num_actions(z).unique().tolist() == [ACTION_DIMS[task]]
+        assert th.equal(model.next(z, th.zeros(6, 3))[..., -1], z[..., -1])
+    assert not th.equal(zs[0][:, :-1], zs[1][:, :-1])
+
+
+def test_an_environment_of_each_task_side_by_side() -> None:
+    model = make_agent(DummyVecEnv([lambda: TwoTasksEnv(0), lambda: TwoTasksEnv(1)])).learn(40)
+    batch = model.replay_buffer.sample(64)
+    assert set(batch.observations["task"].unique().tolist()) == {0, 1}
+    parts = [observations(task, count=1) for task in range(2)]
+    actions, _ = model.predict({key: np.concatenate([part[key] for part in parts]) for key in parts[0]})
+    assert (actions[0] != 0).all()
+    assert (actions[1, 1:] == 0).all()
+
+
+def test_embeddings_are_kept_short(trained: TDMPC2) -> None:
+    model = make_agent().policy.world_model
+    with th.no_grad():
+        model.task_embedding.weight.mul_(th.tensor([[1000.0], [1.0]]))
+    short = model.task_embedding.weight[1].clone()
+    z = model.encode(trained.policy.obs_to_tensor(observations(0))[0])
+    assert model.inputs(z)[:, -4:].norm(dim=1).tolist() == pytest.approx([1.0] * 6)
+    assert th.equal(model.task_embedding.weight[1], short)
+
+
+def test_saved_agents_go_on(trained: TDMPC2, tmp_path: Path) -> None:
+    trained.save(tmp_path / "agent")
+    loaded = TDMPC2.load(tmp_path / "agent", env=TwoTasksEnv(), device="cpu")
+    trained.policy.save(tmp_path / "policy")
+    policy = MultitaskWorldModelPolicy.load(tmp_path / "policy", device="cpu")
+    for task in range(2):
+        expected = trained.predict(observations(task), deterministic=True)
+        assert_same_state(loaded.predict(observations(task), deterministic=True), expected)
+        assert_same_state(policy.predict(observations(task), deterministic=True), expected)
+    assert_same_state(loaded.policy.model_optimizer.state_dict(), trained.policy.model_optimizer.state_dict())
+    loaded.learn(12, reset_num_timesteps=False)
+
+
+def test_the_state_dict_holds_weights_only(trained: TDMPC2) -> None:
+    assert all(value.is_floating_point() for value in trained.policy.state_dict().values())
+    assert not any("mask" in name or "gamma" in name for name in trained.policy.state_dict())
+
+
+def test_terminations_can_be_predicted() -> None:
+    model = make_agent(episodic=True).learn(20)
+    assert [group["lr_scale"] for group in model.policy.model_optimizer.param_groups] == [0.3, 1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("tasks", [dict(gammas=[0.9]), dict(action_dims=[3, 2, 1])])
+def test_incomplete_tasks_are_refused(tasks: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="one entry of action_dims and gammas for each task"):
+        make_agent(policy_kwargs=tasks)
+
+
+def test_several_tasks_are_refused_by_bmpc() -> None:
+    with pytest.raises(ValueError, match="BMPC learns one task"):
+        BMPC(MultitaskWorldModelPolicy, TwoTasksEnv(), **SMALL, policy_kwargs=SMALL_POLICY, device="cpu")

@@ -1,0 +1,123 @@
+"""A policy is a module as SB3's are: its actor and critics are parts that can be used, copied, frozen and exported."""
+
+import copy
+import importlib
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.utils import polyak_update
+from torch import nn
+
+import sb3_mpc
+from sb3_mpc import BMPC
+from tests.support.agents import PointEnv, assert_same_state, make_agent, observations_of
+
+
+def test_actor_can_be_exported(algorithm: Any, tmp_path: Path) -> None:
+    """SB3's guide traces ``policy.actor``: observation in, normalised action out."""
+
+    class Exported(nn.Module):
+        """As in the guide."""
+
+        def __init__(self, actor: nn.Module) -> None:
+            super().__init__()
+            self.actor = actor
+
+        def forward(self, observation: th.Tensor) -> th.Tensor:
+            return self.actor(observation, deterministic=True)
+
+    model = make_agent(algorithm, PointEnv()).learn(12)
+    exported = Exported(model.policy.actor)
+    observation = th.as_tensor(observations_of(model.get_env(), 4))
+    expected = exported(observation)
+    assert expected.shape == (4, 2) and expected.abs().max() <= 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        th.jit.trace(exported.eval(), observation[:1]).save(tmp_path / "actor.pt")
+        traced = th.jit.load(tmp_path / "actor.pt")
+    assert th.allclose(traced(observation), expected, atol=1e-6)
+    program = th.export.export(exported, (observation,), dynamic_shapes=dict(observation={0: th.export.Dim("batch")}))
+    assert th.allclose(program.module()(observation[:2]), expected[:2], atol=1e-6)
+    assert model.actor is not None  # as for SAC
+
+
+def test_actor_and_critics_are_parts_of_the_model(algorithm: Any) -> None:
+    """What SAC's users do with them leaves the other parts alone."""
+    model = make_agent(algorithm, PointEnv()).learn(12)
+    policy, model_before = model.policy, copy.deepcopy(model.policy.world_model.state_dict())
+    assert policy.actor is policy.actor and model.critic is policy.critic
+    ids = [{id(p) for p in part.parameters()} for part in (policy.actor, policy.critic, policy.critic_target)]
+    assert all(ids) and not (ids[0] & ids[1] or ids[1] & ids[2] or ids[0] & ids[2])
+    polyak_update(policy.critic.parameters(), policy.critic_target.parameters(), 1.0)
+    assert_same_state(policy.critic_target.q_networks.state_dict(), policy.critic.q_networks.state_dict())
+    after = policy.world_model.state_dict()
+    assert_same_state(*({k: v for k, v in s.items() if "q_target" not in k} for s in (after, model_before)))
+    for copied in (copy.deepcopy(policy), pickle.loads(pickle.dumps(policy))):
+        assert copied.actor.world_model is copied.active()[0] is not policy.active()[0]
+    actions = th.zeros(2, 2)
+    observations = th.as_tensor(observations_of(model.get_env(), 2))
+    if algorithm is not BMPC:  # whose values are those of states
+        assert th.equal(policy.critic.q1_forward(observations, actions), policy.critic(observations, actions)[0])
+    assert len(list(policy.critic(observations, actions))) == policy.critic.n_critics
+
+
+class HalfFrozen(BaseFeaturesExtractor):
+    """As with a network that was trained before."""
+
+    def __init__(self, observation_space: spaces.Box) -> None:
+        super().__init__(observation_space, 8)
+        self.back, self.head = nn.Linear(observation_space.shape[0], 8), nn.Linear(8, 8)
+        self.back.requires_grad_(False)
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return self.head(self.back(observations).relu())
+
+
+def test_frozen_parameters_stay_as_they_are(algorithm: Any) -> None:
+    model = make_agent(algorithm, PointEnv(), policy_kwargs=dict(features_extractor_class=HalfFrozen))
+    extractor = model.policy.world_model.encoder.features_extractor
+    back, head = (copy.deepcopy(part.state_dict()) for part in (extractor.back, extractor.head))
+    model.learn(20)
+    assert_same_state(extractor.back.state_dict(), back)
+    assert not th.equal(extractor.head.weight, head["weight"])
+    for parameter in model.actor.prior_net.parameters():
+        parameter.requires_grad_(False)
+    model.learn(10)
+
+
+def test_policies_can_be_imported_from_each_method() -> None:
+    for name in ("tdmpc2", "tdmpc_square", "bmpc", "mbdpo", "fac_tdmpc"):
+        module = importlib.import_module(f"sb3_mpc.{name}")
+        for alias in ("MlpPolicy", "CnnPolicy", "MultiInputPolicy"):
+            assert getattr(module, alias) is sb3_mpc.ALGORITHMS[name].policy_aliases[alias]
+
+
+def test_policy_can_be_copied(algorithm: Any) -> None:
+    model = make_agent(algorithm, PointEnv()).learn(12)
+    observation = observations_of(model.get_env(), 3)
+    twin = copy.deepcopy(model.policy)
+    expected, _ = model.predict(observation, deterministic=True)
+    np.testing.assert_array_equal(twin.predict(observation, deterministic=True)[0], expected)
+    for parameter in twin.parameters():
+        parameter.data.zero_()
+    np.testing.assert_array_equal(model.predict(observation, deterministic=True)[0], expected)
+    assert not np.allclose(twin.predict(observation, deterministic=True)[0], expected)  # it plans with its own model
+
+
+def test_state_dict_holds_learned_floats_only(algorithm: Any) -> None:
+    """SB3's tests replace every entry by uniform draws and expect finite actions."""
+    model = make_agent(algorithm, PointEnv()).learn(12)
+    state = model.policy.state_dict()
+    assert all(tensor.is_floating_point() and tensor.numel() > 0 for tensor in state.values())
+    random = {name: th.rand_like(tensor) for name, tensor in state.items()}
+    model.policy.load_state_dict(random)
+    assert_same_state(dict(model.policy.state_dict()), random)
+    for deterministic in (True, False):
+        action, (mean, *_) = model.predict(observations_of(model.get_env(), 5), deterministic=deterministic)
+        assert np.isfinite(action).all() and np.isfinite(mean).all()

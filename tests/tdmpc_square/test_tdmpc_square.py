@@ -1,0 +1,37 @@
+"""TD-M(PC)²: the prior is held to the plans in the replay buffer."""
+
+import pytest
+import torch as th
+
+from sb3_mpc import TDMPCSquare
+from tests.support.agents import make_agent, sample_windows, two_envs
+
+
+def test_constraint_waits_for_the_scale_and_has_three_weights() -> None:
+    model = make_agent(TDMPCSquare, two_envs()).learn(20)
+    batch, noise = sample_windows(model), model.draw_noise(8)
+    zs = th.rand(3, 8, 16)
+    losses = {}
+    for scaling in model.constraint_scalings:
+        for scale in (1.0, 50.0):
+            model.constraint_scaling = scaling
+            model.policy.running_scale.value.fill_(scale)
+            loss, logs = model.policy_loss(zs, batch, noise)
+            losses[scaling, scale] = (loss - logs["pi_q_loss"]).item()
+            assert logs["constraint_active"] == (scale > 2.0)
+    assert all(losses[scaling, 1.0] == 0 for scaling in model.constraint_scalings)
+    code, readme, paper = (losses[scaling, 50.0] for scaling in model.constraint_scalings)
+    assert code == pytest.approx(readme * 2 / 61, rel=1e-4) and paper == pytest.approx(readme / 2, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_constraint_pulls_the_prior_to_the_plans() -> None:
+    model = make_agent(TDMPCSquare, two_envs(), prior_coef=1e3, learning_rate=1e-2, scale_threshold=0.5).learn(20)
+    plans = th.tensor([[0.6, -0.3], [0.1, 0.1]]).view(2, 1, 1, 2)
+    zs = th.rand(3, 8, 16)
+    for _ in range(150):
+        batch = sample_windows(model)
+        loss, _ = model.policy_loss(zs, batch._replace(plans=plans.expand(2, 2, 8, 2)), model.draw_noise(8))
+        model._step(model.policy.pi_optimizer, loss)
+    with th.no_grad():
+        assert (model.policy.world_model.act(zs, None) - plans[0]).abs().max() < 0.15

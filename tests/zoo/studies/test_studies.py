@@ -1,0 +1,114 @@
+"""The studies run from end to end: learning runs that can be interrupted, comparisons, their tables and figures."""
+
+import csv
+import sys
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import pytest
+
+from sb3_mpc import TDMPC2
+from sb3_mpc.zoo.studies import comparison, factored, learning, precision
+from tests.support.agents import SMALL, SMALL_POLICY, make_agent
+
+pytest.importorskip("dm_control")
+pytestmark = pytest.mark.slow
+TASK = "cartpole-swingup"
+ID = f"dmc/{TASK}-v0"
+UNUSED = ("policy", "n_timesteps", "n_envs")  # in a preset, by an agent without environment
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_learning_run_goes_on_and_is_evaluated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(gym.spec(f"dmc/{TASK}-v0"), "max_episode_steps", 10)
+    settings: dict[str, Any] = {**SMALL, "learning_starts": 10, "policy_kwargs": SMALL_POLICY}
+    monkeypatch.setattr(learning, "SETTINGS", settings)
+    runs, output = tmp_path / "runs", tmp_path / "curve.csv"
+    learning.train(TASK, 1, 20, 20, runs, compile=False)
+    learning.train(TASK, 1, 40, 20, runs, compile=False)  # resumed
+    assert sorted(learning.checkpoints(runs)) == [20, 40]
+    # Of the 30 updates after the random steps, those that follow a checkpoint's last transition are not in it
+    assert learning.TDMPC2.load(learning.checkpoints(runs)[40])._n_updates == 28
+    for _ in range(2):  # the second time there is nothing left to do
+        learning.evaluate(TASK, 1, runs, output, episodes=2)
+    rows = read(output)
+    assert [(row["task"], row["frames"], row["episodes"]) for row in rows] == [
+        (f"dmc/{TASK}-v0", "40", "2"),
+        (f"dmc/{TASK}-v0", "80", "2"),
+    ]
+    assert [int(row["length"]) for row in read(output.with_suffix(".train.csv"))] == [10] * 4
+
+
+@pytest.fixture
+def briefly(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """:return: settings for a run of 30 decisions in two environments, whose episodes end after ten"""
+    for task in (TASK, "walker-walk"):
+        monkeypatch.setattr(gym.spec(f"dmc/{task}-v0"), "max_episode_steps", 10)
+    settings: dict[str, Any] = {**SMALL, "learning_starts": 10, "policy_kwargs": SMALL_POLICY, "gradient_steps": 1}
+    return {**settings, "n_envs": 2, "n_timesteps": 30, "pretrain_gradient_steps": 2}
+
+
+@pytest.mark.parametrize("method", comparison.METHODS)
+def test_comparison(method: str, briefly: dict[str, Any], tmp_path: Path) -> None:
+    model = comparison.train(method, ID, 1, 15, tmp_path / "comparison.csv", **briefly)
+    assert model.num_timesteps == 30 and model.n_envs == 2
+    rows = read(tmp_path / "comparison.csv")
+    assert [(row["method"], row["decisions"], row["frames"]) for row in rows] == [
+        (method, "16", "32"),
+        (method, "30", "60"),
+    ]
+    assert all(0 <= float(row[name]) <= 10 for row in rows for name in ("return", "network", "mc_return"))
+    comparison.plot(tmp_path / "comparison.csv", tmp_path)
+    for name in ("comparison.png", "overestimation.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_factored_studies(briefly: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(factored, "load_preset", lambda *args: {**SMALL, "distill_steps": 20, **dict.fromkeys(UNUSED)})
+    monkeypatch.setattr(factored, "SAMPLES", (16, 8))
+    monkeypatch.setattr(factored, "PERTURBATIONS", ("random", 0.5))
+    monkeypatch.setattr(factored, "ACTIONS", {"reacher-three": 3})
+    expert = comparison.train("tdmpc2", "dmc/walker-walk-v0", 1, 30, tmp_path / "comparison.csv", **briefly)
+    comparison.save(expert, tmp_path, "dmc/walker-walk-v0")
+    common = f"--expert {tmp_path} --episodes 1 --runs 1 --agent {tmp_path / 'agent.zip'} --folder {tmp_path}"
+    for study in (*factored.STUDIES, "plot"):
+        monkeypatch.setattr(sys, "argv", ["factored", study, *common.split()])
+        factored.main()
+    (trained,) = read(tmp_path / "factored-train.csv")
+    assert (trained["decisions"], trained["distill_steps"]) == ("30", "20")
+    assert -1 <= float(trained["rank_correlation"]) <= 1
+    budget = read(tmp_path / "factored-budget.csv")
+    assert [(row["iterations"], row["samples"]) for row in budget] == [("3", "16"), ("3", "8"), ("1", "16"), ("1", "8")]
+    assert len(read(tmp_path / "factored-robustness.csv")) == 6 * 2
+    assert all(float(row["student_ms"]) > 0 for row in read(tmp_path / "factored-times.csv"))
+    assert (tmp_path / "factored.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_precision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # Seeded, and elites weighed sharply: some agents so small plan the bound of the action whatever the precision
+    model = make_agent(TDMPC2, gym.make(f"dmc/{TASK}-v0"), temperature=50.0, seed=1).learn(12)
+    monkeypatch.setattr(precision, "load", lambda *args, **kwargs: model)
+    arguments = f"precision --states 2 --every 2 --seeds 3 --output {tmp_path / 'precision'}"
+    monkeypatch.setattr(sys, "argv", arguments.split())
+    precision.main()
+    rows = read(tmp_path / "precision.csv")
+    assert len(rows) == 6 and any(float(row["bfloat16"]) > 0 for row in rows)
+    assert any(float(row["other samples"]) > 0 for row in rows)
+    assert (tmp_path / "precision.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_returns_in_both_precisions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(gym.spec(ID), "max_episode_steps", 10)
+    model = make_agent(TDMPC2, gym.make(ID)).learn(12)
+    monkeypatch.setattr(precision, "load", lambda *args, **kwargs: model)
+    for _ in range(2):
+        monkeypatch.setattr(sys, "argv", f"precision --env {ID} --episodes 2 --output {tmp_path / 'precision'}".split())
+        precision.main()
+    rows = read(tmp_path / "precision-returns.csv")
+    assert rows[0] == rows[1] and rows[0]["task"] == ID
+    assert 0 <= float(rows[0]["bfloat16"]) <= 10 >= float(rows[0]["float32"]) >= 0

@@ -1,0 +1,89 @@
+"""Every card says what its agent file says, and what it calls reproduction is complete."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import pytest
+import torch as th
+from stable_baselines3.common.utils import LinearSchedule
+
+import sb3_mpc
+import sb3_mpc.envs
+from sb3_mpc.agents.agent_files import read_card, save_agent
+from sb3_mpc.common.networks.world_model import WorldModel
+from sb3_mpc.common.planning.planner import MPPIPlanner
+from sb3_mpc.zoo import cards
+from sb3_mpc.zoo.presets import load_preset
+from tests.support.agents import make_agent
+
+FILES = sorted(cards.CHECKPOINTS.glob("*.safetensors"))
+# Presets whose values have changed since: seven small ones, and two of FacTDMPC with another student
+CHANGED = {
+    *("bmpc-dmc-cartpole-swingup-v0", "fac_tdmpc-dmc-cartpole-swingup-v0", "fac_tdmpc-dmc-finger-spin-v0"),
+    *("mbdpo-dmc-cartpole-swingup-v0", "mbdpo-dmc-walker-walk-v0", "tdmpc2-dmc-walker-stand-v0"),
+    *("tdmpc2-dmc-walker-walk-v0", "tdmpc_square-dmc-cartpole-swingup-v0", "tdmpc_square-dmc-walker-walk-v0"),
+}
+
+
+def block(text: str, heading: str, language: str = "") -> str:
+    """:return: the code under a heading"""
+    found = re.search(rf"^## {heading}\n.*?^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert found is not None, heading
+    return found[1]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_card_agrees_with_its_file(path: Path) -> None:
+    card, text = read_card(path), path.with_suffix(".md").read_text(encoding="utf-8")
+    facts = dict(re.findall(r"^\| ([^|]+) \| (.*) \|$", text, re.MULTILINE))
+    evaluation, steps = card["evaluation"], card["steps"]
+    assert facts["Training"] == (
+        f"{steps['decisions']:,} decisions, {steps['frames']:,} simulator frames, seed {card['seed']}"
+    )
+    for name, prefix in (("planner", ""), ("network policy", "network_")):
+        mean, std = (evaluation[f"{prefix}{key}_return"] for key in ("mean", "std"))
+        assert facts[f"Return of the {name}"] == f"{mean:.1f} ± {std:.1f} over {evaluation['episodes']} episodes"
+    checkout, *commands = block(text, "Reproduce").splitlines()
+    assert checkout == f"git checkout {card['commit']}" and facts["Commit"] == card["commit"]
+    assert "\n".join(commands) == card["command"]
+    assert all(command.startswith("python -m sb3_mpc.zoo.") for command in commands)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_arguments_of_a_card_make_the_agent(path: Path, tmp_path: Path) -> None:
+    """The call runs today, and the agent that it makes has the arguments of the file."""
+    pytest.importorskip("dm_control")
+    card, text = read_card(path), path.with_suffix(".md").read_text(encoding="utf-8")
+    names = {cls.__name__: cls for cls in (*sb3_mpc.ALGORITHMS.values(), WorldModel, MPPIPlanner, th.optim.Adam)}
+    names |= dict(LinearSchedule=LinearSchedule, env=gym.make(card["environment"]["id"]))
+    model = eval(block(text, "Arguments", "python"), names)
+    made = read_card(save_agent(model, tmp_path / "agent"))
+    for key in ("algorithm", "policy", "arguments", "seed", "environment"):
+        assert made[key] == card[key], key
+    assert model.lr_schedule(0.0) == card.get("final_learning_rate", card["arguments"]["learning_rate"])
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_card_says_whether_its_preset_has_changed(path: Path) -> None:
+    card, text = read_card(path), path.with_suffix(".md").read_text(encoding="utf-8")
+    today = load_preset(card["algorithm"], card["environment"]["id"], card["preset"])
+    rate = LinearSchedule(card["arguments"]["learning_rate"], card.get("final_learning_rate", 1.0), 1.0)
+    same = str(today.get("learning_rate", card["arguments"]["learning_rate"])) in (str(rate), str(rate.start))
+    for name in today.keys() & card["arguments"].keys() - {"learning_rate", "policy_kwargs", "distill_steps"}:
+        same &= today[name] == card["arguments"][name]
+    same &= today["policy_kwargs"].items() <= card["arguments"]["policy_kwargs"].items()
+    assert (path.stem in CHANGED) is not same
+    assert (f"The preset `{card['preset']}` has other values today" in text) is not same
+    if not same:
+        assert f"`tau` was `{card['arguments']['tau']}` and is `{today['tau']}`" in text
+
+
+def test_preset_that_is_unknown_and_code_that_was_changed(tmp_path: Path) -> None:
+    path = save_agent(make_agent(sb3_mpc.TDMPC2, "Pendulum-v1"), tmp_path / "agent", preset="mine", commit="abc-dirty")
+    card: dict[str, Any] = {**read_card(path), "steps": dict(decisions=10), "final_learning_rate": 0.0}
+    text = cards.card_text(card)
+    assert "There is no preset `mine` today." in text and "git checkout abc\n" in text
+    assert "to which changes had been made" in text and "LinearSchedule(0.0003, 0.0, 1.0)" in text
+    assert "git checkout" not in cards.card_text({**card, "commit": None})
