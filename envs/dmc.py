@@ -137,20 +137,17 @@ class DMControl(RenderedEnv):
         if task not in TASKS:
             nearest = difflib.get_close_matches(task, TASKS, n=1, cutoff=0.0)[0]
             raise gym.error.NameNotFound(f'There is no DMControl task "{task}"; did you mean "dmc/{nearest}-v0"?')
-        domain, task_name = TASKS[task]
-        self.dm_env = _load(domain, task_name)
         super().__init__(render_mode, width, height)
+        domain, task_name = TASKS[task]
         self.camera = camera if camera is not None else (2 if domain == "quadruped" else 0)
-        self.metadata = {**self.metadata, "render_fps": 1 / self.dm_env.control_timestep()}
+        self.dm_env = _load(domain, task_name)
+        with SUITE.importing():
+            from shimmy.dm_control_compatibility import DmControlCompatibilityV0
 
-        size = sum(int(np.prod(spec.shape)) for spec in self.dm_env.observation_spec().values())
-        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (size,), np.float64)
-        actions = self.dm_env.action_spec()
-        # dm_control writes an actuator without limits (lqr) as +-1e10; agents need a scale, so we give it limits of 1.
-        low, high = (
-            np.where(np.abs(bound) < 1e10, bound, np.sign(bound)) for bound in (actions.minimum, actions.maximum)
-        )
-        self.action_space = gym.spaces.Box(low, high, dtype=np.float64)
+            from sb3_mpc.envs.dmc_vectors import VectorEnvironment
+        self.shimmy = DmControlCompatibilityV0(VectorEnvironment(self.dm_env), "rgb_array", {"camera_id": self.camera})
+        self.observation_space, self.action_space = self.shimmy.observation_space, self.shimmy.action_space
+        self.metadata = {**self.metadata, "render_fps": 1 / self.shimmy.dt}  # Shimmy's are a thousand times its dt
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -163,11 +160,8 @@ class DMControl(RenderedEnv):
         :return: The first observation [D] and an empty info
         """
         super().reset(seed=seed)
-        if seed is not None:
-            self.dm_env.task.random.seed(seed % 2**32)
         with explain_missing_gl():  # quadruped-escape hands its new terrain to the renderer
-            time_step = self.dm_env.reset()
-        return self._flatten(time_step.observation), {}
+            return self.shimmy.reset(seed=None if seed is None else seed % 2**32)[0], {}
 
     def step(self, action: NDArray[np.float64]) -> tuple[NDArray[np.float64], float, bool, bool, dict[str, Any]]:
         """
@@ -177,12 +171,8 @@ class DMControl(RenderedEnv):
         :return: The observation [D], the reward, whether the episode terminated (ended with discount 0), whether it was
             truncated (ended with another discount, that is by dm_control's time limit), and an empty info
         """
-        time_step = self.dm_env.step(action)
-        if time_step.first():  # dm_control starts the next episode by itself, without a reward
-            raise gym.error.ResetNeeded("The episode has ended: call reset() before the next step().")
-        terminated = time_step.last() and time_step.discount == 0.0
-        truncated = time_step.last() and not terminated
-        return self._flatten(time_step.observation), float(time_step.reward), terminated, truncated, {}
+        observation, reward, terminated, truncated, _ = self.shimmy.step(action)
+        return observation, float(reward), terminated, truncated, {}
 
     def frame(self, height: int, width: int) -> NDArray[np.uint8]:
         """
@@ -192,17 +182,13 @@ class DMControl(RenderedEnv):
         :param width: Width in pixels
         :return: The frame [height, width, 3]
         """
+        self.shimmy.render_kwargs.update(height=height, width=width)
         with explain_missing_gl():
-            return np.asarray(self.dm_env.physics.render(height, width, camera_id=self.camera))
+            return np.asarray(self.shimmy.render())
 
     def close(self) -> None:
         """Free the simulation and what it drew with; nothing else can be called afterwards."""
-        self.dm_env.physics.free()  # dm_env.close() does nothing, and renderers left to the interpreter's exit complain
-
-    @staticmethod
-    def _flatten(observation: dict[str, Any]) -> NDArray[np.float64]:
-        """Join the parts of an observation, numbers included, into one vector [D] in dm_control's order."""
-        return np.concatenate([np.ravel(part) for part in observation.values()])
+        self.shimmy.close()
 
 
 def _load(domain: str, task: str) -> Any:
