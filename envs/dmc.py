@@ -100,15 +100,15 @@ def make(
     The time limit counts decisions: give ``gym.make`` both or neither of ``action_repeat`` and ``max_episode_steps``,
     as in ``gym.make("dmc/walker-walk-v0", action_repeat=4, max_episode_steps=250)``.
 
-    :param task: A name of ``TASKS``, such as ``"walker-walk"``
+    :param task: a name of ``TASKS``, such as ``"walker-walk"``
     :param obs: ``"state"`` for float32 vectors in dm_control's own order, ``"pixels"`` for the last three frames,
         uint8 [9, 64, 64]
-    :param action_repeat: Steps of dm_control per decision
+    :param action_repeat: steps of dm_control per decision
     :param render_mode: ``"rgb_array"`` or None
-    :param width: Width in pixels of the frames of ``render()``
-    :param height: Height in pixels of the frames of ``render()``
-    :param camera: Number of the camera for ``render()`` and pixel observations; None for the suite's usual one
-    :return: The environment
+    :param width: width in pixels of the frames of ``render()``
+    :param height: height in pixels of the frames of ``render()``
+    :param camera: number of the camera for ``render()`` and pixel observations; None for the suite's usual one
+    :return: the environment
     """
     env: gym.Env = ControlInterface(DMControl(task, render_mode, width, height, camera), action_repeat)
     return PixelObservation(env) if obs == "pixels" else env
@@ -119,11 +119,11 @@ class DMControl(RenderedEnv):
     A task of dm_control as a Gymnasium environment, in dm_control's own units: observations are float64 vectors [D],
     the task's observations flattened in dm_control's order; actions are float64 vectors [A] within the task's bounds.
 
-    :param task: A name of ``TASKS``
+    :param task: a name of ``TASKS``
     :param render_mode: ``"rgb_array"`` or None
-    :param width: Width in pixels of the frames of ``render()``
-    :param height: Height in pixels of the frames of ``render()``
-    :param camera: Number of the camera; None for 0, or 2 for the quadruped, as in the papers
+    :param width: width in pixels of the frames of ``render()``
+    :param height: height in pixels of the frames of ``render()``
+    :param camera: number of the camera; None for 0, or 2 for the quadruped, as in the papers
     """
 
     def __init__(
@@ -137,20 +137,17 @@ class DMControl(RenderedEnv):
         if task not in TASKS:
             nearest = difflib.get_close_matches(task, TASKS, n=1, cutoff=0.0)[0]
             raise gym.error.NameNotFound(f'There is no DMControl task "{task}"; did you mean "dmc/{nearest}-v0"?')
-        domain, task_name = TASKS[task]
-        self.dm_env = _load(domain, task_name)
         super().__init__(render_mode, width, height)
+        domain, task_name = TASKS[task]
         self.camera = camera if camera is not None else (2 if domain == "quadruped" else 0)
-        self.metadata = {**self.metadata, "render_fps": 1 / self.dm_env.control_timestep()}
+        self.dm_env = _load(domain, task_name)
+        with SUITE.importing():
+            from shimmy.dm_control_compatibility import DmControlCompatibilityV0
 
-        size = sum(int(np.prod(spec.shape)) for spec in self.dm_env.observation_spec().values())
-        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (size,), np.float64)
-        actions = self.dm_env.action_spec()
-        # dm_control writes an actuator without limits (lqr) as +-1e10; agents need a scale, so we give it limits of 1.
-        low, high = (
-            np.where(np.abs(bound) < 1e10, bound, np.sign(bound)) for bound in (actions.minimum, actions.maximum)
-        )
-        self.action_space = gym.spaces.Box(low, high, dtype=np.float64)
+            from sb3_mpc.envs.dmc_vectors import VectorEnvironment
+        self.shimmy = DmControlCompatibilityV0(VectorEnvironment(self.dm_env), "rgb_array", {"camera_id": self.camera})
+        self.observation_space, self.action_space = self.shimmy.observation_space, self.shimmy.action_space
+        self.metadata = {**self.metadata, "render_fps": 1 / self.shimmy.dt}  # Shimmy's are a thousand times its dt
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -158,51 +155,40 @@ class DMControl(RenderedEnv):
         """
         Start an episode.
 
-        :param seed: Determines the whole episode; without it the random stream goes on
-        :param options: Not used
-        :return: The first observation [D] and an empty info
+        :param seed: determines the whole episode; without it the random stream continues
+        :param options: not used
+        :return: the first observation [D] and an empty info
         """
         super().reset(seed=seed)
-        if seed is not None:
-            self.dm_env.task.random.seed(seed % 2**32)
         with explain_missing_gl():  # quadruped-escape hands its new terrain to the renderer
-            time_step = self.dm_env.reset()
-        return self._flatten(time_step.observation), {}
+            return self.shimmy.reset(seed=None if seed is None else seed % 2**32)[0], {}
 
     def step(self, action: NDArray[np.float64]) -> tuple[NDArray[np.float64], float, bool, bool, dict[str, Any]]:
         """
         Carry out one control step.
 
-        :param action: The action [A] within the task's bounds
-        :return: The observation [D], the reward, whether the episode terminated (ended with discount 0), whether it was
+        :param action: the action [A] within the task's bounds
+        :return: the observation [D], the reward, whether the episode terminated (ended with discount 0), whether it was
             truncated (ended with another discount, that is by dm_control's time limit), and an empty info
         """
-        time_step = self.dm_env.step(action)
-        if time_step.first():  # dm_control starts the next episode by itself, without a reward
-            raise gym.error.ResetNeeded("The episode has ended: call reset() before the next step().")
-        terminated = time_step.last() and time_step.discount == 0.0
-        truncated = time_step.last() and not terminated
-        return self._flatten(time_step.observation), float(time_step.reward), terminated, truncated, {}
+        observation, reward, terminated, truncated, _ = self.shimmy.step(action)
+        return observation, float(reward), terminated, truncated, {}
 
     def frame(self, height: int, width: int) -> NDArray[np.uint8]:
         """
         Draw the present state in any size.
 
-        :param height: Height in pixels
-        :param width: Width in pixels
-        :return: The frame [height, width, 3]
+        :param height: height in pixels
+        :param width: width in pixels
+        :return: the frame [height, width, 3]
         """
+        self.shimmy.render_kwargs.update(height=height, width=width)
         with explain_missing_gl():
-            return np.asarray(self.dm_env.physics.render(height, width, camera_id=self.camera))
+            return np.asarray(self.shimmy.render())
 
     def close(self) -> None:
         """Free the simulation and what it drew with; nothing else can be called afterwards."""
-        self.dm_env.physics.free()  # dm_env.close() does nothing, and renderers left to the interpreter's exit complain
-
-    @staticmethod
-    def _flatten(observation: dict[str, Any]) -> NDArray[np.float64]:
-        """Join the parts of an observation, numbers included, into one vector [D] in dm_control's order."""
-        return np.concatenate([np.ravel(part) for part in observation.values()])
+        self.shimmy.close()
 
 
 def _load(domain: str, task: str) -> Any:
@@ -211,7 +197,7 @@ def _load(domain: str, task: str) -> Any:
 
     :param domain: dm_control's name of the domain
     :param task: dm_control's name of the task
-    :return: The ``dm_control.rl.control.Environment``
+    :return: the ``dm_control.rl.control.Environment``
     """
     set_headless_backend()
     with SUITE.importing():

@@ -83,7 +83,7 @@ class Suite:
         try:
             yield
         except ModuleNotFoundError as error:
-            missing = "" if error.name in (None, self.package) else f", whose import fails without {error.name}"
+            missing = "" if error.name in (None, self.package) else f", and {error.name} is missing"
             raise ModuleNotFoundError(
                 f"{self.title} tasks need {self.package}{missing}: {self.install}", name=error.name
             ) from error

@@ -206,6 +206,14 @@ def test_missing_dm_control_is_explained(monkeypatch):
         make("walker-walk")
 
 
+def test_missing_shimmy_is_explained(monkeypatch):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "shimmy"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "shimmy", None)
+    with pytest.raises(ModuleNotFoundError, match=r'shimmy\S* is missing: pip install "sb3-mpc\[dmc\]"'):
+        make("walker-walk")
+
+
 @pytest.mark.parametrize("action_repeat", [0, -1])
 def test_action_repeat_must_be_positive(action_repeat):
     with pytest.raises(ValueError, match="at least 1"):

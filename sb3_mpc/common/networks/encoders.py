@@ -89,6 +89,7 @@ class DictExtractor(BaseFeaturesExtractor):
     :param cnn_output_dim: size of a linear layer after the convolutions of each image, none if None
     :param num_channels: channels of the convolutions
     :param normalized_image: images are already in [0, 1]
+    :raises UnsupportedObservationError: if one of the spaces is empty
     """
 
     def __init__(
@@ -100,7 +101,12 @@ class DictExtractor(BaseFeaturesExtractor):
     ) -> None:
         super().__init__(observation_space, features_dim=1)
         extractors: list[BaseFeaturesExtractor] = []
-        for space in observation_space.spaces.values():
+        for key, space in observation_space.spaces.items():
+            if 0 in (space.shape or ()):
+                raise UnsupportedObservationError(
+                    f"The observation {key!r} is empty, {space}: leave it out, for instance by "
+                    "gymnasium.wrappers.FlattenObservation and MlpPolicy."
+                )
             if is_image_space(space, normalized_image=normalized_image):
                 assert isinstance(space, spaces.Box)
                 extractors.append(PixelExtractor(space, cnn_output_dim, num_channels, normalized_image))
@@ -118,6 +124,16 @@ class DictExtractor(BaseFeaturesExtractor):
         """
         parts = zip(self.keys, self.extractors, strict=True)
         return th.cat([extractor(observations[key]) for key, extractor in parts], dim=-1)
+
+
+def _in_one_batch(observations: th.Tensor, space: spaces.Space) -> th.Tensor:
+    """
+    :param observations: ``[..., *shape]``
+    :param space: their space
+    :return: ``[B, *shape]``; ``[B, 1]`` if the space is a Box of a single number, as extractors need two dimensions
+    """
+    shape = (1,) if isinstance(space, spaces.Box) and not space.shape else (space.shape or ())
+    return observations.reshape(-1, *shape)
 
 
 class Encoder(nn.Module):
@@ -185,11 +201,11 @@ class Encoder(nn.Module):
             assert isinstance(observations, dict)
             key, sub = next(iter(space.spaces.items()))
             batch_shape = observations[key].shape[: observations[key].ndim - len(sub.shape or ())]
-            flat: Any = {name: observations[name].reshape(-1, *(sub.shape or ())) for name, sub in space.spaces.items()}
+            flat: Any = {name: _in_one_batch(observations[name], sub) for name, sub in space.spaces.items()}
         else:
             assert isinstance(observations, th.Tensor)
             batch_shape = observations.shape[: observations.ndim - len(space.shape or ())]
-            flat = observations.reshape(-1, *(space.shape or ()))
+            flat = _in_one_batch(observations, space)
         if shift is not None and self.augments:
             shift = shift.reshape(-1, 2)
             for image in self._image_keys():
