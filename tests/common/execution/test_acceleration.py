@@ -141,7 +141,8 @@ def test_plans_are_the_same_in_parts(algorithm: Any, deterministic: bool, monkey
         return model.policy.plan_batch(observations, deterministic=deterministic)[0]
 
     whole, calls = plan(), len(evaluated)
-    monkeypatch.setattr(acceleration, "CACHED_NUMBERS", 2 * planner.num_samples * max(planner.world_model.hidden))
+    largest = 2 * planner.num_samples * max(planner.world_model.hidden)
+    monkeypatch.setitem(acceleration.LARGEST_OUTPUT, "cpu", largest)
     parts = plan()
     assert evaluated == [2, 2, 1] * calls
     th.testing.assert_close(parts.action, whole.action, atol=1e-3 if algorithm is MBDPO else 1e-5, rtol=0)
@@ -164,7 +165,7 @@ def test_training_stays_in_float32_while_plans_are_reduced() -> None:
 def test_traced_functions_equal_eager_ones(algorithm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tracing without code generation, which takes minutes: graphs that miss or freeze something would differ."""
 
-    def trace(function: Any) -> Any:
+    def trace(function: Any, constants: Any = None) -> Any:
         return th.compile(function, dynamic=False, backend="aot_eager")
 
     monkeypatch.setattr(planner_module, "compile_function", trace)
