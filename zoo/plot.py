@@ -30,12 +30,14 @@ def draw(found: pd.DataFrame, output: Path, label: str, episodes: pd.DataFrame |
         # As far as the next published point: the line that leads there is no measurement
         later = of_task[published & (of_task["frames"] >= own)].groupby("method")["frames"].min()
         end = max([own, *later]) if own else 0
+        # Nor is one from untrained agents to the first published point
+        of_task = of_task[~published | (of_task["frames"] > 0)]
         for method, one in of_task.groupby("method", sort=False):
             seeds = one["seeds"].max()
             style = dict(linestyle="--" if "published" in method else "-", color=colors[method], linewidth=1.5)
             name = f"{method}, {seeds} seeds" if seeds > 1 else method
             marker = "o" if len(one) < 30 else None
-            axis.plot(one["frames"], one["mean"], marker=marker, markersize=3, label=name, **style)
+            axis.plot(one["frames"], one["mean"], marker=marker, markersize=4, label=name, **style)
             if seeds > 1:
                 axis.fill_between(one["frames"], one["low"], one["high"], color=style["color"], alpha=0.2, linewidth=0)
         if episodes is not None:
@@ -46,6 +48,8 @@ def draw(found: pd.DataFrame, output: Path, label: str, episodes: pd.DataFrame |
         axis.set(title=task, xlabel="simulator frames", ylabel=label)
         if own:
             axis.set_xlim(0, 1.05 * end)
+        if (of_task["mean"] >= 0).all():
+            axis.set_ylim(bottom=-0.03 * axis.get_ylim()[1])
         axis.ticklabel_format(axis="x", style="sci", scilimits=(3, 3), useMathText=True)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)
@@ -98,8 +102,10 @@ def main(args: argparse.Namespace) -> None:
     table = returns.read(args.sources, args.success)
     if not args.no_published:
         table = returns.with_published(table, args.success)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
     found, data = curves(table), args.output.with_suffix(".csv")
+    if data.resolve() in [source.resolve() for source in args.sources]:
+        raise ValueError(f"{data} is read and would be overwritten by the table of the picture: give another --output.")
+    args.output.parent.mkdir(parents=True, exist_ok=True)
     episodes = returns.read_episodes(args.sources) if args.episodes else None
     draw(found, args.output, "success [%]" if args.success else "return", episodes)
     found.round(3).to_csv(data, index=False)

@@ -255,6 +255,10 @@ def test_registration() -> None:
         ("evaluate tests", ["no folder of a run"]),
         ("plot missing", ["neither a CSV file nor a folder"]),
         ("plot zoo/studies/results/tdmpc2-size1-cup-catch-1.train.csv", ["no table of returns", "method"]),
+        (
+            "plot zoo/studies/results/small.csv --output zoo/studies/results/small.png",
+            ["small.csv is read and would be overwritten", "another --output"],
+        ),
     ],
 )
 def test_bad_input(
