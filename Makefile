@@ -5,7 +5,7 @@ VENV ?= .venv
 PYTHON ?= python3
 EXTRAS ?= dev
 PIP_ARGS ?=
-PYTEST_ARGS ?= -n auto
+PYTEST_ARGS ?= -n auto --dist worksteal
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed

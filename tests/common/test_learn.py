@@ -48,12 +48,12 @@ def test_as_many_updates_as_the_arguments_say(
 
 def test_automatic_burst_only_with_automatic_learning_starts(algorithm: Any) -> None:
     assert inspect.signature(algorithm.__init__).parameters["pretrain_gradient_steps"].default == "auto"
-    model = make_agent(algorithm, gym.wrappers.TimeLimit(PointEnv(10**9), 50), learning_starts="auto", train_freq=500)
-    assert model.learning_starts == 1000
+    model = make_agent(algorithm, gym.wrappers.TimeLimit(PointEnv(10**9), 50), learning_starts="auto", train_freq=20)
+    assert model.learning_starts == model.pretrain_gradient_steps == 1000
     model.learn(1000)
     assert model._n_updates == 0
     model.pretrain_gradient_steps = 30  # the paper's number would take too long here
-    model.learn(500, reset_num_timesteps=False)
+    model.learn(20, reset_num_timesteps=False)
     assert model._n_updates == 31
 
 
@@ -107,7 +107,7 @@ def test_evaluation_does_not_disturb_training(algorithm: Any) -> None:
     plain = make_agent(algorithm, PointEnv(), seed=0)
     watched = make_agent(algorithm, PointEnv(), seed=0)
     plain.learn(40)
-    evaluation = EvalCallback(PointEnv(), eval_freq=3, n_eval_episodes=2, verbose=0, warn=False)
+    evaluation = EvalCallback(PointEnv(), eval_freq=9, n_eval_episodes=2, verbose=0, warn=False)
     watched.learn(40, callback=evaluation)
     assert evaluation.n_calls == 40 and np.isfinite(evaluation.last_mean_reward)
     assert_same_state(plain.get_parameters(), watched.get_parameters())

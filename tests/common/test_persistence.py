@@ -256,19 +256,19 @@ def test_an_interrupted_run_goes_on_in_the_same_environment(
         env = vec(*[lambda length=length: PointEnv(length, terminate) for length in (7, 5)[:n_envs]])
         return make_agent(algorithm, env, seed=4, learning_starts=10, horizon=3, pretrain_gradient_steps=3)
 
-    single = start().learn(32 * n_envs)
+    single = start().learn(24 * n_envs)
     assert single._n_updates > 0
     expected = everything(single)
-    for interrupted_at in (4, 17):
+    for interrupted_at in (4, 14):
         first = start().learn(interrupted_at * n_envs)
-        assert (first._n_updates > 0) == (interrupted_at == 17)
+        assert (first._n_updates > 0) == (interrupted_at == 14)
         first.save(tmp_path / "model")
         first.save_replay_buffer(tmp_path / "buffer")
         th.manual_seed(99), np.random.seed(99)  # the second half finds another world
         second = algorithm.load(tmp_path / "model", env=first.get_env(), force_reset=False)
         del first
         second.load_replay_buffer(tmp_path / "buffer")
-        second.learn((32 - interrupted_at) * n_envs, reset_num_timesteps=False)
+        second.learn((24 - interrupted_at) * n_envs, reset_num_timesteps=False)
         assert_same_state(everything(second), expected)
 
 

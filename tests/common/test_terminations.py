@@ -15,7 +15,7 @@ from sb3_mpc import BMPC, FacTDMPC
 from tests.support.agents import PointEnv, assert_same_state, make_agent, value_of, vec
 
 
-def fit(algorithm: Any, env: Any, steps: int = 60, updates: int = 150, **kwargs: Any) -> Any:
+def fit(algorithm: Any, env: Any, steps: int = 60, updates: int = 100, **kwargs: Any) -> Any:
     """
     :param algorithm: class of the agent
     :param env: environment
@@ -85,7 +85,7 @@ def test_time_limits_do_not_cut_values(
         pytest.skip("BMPC's targets ask its model, which says whether an end is likelier than not and knows no average")
     env = gym.wrappers.TimeLimit(ChainEnv((1.0, 1.0, 1.0), "circle"), 5)
     buffer = dict(handle_timeout_termination=handle_timeout_termination)
-    model = fit(algorithm, env, gamma=0.7, replay_buffer_kwargs=buffer)
+    model = fit(algorithm, env, updates=150, gamma=0.7, replay_buffer_kwargs=buffer)
     assert [value_of(model, env.unwrapped.observe(place)) for place in range(3)] == pytest.approx(
         expected, abs=tolerance
     )
