@@ -15,7 +15,7 @@ from sb3_mpc import BMPC, FacTDMPC
 from tests.support.agents import PointEnv, assert_same_state, make_agent, value_of, vec
 
 
-def fit(algorithm: Any, env: Any, steps: int = 60, updates: int = 100, **kwargs: Any) -> Any:
+def fit(algorithm: Any, env: Any, steps: int = 60, updates: int = 150, **kwargs: Any) -> Any:
     """
     :param algorithm: class of the agent
     :param env: environment
@@ -85,7 +85,7 @@ def test_time_limits_do_not_cut_values(
         pytest.skip("BMPC's targets ask its model, which says whether an end is likelier than not and knows no average")
     env = gym.wrappers.TimeLimit(ChainEnv((1.0, 1.0, 1.0), "circle"), 5)
     buffer = dict(handle_timeout_termination=handle_timeout_termination)
-    model = fit(algorithm, env, updates=150, gamma=0.7, replay_buffer_kwargs=buffer)
+    model = fit(algorithm, env, gamma=0.7, replay_buffer_kwargs=buffer)
     assert [value_of(model, env.unwrapped.observe(place)) for place in range(3)] == pytest.approx(
         expected, abs=tolerance
     )
@@ -96,7 +96,7 @@ def test_time_limits_do_not_cut_values(
 def test_values_of_a_chain_that_terminates(algorithm: Any, n_envs: int) -> None:
     """Two states, rewards 1 and 2: their values are 1 + 2 gamma and 2, since nothing comes after a termination."""
     env = vec(*[lambda: ChainEnv((1.0, 2.0), "terminated")] * n_envs)
-    model = fit(algorithm, env, gamma=0.9)
+    model = fit(algorithm, env, updates=100, gamma=0.9)
     observe = env.envs[0].observe  # type: ignore[attr-defined]
     assert [value_of(model, observe(place)) for place in (0, 1)] == pytest.approx([2.8, 2.0], rel=0.1)
 
@@ -124,7 +124,7 @@ def test_values_of_a_chain_that_is_truncated(algorithm: Any) -> None:
             return observation, reward, self.place == 2, self.place == 1, {}
 
     env = TwoKinds((1.0, 3.0), "")
-    model = fit(algorithm, env, gamma=0.5)
+    model = fit(algorithm, env, updates=100, gamma=0.5)
     assert [value_of(model, env.observe(place)) for place in (0, 1)] == pytest.approx([1 + 0.5 * 3, 3.0], rel=0.1)
 
 
