@@ -1,6 +1,10 @@
 """Model-based reinforcement learning with planning, as Stable-Baselines3 algorithm classes."""
 
+import sys
 from importlib import import_module
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_file_location
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -39,4 +43,19 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *METHODS.values(), "ALGORITHMS"})
+    return sorted([*METHODS.values(), "ALGORITHMS", "METHODS", "__version__"])
+
+
+class _Clone:
+    """In a clone that is used without being installed, ``envs/`` and ``zoo/`` are beside this folder, not in it."""
+
+    @staticmethod
+    def find_spec(name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        root = Path(__file__).resolve().parents[1]
+        if name not in ("sb3_mpc.envs", "sb3_mpc.zoo") or not (root / "pyproject.toml").is_file():
+            return None
+        folder = root / name.removeprefix("sb3_mpc.")
+        return spec_from_file_location(name, folder / "__init__.py", submodule_search_locations=[str(folder)])
+
+
+sys.meta_path.insert(0, _Clone)  # first, so that a clone never takes those of another one that is installed

@@ -116,3 +116,15 @@ def test_an_installed_wheel_works_from_any_folder(built: Path, tmp_path: Path) -
     (own / "borrowed.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
     elsewhere.mkdir()
     subprocess.run([python, "-c", USE], cwd=elsewhere, check=True)
+
+
+def test_a_clone_runs_without_being_installed(tmp_path: Path) -> None:
+    """And takes its own suites and zoo, also where another clone is installed."""
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    for path in tracked:
+        if path.endswith(".py") or path == "pyproject.toml":
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / path, tmp_path / path)
+    code = "import sb3_mpc.envs, sb3_mpc.zoo; print(sb3_mpc.__file__, sb3_mpc.envs.__file__, sb3_mpc.zoo.__file__)"
+    found = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert all(file.startswith(str(tmp_path)) for file in found.stdout.split())

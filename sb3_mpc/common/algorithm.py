@@ -1,5 +1,6 @@
 """The class that all methods derive from: its arguments, the training step, and the hooks that a method fills in."""
 
+import functools
 import inspect
 from collections.abc import Callable, Hashable
 from typing import Any, ClassVar
@@ -23,6 +24,7 @@ from sb3_mpc.common.checks.arguments import (
     check_no_unknown_arguments,
     check_policy_class,
     check_range,
+    known_arguments,
     make_env,
     warn_of_changes,
 )
@@ -49,6 +51,9 @@ RESERVED = (
     "optimize_memory_usage",
     "horizon",
 )
+
+
+argument_names = functools.cache(known_arguments)  # asked for in every recorded update
 
 
 def inherited(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -322,7 +327,7 @@ class WorldModelAlgorithm(Collection, Persistence, OffPolicyAlgorithm):
 
     def recorded_constants(self) -> Hashable:
         """:return: what a recorded update holds besides tensors: the arguments that are plain, and what is frozen"""
-        arguments = (getattr(self, name, None) for name in inspect.signature(type(self)).parameters)
+        arguments = (getattr(self, name, None) for name in argument_names(type(self)))
         plain = tuple(value for value in arguments if isinstance(value, (bool, int, float, str)))
         return plain, tuple(parameter.requires_grad for parameter in self.policy.parameters())
 

@@ -61,6 +61,13 @@ def explain_damage(path: object, kind: str) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise
+    except (ModuleNotFoundError, AttributeError) as error:  # pickles name classes by the module they were in
+        if "sb3_mpc." not in str(error):
+            raise
+        raise ValueError(
+            f"{path} was written by an earlier version of sb3_mpc, whose modules had other names: convert it there to "
+            "an agent file (python -m sb3_mpc.zoo convert), which this version loads."
+        ) from error
     except DAMAGE as error:
         raise ValueError(_damaged(path, kind)) from error
     except ValueError as error:

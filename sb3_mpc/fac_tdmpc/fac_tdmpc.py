@@ -345,7 +345,7 @@ class FacTDMPC(TDMPC2):
         compiles = self.policy.acceleration.compiles
         update = compile_function(self.distill_update, self.recorded_constants) if compiles else self.distill_update
         for group in self.policy.student_optimizer.param_groups:
-            set_learning_rate(group, self.distill_learning_rate, compiles)
+            set_learning_rate(group, self.distill_learning_rate, compiles and self.device.type == "cuda")
         self.policy.set_training_mode(False)
         self.policy.student.train(True)
         try:

@@ -376,3 +376,13 @@ def test_interrupted_runs_go_on_in_another_process(tmp_path: Path) -> None:
         policy, actions = pickle.loads((tmp_path / f"{name}-result.pkl").read_bytes())
         assert_same_state(dict(policy), dict(single.get_parameters()["policy"]), name)
         np.testing.assert_array_equal(actions, single.replay_buffer.actions[:42])
+
+
+def test_files_of_versions_with_other_module_names_are_explained(tmp_path: Path) -> None:
+    model = make_agent(sb3_mpc.TDMPC2, PointEnv()).learn(12)
+    model.save_replay_buffer(tmp_path / "buffer.pkl")
+    path = tmp_path / "old.pkl"
+    path.write_bytes((tmp_path / "buffer.pkl").read_bytes().replace(b"sequence_buffer", b"moved___buffer_"))
+    with pytest.raises(ValueError, match="old.pkl was written by an earlier version .* agent file"):
+        model.load_replay_buffer(path)
+    assert model.replay_buffer.size() == 12

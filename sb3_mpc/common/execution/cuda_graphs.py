@@ -52,7 +52,8 @@ class CudaRuntime:
         with th.cuda.device(device):
             graph, stream = th.cuda.CUDAGraph(), th.cuda.current_stream()
             try:
-                with th.cuda.graph(graph):
+                # A stream of this GPU: the default one is created once, on the GPU that was current first
+                with th.cuda.graph(graph, stream=th.cuda.Stream()):  # type: ignore[no-untyped-call]
                     outputs = function()
             finally:
                 # After an error the context manager leaves the process on its own stream

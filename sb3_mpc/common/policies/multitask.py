@@ -137,9 +137,3 @@ class MultitaskWorldModelPolicy(MultiInputPolicy):
     def make_world_model(self, **kwargs: Any) -> WorldModel:
         """:return: the world model of all tasks"""
         return MultitaskWorldModel(**self._tasks, **kwargs)
-
-    def _build_optimizers(self, lr_schedule: Schedule, enc_lr_scale: float) -> None:
-        super()._build_optimizers(lr_schedule, enc_lr_scale)
-        assert isinstance(self.world_model, MultitaskWorldModel)
-        embedding = dict(params=[self.world_model.task_embedding.weight], lr=lr_schedule(1), lr_scale=1.0)
-        self.model_optimizer.add_param_group(embedding)

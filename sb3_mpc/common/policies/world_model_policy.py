@@ -181,9 +181,12 @@ class WorldModelPolicy(PlanningPolicy):
             model.q_ensemble,
             self.planner,
         )  # some planners have parameters, too
+        parts = (model.encoder, *heads, model.prior_net, model.q_target)
+        known = {id(parameter) for part in parts for parameter in part.parameters()}
         groups = [
             dict(params=list(model.encoder.parameters()), lr=lr * enc_lr_scale, lr_scale=enc_lr_scale),
             dict(params=[p for head in heads for p in head.parameters()], lr_scale=1.0),
+            dict(params=[p for p in model.parameters() if id(p) not in known], lr_scale=1.0),  # of derived models
         ]
         groups = [group for group in groups if group["params"]]  # an encoder without parameters is possible
         self.model_optimizer = self.optimizer_class(groups, lr=lr, **kwargs)  # type: ignore[call-arg]

@@ -15,7 +15,8 @@ from stable_baselines3.common.utils import polyak_update
 from torch import nn
 
 import sb3_mpc
-from sb3_mpc import BMPC
+from sb3_mpc import BMPC, TDMPC2
+from sb3_mpc.common.networks.world_model import WorldModel
 from tests.support.agents import PointEnv, assert_same_state, make_agent, observations_of
 
 
@@ -121,3 +122,23 @@ def test_state_dict_holds_learned_floats_only(algorithm: Any) -> None:
     for deterministic in (True, False):
         action, (mean, *_) = model.predict(observations_of(model.get_env(), 5), deterministic=deterministic)
         assert np.isfinite(action).all() and np.isfinite(mean).all()
+
+
+def test_further_networks_of_a_derived_model_are_trained() -> None:
+    class WithHead(WorldModel):
+        def __init__(self, **kwargs: Any) -> None:
+            super().__init__(**kwargs)
+            self.further = th.nn.Linear(self.latent_dim, 1)
+
+    class WithLoss(TDMPC2):
+        policy_defaults = dict(world_model_class=WithHead)
+        further_coef = 1.0
+
+        def extra_losses(self, zs: th.Tensor, batch: Any, noise: Any) -> dict[str, th.Tensor]:
+            return dict(further=(self.policy.world_model.further(zs[1:]) - 1).square().mean())  # type: ignore[operator]
+
+    model = make_agent(WithLoss, PointEnv())
+    head = model.policy.world_model.further
+    before = head.weight.detach().clone()
+    model.learn(12)
+    assert not th.equal(head.weight, before)
