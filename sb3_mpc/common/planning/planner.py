@@ -167,7 +167,7 @@ class MPPIPlanner(nn.Module):
         return (returns * model.discount(z, self.gamma) ** steps).sum(0).squeeze(-1).nan_to_num(0)
 
     def evaluate_in_parts(self, z: th.Tensor, actions: th.Tensor, noise: th.Tensor, members: th.Tensor) -> th.Tensor:
-        """See :meth:`evaluate`; on a CPU, environments are evaluated in parts that fit into its caches."""
+        """See :meth:`evaluate`; environments are evaluated in parts, so that no output of a layer is too large."""
         evaluate, (_, n_envs, samples, _) = self.maybe_compiled("evaluate"), actions.shape
         model = self.world_model
         parts = number_of_parts(z.device, n_envs, samples * max([model.latent_dim, *model.hidden]))
