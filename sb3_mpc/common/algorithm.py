@@ -31,7 +31,7 @@ from sb3_mpc.common.checks.arguments import (
 from sb3_mpc.common.checks.data import check_finite_losses
 from sb3_mpc.common.collection import Collection
 from sb3_mpc.common.discount import discount_from_episode_length, episode_length
-from sb3_mpc.common.execution.acceleration import choose_acceleration, compile_function, set_learning_rate
+from sb3_mpc.common.execution.acceleration import choose_acceleration, compile_function, graphed, set_learning_rate
 from sb3_mpc.common.networks.losses import UpdateNoise, draw_update_noise, model_losses, time_slice, unroll
 from sb3_mpc.common.persistence import Persistence
 from sb3_mpc.common.planning.plan import Plan
@@ -53,7 +53,45 @@ RESERVED = (
 )
 
 
+# Parts of an update that are compiled, one graph each; optimisers are fused kernels already
+COMPILED = ("model_gradients", "policy_gradients")
+Gradients = list[th.Tensor | None]  # of each parameter, None if it was not used
+
 argument_names = functools.cache(known_arguments)  # asked for in every recorded update
+
+
+def trained_parameters(optimizer: th.optim.Optimizer) -> list[th.Tensor]:
+    """:return: parameters of the optimiser that are not frozen"""
+    return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+
+
+def clipped_gradients(loss: th.Tensor, parameters: list[th.Tensor], max_norm: float) -> tuple[Gradients, th.Tensor]:
+    """
+    :param loss: scalar
+    :param parameters: parameters that it trains
+    :param max_norm: bound on the norm of all gradients together
+    :return: gradients, and their norm before they are scaled to the bound
+    """
+    found = th.autograd.grad(loss, parameters, allow_unused=True) if parameters else ()
+    # Fused optimisers read gradients in the order of the parameters in memory; those of products may be transposed
+    gradients = [gradient.contiguous() for gradient in found if gradient is not None]
+    if not gradients:  # the user has frozen them
+        return [], th.zeros((), device=loss.device)
+    norm = th.linalg.vector_norm(th.stack(th._foreach_norm(gradients)))
+    clipped = iter(th._foreach_mul(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0)))
+    return [None if gradient is None else next(clipped) for gradient in found], norm
+
+
+def apply_gradients(optimizer: th.optim.Optimizer, parameters: list[th.Tensor], gradients: Gradients) -> None:
+    """
+    :param optimizer: optimiser, which does not step without any gradient
+    :param parameters: parameters that it trains
+    :param gradients: their gradients
+    """
+    if gradients:
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
 
 
 def inherited(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -163,7 +201,7 @@ class WorldModelAlgorithm(Collection, Persistence, OffPolicyAlgorithm):
         self.pretrain_gradient_steps, self.episodic, self.compile = pretrain_gradient_steps, episodic, compile
         self.iterations, self.num_samples, self.num_elites = iterations, num_samples, num_elites
         self.num_pi_trajs, self.min_std, self.max_std, self.temperature = num_pi_trajs, min_std, max_std, temperature
-        self._compiled_update: Callable[..., dict[str, th.Tensor]] | None = None
+        self._compiled: dict[str, Callable[..., Any]] = {}
         if _init_setup_model:
             self._setup_model()
             self.replay_buffer.check_memory()
@@ -261,8 +299,9 @@ class WorldModelAlgorithm(Collection, Persistence, OffPolicyAlgorithm):
         batch_size = batch_size or self.batch_size
         self.policy.set_training_mode(True)
         self._update_learning_rate([self.policy.model_optimizer, self.policy.pi_optimizer])
-        if self.policy.acceleration.compiles and self._compiled_update is None:
-            self._compiled_update = compile_function(self.update, self.recorded_constants)
+        if self.policy.acceleration.compiles and not self._compiled:
+            self._compiled = {name: compile_function(getattr(self, name), takes_gradients=True) for name in COMPILED}
+            self._compiled["update"] = graphed(self.update, self.recorded_constants)
         if self._n_updates == 0 and int(self.pretrain_gradient_steps) > 0:
             if self.verbose > 0:
                 print(f"Seeding finished: {self.pretrain_gradient_steps} updates on the collected transitions follow")
@@ -277,7 +316,7 @@ class WorldModelAlgorithm(Collection, Persistence, OffPolicyAlgorithm):
         :param batch_size: number of windows in a batch
         :param pretraining: whether these are the first updates, on the seeding data
         """
-        update = self._compiled_update or self.update
+        update = self._compiled.get("update", self.update)
         sums: th.Tensor | None = None
         for _ in range(count):
             batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
@@ -305,7 +344,29 @@ class WorldModelAlgorithm(Collection, Persistence, OffPolicyAlgorithm):
         :param train_policy: whether the policy is updated, too
         :return: values to log, scalars by name
         """
-        policy, model = self.policy, self.policy.world_model
+        policy = self.policy
+        parameters = trained_parameters(policy.model_optimizer)
+        zs, gradients, logs = self.maybe_compiled("model_gradients")(batch, noise, parameters)
+        apply_gradients(policy.model_optimizer, parameters, gradients)
+        if train_policy:
+            parameters = trained_parameters(policy.pi_optimizer)
+            gradients, more = self.maybe_compiled("policy_gradients")(zs, batch, noise, parameters)
+            apply_gradients(policy.pi_optimizer, parameters, gradients)
+            logs |= more
+        policy.world_model.update_target(self.tau)
+        return logs
+
+    def model_gradients(
+        self, batch: SequenceBatch, noise: UpdateNoise, parameters: list[th.Tensor]
+    ) -> tuple[th.Tensor, Gradients, dict[str, th.Tensor]]:
+        """
+        :param batch: windows
+        :param noise: random numbers
+        :param parameters: parameters that the losses of the model train
+        :return: predicted latent states ``[H + 1, B, D]`` without gradient, clipped gradients of the parameters, and
+            values to log
+        """
+        model = self.policy.world_model
         with th.no_grad():
             next_z = model.encode(
                 time_slice(batch.observations, slice(1, None)), None if noise.shift is None else noise.shift[1:]
@@ -315,15 +376,28 @@ class WorldModelAlgorithm(Collection, Persistence, OffPolicyAlgorithm):
         losses = model_losses(model, batch, zs, next_z, targets, self.rho, noise.value_dropout)
         losses |= self.extra_losses(zs, batch, noise)
         total = th.stack([getattr(self, f"{name}_coef") * loss for name, loss in losses.items()]).sum()
-        grad_norm = self._step(policy.model_optimizer, total)
-        logs: dict[str, th.Tensor] = {}
-        if train_policy:
-            pi_loss, logs = self.policy_loss(zs.detach(), batch, noise)
-            logs |= dict(pi_loss=pi_loss, pi_grad_norm=self._step(policy.pi_optimizer, pi_loss))
-        model.update_target(self.tau)
-        logs |= {f"{name}_loss": loss for name, loss in losses.items()}
-        logs |= dict(grad_norm=grad_norm)
-        return {name: value.detach() for name, value in logs.items()}
+        gradients, norm = clipped_gradients(total, parameters, self.max_grad_norm)
+        logs = {f"{name}_loss": loss.detach() for name, loss in losses.items()}
+        return zs.detach(), gradients, logs | dict(grad_norm=norm)
+
+    def policy_gradients(
+        self, zs: th.Tensor, batch: SequenceBatch, noise: UpdateNoise, parameters: list[th.Tensor]
+    ) -> tuple[Gradients, dict[str, th.Tensor]]:
+        """
+        :param zs: predicted latent states ``[H + 1, B, D]``, without gradient
+        :param batch: windows
+        :param noise: random numbers
+        :param parameters: parameters that the loss of the policy trains
+        :return: clipped gradients of the parameters, and values to log
+        """
+        loss, logs = self.policy_loss(zs, batch, noise)
+        gradients, norm = clipped_gradients(loss, parameters, self.max_grad_norm)
+        logs |= dict(pi_loss=loss, pi_grad_norm=norm)
+        return gradients, {name: value.detach() for name, value in logs.items()}
+
+    def maybe_compiled(self, name: str) -> Callable[..., Any]:
+        """:return: the method of this name, compiled if plans and updates are"""
+        return self._compiled.get(name) or getattr(self, name)
 
     def recorded_constants(self) -> Hashable:
         """:return: what a recorded update holds besides tensors: the arguments that are plain, and what is frozen"""
@@ -337,21 +411,18 @@ class WorldModelAlgorithm(Collection, Persistence, OffPolicyAlgorithm):
         :param loss: scalar
         :return: norm of the gradient before clipping
         """
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-        if not parameters:  # the user has frozen them
-            return th.zeros((), device=loss.device)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward(inputs=parameters)  # type: ignore[no-untyped-call]
-        norm = th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
-        optimizer.step()
+        parameters = trained_parameters(optimizer)
+        gradients, norm = clipped_gradients(loss, parameters, self.max_grad_norm)
+        apply_gradients(optimizer, parameters, gradients)
         return norm
 
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
         rate = self.lr_schedule(self._current_progress_remaining)
         self.logger.record("train/learning_rate", rate)
+        recorded = self.policy.acceleration.compiles and self.device.type == "cuda"
         for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
             for group in optimizer.param_groups:
-                set_learning_rate(group, rate * group.get("lr_scale", 1.0), self.policy.acceleration.compiles)
+                set_learning_rate(group, rate * group.get("lr_scale", 1.0), recorded)
 
     # -- Hooks: what a method defines or changes -----------------------------------------------------------------------
 
@@ -454,4 +525,4 @@ class WorldModelAlgorithm(Collection, Persistence, OffPolicyAlgorithm):
 
     def forget_compiled(self) -> None:
         """Discard compiled functions; called whenever networks are replaced or added."""
-        self._compiled_update = None
+        self._compiled = {}

@@ -18,7 +18,7 @@ from sb3_mpc.common.buffers.batch import SequenceBatch
 from sb3_mpc.common.buffers.sequence_buffer import SequenceReplayBuffer
 from sb3_mpc.common.checks.arguments import check_range
 from sb3_mpc.common.checks.data import check_finite_losses
-from sb3_mpc.common.execution.acceleration import compile_function, set_learning_rate
+from sb3_mpc.common.execution.acceleration import compile_function, graphed, set_learning_rate
 from sb3_mpc.common.files import explain_damage
 from sb3_mpc.common.networks.losses import temporal_weights, time_slice
 from sb3_mpc.common.policies.multitask import MultitaskWorldModelPolicy
@@ -343,7 +343,9 @@ class FacTDMPC(TDMPC2):
         buffer, batch_size, logger = self.replay_buffer, int(self.distill_batch_size), self.__dict__.get("_logger")
         kept = {name: getattr(buffer, name) for name in ("_rng", "horizon", "device")}
         compiles = self.policy.acceleration.compiles
-        update = compile_function(self.distill_update, self.recorded_constants) if compiles else self.distill_update
+        update = self.distill_update
+        if compiles:
+            update = graphed(compile_function(update), self.recorded_constants)
         for group in self.policy.student_optimizer.param_groups:
             set_learning_rate(group, self.distill_learning_rate, compiles and self.device.type == "cuda")
         self.policy.set_training_mode(False)

@@ -4,9 +4,9 @@ import math
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Hashable
-from contextlib import AbstractContextManager, nullcontext
-from functools import cache
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache, wraps
 from typing import Any, NamedTuple
 
 import torch as th
@@ -104,32 +104,61 @@ def has_compiler() -> bool:
     return True
 
 
-def compile_function(
-    function: Callable[..., Any], constants: Callable[[], Hashable] = lambda: None
-) -> Callable[..., Any]:
+def compile_function(function: Callable[..., Any], takes_gradients: bool = False) -> Callable[..., Any]:
+    """
+    :param function: function of tensors
+    :param takes_gradients: whether it calls ``torch.autograd.grad``
+    :return: the function compiled by torch.compile for fixed shapes, whose first call takes up to a minute
+    """
+    compiled = th.compile(function, dynamic=False)
+    if not takes_gradients:
+        return compiled
+
+    @wraps(function)
+    def call(*args: Any) -> Any:
+        with _traced_gradients():
+            return compiled(*args)
+
+    return call
+
+
+@contextmanager
+def _traced_gradients() -> Iterator[None]:
+    """:return: context in which a compiled function and its gradients become one graph, where PyTorch can do that"""
+    from torch._dynamo import config
+
+    before = getattr(config, "trace_autograd_ops", None)
+    if before is not None:
+        config.trace_autograd_ops = True
+    try:
+        yield
+    finally:
+        if before is not None:
+            config.trace_autograd_ops = before
+
+
+def graphed(function: Callable[..., Any], constants: Callable[[], Hashable] = lambda: None) -> Callable[..., Any]:
     """
     :param function: function of tensors
     :param constants: plain values that the function reads besides, see :class:`GraphedFunction`
-    :return: the function compiled by torch.compile for fixed shapes, whose first call takes up to a minute; on GPUs it
-        is replayed as one CUDA graph
+    :return: on machines with a GPU the function, replayed as one CUDA graph for tensors there; otherwise itself
     """
-    compiled = th.compile(function, dynamic=False)
-    return GraphedFunction(compiled, constants) if th.cuda.is_available() else compiled
+    return GraphedFunction(function, constants) if th.cuda.is_available() else function
 
 
-def set_learning_rate(group: dict[str, Any], rate: float, compiled: bool) -> None:
+def set_learning_rate(group: dict[str, Any], rate: float, recorded: bool) -> None:
     """
     :param group: parameter group of an optimiser
     :param rate: learning rate
-    :param compiled: whether the optimiser's step is compiled or recorded; the rate must then be a tensor, changed in
-        place, because a number would become a constant
+    :param recorded: whether the optimiser's step is recorded as a CUDA graph; the rate must then be a tensor, changed
+        in place, because a number would become a constant
     """
     device = group["params"][0].device
-    if not compiled:
+    if not recorded:
         group["lr"] = rate
     elif isinstance(group["lr"], th.Tensor) and group["lr"].device == device:
         group["lr"].fill_(rate)
     else:
         group["lr"] = th.tensor(rate, device=device)
-    if compiled and device.type == "cuda" and "capturable" in group:
+    if recorded and device.type == "cuda" and "capturable" in group:
         group["capturable"] = True

@@ -10,7 +10,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_mpc.common.checks.data import check_finite_observation
-from sb3_mpc.common.execution.acceleration import Acceleration, compile_function
+from sb3_mpc.common.execution.acceleration import Acceleration, compile_function, graphed
 from sb3_mpc.common.networks.encoders import SHIFT_PAD
 from sb3_mpc.common.networks.world_model import WorldModel
 from sb3_mpc.common.planning.plan import Plan, PlanNoise
@@ -117,8 +117,9 @@ class PlanningPolicy(BasePolicy):
         """
         if self.device.type == "cuda":
             settings = vars(planner)  # those that are plain, such as the temperature, are part of a recording
-            return compile_function(
-                self.plan, lambda: tuple(value for value in settings.values() if isinstance(value, (bool, int, float)))
+            return graphed(
+                compile_function(self.plan),
+                lambda: tuple(value for value in settings.values() if isinstance(value, (bool, int, float))),
             )
         planner.compile_iteration()
         return self.plan

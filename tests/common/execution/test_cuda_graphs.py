@@ -151,9 +151,9 @@ def test_other_devices_are_left_alone() -> None:
 def test_learning_rate_of_a_recorded_step_changes_in_place() -> None:
     weight = th.nn.Parameter(th.zeros(1))
     (group,) = th.optim.Adam([weight], lr=1.0).param_groups
-    set_learning_rate(group, 0.5, compiled=True)
+    set_learning_rate(group, 0.5, recorded=True)
     tensor = group["lr"]
-    set_learning_rate(group, 0.25, compiled=True)
+    set_learning_rate(group, 0.25, recorded=True)
     assert group["lr"] is tensor and tensor == 0.25
-    set_learning_rate(group, 0.125, compiled=False)
+    set_learning_rate(group, 0.125, recorded=False)
     assert group["lr"] == 0.125 and not isinstance(group["lr"], th.Tensor)
