@@ -302,11 +302,12 @@ class WorldModelAlgorithm(Collection, Persistence, OffPolicyAlgorithm):
         if self.policy.acceleration.compiles and not self._compiled:
             self._compiled = {name: compile_function(getattr(self, name), takes_gradients=True) for name in COMPILED}
             self._compiled["update"] = graphed(self.update, self.recorded_constants)
-        if self._n_updates == 0 and int(self.pretrain_gradient_steps) > 0:
-            if self.verbose > 0:
-                print(f"Seeding finished: {self.pretrain_gradient_steps} updates on the collected transitions follow")
-            self._updates(int(self.pretrain_gradient_steps), batch_size, pretraining=True)
-        self._updates(gradient_steps, batch_size)
+        with self.policy.acceleration.applied():
+            if self._n_updates == 0 and int(self.pretrain_gradient_steps) > 0:
+                if self.verbose > 0:
+                    print(f"Seeding finished: {self.pretrain_gradient_steps} updates on the collected data follow")
+                self._updates(int(self.pretrain_gradient_steps), batch_size, pretraining=True)
+            self._updates(gradient_steps, batch_size)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.policy.set_training_mode(False)
 

@@ -1,5 +1,6 @@
 """Data collection with the planner, within SB3's off-policy loop."""
 
+import os
 import time
 from typing import Any
 
@@ -15,7 +16,8 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_mpc.common.buffers.plan_buffer import PlanReplayBuffer
 from sb3_mpc.common.buffers.sequence_buffer import SequenceReplayBuffer
 from sb3_mpc.common.checks.data import check_finite_observation, check_observation_shape, raised_by_sb3
-from sb3_mpc.common.execution.acceleration import choose_acceleration
+from sb3_mpc.common.execution.acceleration import choose_acceleration, is_large
+from sb3_mpc.common.execution.processor import choose_threads
 from sb3_mpc.common.planning.plan import Plan
 from sb3_mpc.common.policies.views import PriorPolicy, ValueFunctions
 from sb3_mpc.common.policies.world_model_policy import WorldModelPolicy
@@ -50,6 +52,7 @@ class Collection(OffPolicyAlgorithm):
         self._plan_state: tuple[np.ndarray, ...] | None = None
         self._last_plan: Plan | None = None
         self._plan_seconds = 0.0
+        self._threads: int | None = None
 
     def _setup_learn(
         self,
@@ -84,11 +87,13 @@ class Collection(OffPolicyAlgorithm):
         chosen = choose_acceleration(self.compile, self.policy.world_model, self.device, plans + updates)
         if self.policy.acceleration.compiles:  # already compiled, at no further cost
             chosen = chosen._replace(compiles=True)
+        if self.compile is not False and self.device.type == "cpu":
+            # Kept, because sums over another number of threads are rounded otherwise
+            self._threads = self._threads or choose_threads(is_large(self.policy.world_model))
+            chosen = chosen._replace(threads=self._threads and min(self._threads, os.cpu_count() or 1))
         self.policy.acceleration = chosen
-        if self.verbose > 0 and chosen.compiles:
-            print("Compiling the first plan and the first update, which takes one to three minutes once")
-        if self.verbose > 0 and chosen.bfloat16:
-            print("Planning in bfloat16, which this processor supports in hardware; compile=False plans in float32")
+        if self.verbose > 0:
+            print(f"Execution: {chosen.describe()}; compile=False is the float32 reference")
 
     def collect_rollouts(self, env: VecEnv, callback: BaseCallback, *args: Any, **kwargs: Any) -> RolloutReturn:
         """See SB3. The transition at which a callback stops training is stored, too, so that training can continue."""

@@ -355,9 +355,9 @@ class FacTDMPC(TDMPC2):
             buffer.horizon, buffer.device = self.horizon + 1, self.device
             for step in steps_left:
                 batch = buffer.sample(batch_size, env=self._vec_normalize_env)
-                logs = update(
-                    batch._replace(plans=None, buffer_index=None), self.draw_distill_noise(batch_size, generator)
-                )
+                noise = self.draw_distill_noise(batch_size, generator)
+                with self.policy.acceleration.applied():
+                    logs = update(batch._replace(plans=None, buffer_index=None), noise)
                 if step % LOG_EVERY == 0 or step == steps:
                     values = {name: value.item() for name, value in logs.items()}
                     check_finite_losses(values, step)

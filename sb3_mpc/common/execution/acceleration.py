@@ -13,14 +13,13 @@ import torch as th
 from torch import nn
 
 from sb3_mpc.common.execution.cuda_graphs import GraphedFunction
+from sb3_mpc.common.execution.processor import has_bfloat16_units, is_faster_with_onednn
 
 # Compiling takes one to two minutes and saves up to half the time of a plan or an update on a CPU (zoo/benchmarks); it
 # pays off from this number of plans and updates
 CALLS_WORTH_COMPILING = 30_000
 # Smaller networks are limited by overheads that reduced precision does not remove
 PARAMETERS_WORTH_REDUCING = 500_000
-# Features of processors that multiply matrices in bfloat16 faster than in float32
-BFLOAT16_UNITS = ("amx_bf16", "avx512_bf16")
 # Largest output of a layer that is computed at once, in float32 numbers: 1 MB on a CPU, the cache budget per core, and
 # 256 MB on a GPU, where a plan holds about a dozen of them
 LARGEST_OUTPUT = {"cpu": 2**18, "cuda": 2**26}
@@ -32,41 +31,77 @@ class Acceleration(NamedTuple):
 
     :param compiles: whether plan and update are compiled
     :param bfloat16: whether plans are made in bfloat16
+    :param onednn: whether oneDNN multiplies the float32 matrices in place of MKL
+    :param threads: number of threads, the process's own if None
     """
 
     compiles: bool
     bfloat16: bool
+    onednn: bool = False
+    threads: int | None = None
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """
+        :return: context of plans and updates with this library and number of threads, which are settings of the whole
+            process; the previous ones are restored
+        """
+        threads = th.get_num_threads()
+        products = th.backends.mkldnn.matmul if self.onednn else None
+        # PyTorch's switch to oneDNN, which stays in float32 without AMX. A user's own setting stays, too
+        switched = products is not None and products.fp32_precision == "none"
+        try:
+            if self.threads is not None and self.threads != threads:
+                th.set_num_threads(self.threads)
+            if switched:
+                products.fp32_precision = "bf16"
+            yield
+        finally:
+            if th.get_num_threads() != threads:
+                th.set_num_threads(threads)
+            if switched:
+                products.fp32_precision = "none"
+
+    def describe(self) -> str:
+        """:return: the choice in one line"""
+        threads = th.get_num_threads() if self.threads is None else self.threads
+        parts = [
+            f"plans in {'bfloat16' if self.bfloat16 else 'float32'}",
+            "updates in float32" + (" by oneDNN" if self.onednn else ""),
+            "compiled, which takes one to three minutes once" if self.compiles else "not compiled",
+            f"{threads} thread{'s' if threads > 1 else ''}",
+        ]
+        return ", ".join(parts)
 
 
 def choose_acceleration(compile: bool | str, model: nn.Module, device: th.device, calls: int = 0) -> Acceleration:
     """
     :param compile: the user's switch: False is the eager float32 reference, True compiles, "auto" compiles where that
-        pays off; True and "auto" plan in bfloat16 if the processor supports it in hardware
+        pays off; True and "auto" choose precision and library by the processor and the size of the model
     :param model: the networks
     :param device: device of the model
     :param calls: number of plans and updates of the run
-    :return: the choice; "auto" does not compile short runs, nor on GPUs (not measured); small networks stay in float32
+    :return: the choice, but for the threads; "auto" does not compile short runs, nor on GPUs (not measured); small
+        networks stay in float32 by PyTorch's own library
     :raises ValueError: if the switch has another value
     """
     if compile not in (True, False, "auto"):
         raise ValueError(f'compile={compile!r} is not understood: use True, False or "auto".')
-    large = sum(parameter.numel() for parameter in model.parameters()) >= PARAMETERS_WORTH_REDUCING
+    large = is_large(model)
     pays = compile == "auto" and device.type == "cpu" and calls >= CALLS_WORTH_COMPILING and has_compiler()
     return Acceleration(
         compiles=compile is True or pays,
         bfloat16=compile is not False and large and has_bfloat16_units(device),
+        onednn=compile is not False and large and device.type == "cpu" and is_faster_with_onednn(),
     )
 
 
-def has_bfloat16_units(device: th.device) -> bool:
+def is_large(model: nn.Module) -> bool:
     """
-    :param device: device of the model
-    :return: whether it is a processor that supports bfloat16 in hardware
+    :param model: the networks
+    :return: whether their products take so long that precision, library and threads matter more than overheads
     """
-    if device.type != "cpu" or not hasattr(th.cpu, "get_capabilities"):
-        return False
-    capabilities = th.cpu.get_capabilities()
-    return any(capabilities.get(unit, False) for unit in BFLOAT16_UNITS)
+    return sum(parameter.numel() for parameter in model.parameters()) >= PARAMETERS_WORTH_REDUCING
 
 
 def number_of_parts(device: th.device, count: int, numbers: int) -> int:

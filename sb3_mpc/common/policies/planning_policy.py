@@ -173,7 +173,8 @@ class PlanningPolicy(BasePolicy):
         if self.acceleration.compiles and self._compiled_plan is None:
             self._compiled_plan = self.compile_plan(planner)
         plan = self._compiled_plan or self.plan
-        return plan(obs_tensor, th.as_tensor(mean, device=self.device), shift, noise), vectorized
+        with self.acceleration.applied():
+            return plan(obs_tensor, th.as_tensor(mean, device=self.device), shift, noise), vectorized
 
     def predict(
         self,

@@ -1,0 +1,79 @@
+"""What the processor can do, and how busy it is."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch as th
+
+# Features of processors that multiply matrices in bfloat16 faster than in float32
+BFLOAT16_UNITS = ("amx_bf16", "avx512_bf16")
+# Environment variables by which users set the number of threads
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+OBSERVED_SECONDS = 0.2
+STATISTICS = Path("/proc/stat")
+
+
+def capabilities() -> dict[str, Any]:
+    """:return: name and features of the processor; nothing for versions of PyTorch that do not tell"""
+    return th.cpu.get_capabilities() if hasattr(th.cpu, "get_capabilities") else {}
+
+
+def has_units(*names: str) -> bool:
+    """
+    :param names: features, as ``torch.cpu.get_capabilities`` calls them
+    :return: whether the processor has one of them
+    """
+    return any(capabilities().get(name, False) for name in names)
+
+
+def has_bfloat16_units(device: th.device) -> bool:
+    """
+    :param device: device of the model
+    :return: whether it is a processor that supports bfloat16 in hardware
+    """
+    return device.type == "cpu" and has_units(*BFLOAT16_UNITS)
+
+
+def is_faster_with_onednn() -> bool:
+    """
+    :return: whether oneDNN multiplies float32 matrices faster than MKL, and as exactly: on AMD's processors with
+        AVX-512, where MKL uses half of the units. With AMX the switch would compute in bfloat16
+    """
+    if not hasattr(th.backends.mkldnn, "matmul"):  # PyTorch's switch is too new for this version
+        return False
+    amd = "AMD" in str(capabilities().get("cpu_name", ""))
+    return amd and has_units("avx512_f") and not has_units("amx_bf16", "amx_tile")
+
+
+def busy_cores() -> float:
+    """:return: cores in use by others, from the kernel's counters over a fifth of a second; 0 where there are none"""
+
+    def read() -> tuple[float, float]:
+        fields = [float(number) for number in STATISTICS.read_text().split("\n", 1)[0].split()[1:]]
+        return sum(fields[:8]), fields[3] + fields[4]  # all time, and the idle part of it
+
+    try:
+        total, idle = read()
+        time.sleep(OBSERVED_SECONDS)
+        later, later_idle = read()
+    except (OSError, ValueError, IndexError):
+        return 0.0
+    passed = later - total
+    return (os.cpu_count() or 1) * (1 - (later_idle - idle) / passed) if passed > 0 else 0.0
+
+
+def choose_threads(large: bool) -> int | None:
+    """
+    :param large: whether products are so large that several threads are faster than one
+    :return: number of threads for plans and updates, so that none of them waits for a core that others use; None if
+        the user has set the number by an environment variable
+    """
+    if any(os.environ.get(variable) for variable in THREAD_VARIABLES):
+        return None
+    available = th.get_num_threads()  # the user's number, if it was set by torch.set_num_threads
+    if not large or available == 1:
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(available, cores - round(busy_cores())))

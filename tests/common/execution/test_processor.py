@@ -1,0 +1,132 @@
+"""The processor's library and number of threads: what is chosen, applied and restored."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch as th
+from torch import nn
+
+from sb3_mpc import TDMPC2
+from sb3_mpc.common.execution import processor
+from sb3_mpc.common.execution.acceleration import Acceleration, choose_acceleration
+from sb3_mpc.common.execution.processor import busy_cores, choose_threads
+from tests.support.agents import PointEnv, make_agent
+
+CPU = th.device("cpu")
+LARGE, TINY = nn.Linear(1_000, 1_000), nn.Linear(10, 10)
+needs_switch = pytest.mark.skipif(not hasattr(th.backends.mkldnn, "matmul"), reason="PyTorch's switch is newer")
+
+
+@pytest.fixture
+def four_cores(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A machine of four cores without settings of a user, ``busy`` of which are in use by others."""
+    for variable in processor.THREAD_VARIABLES:
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(th, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(processor.os, "sched_getaffinity", lambda pid: {0, 1, 2, 3}, raising=False)
+
+    def busy(cores: float) -> None:
+        monkeypatch.setattr(processor, "busy_cores", lambda: cores)
+
+    busy(0.0)
+    return busy
+
+
+@pytest.mark.parametrize(("busy", "threads"), [(0.0, 4), (0.4, 4), (1.0, 3), (2.6, 1), (4.0, 1), (9.0, 1)])
+def test_large_models_leave_busy_cores_alone(busy: float, threads: int, four_cores: Any) -> None:
+    four_cores(busy)
+    assert choose_threads(large=True) == threads
+
+
+def test_small_models_use_one_thread(four_cores: Any) -> None:
+    assert choose_threads(large=False) == 1
+
+
+def test_a_users_number_of_threads_stays(four_cores: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(th, "get_num_threads", lambda: 3)
+    assert choose_threads(large=True) == 3, "it is an upper bound"
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    assert choose_threads(large=False) is None
+
+
+def test_busy_cores_by_the_kernels_counters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    statistics = tmp_path / "stat"
+    monkeypatch.setattr(processor, "STATISTICS", statistics)
+    monkeypatch.setattr(processor.os, "cpu_count", lambda: 4)
+    statistics.write_text("cpu 100 0 0 900 0 0 0 0 0 0\ncpu0 ...\n")
+
+    def pass_time(seconds: float) -> None:  # of 80 ticks of four cores, 20 are idle
+        statistics.write_text("cpu 140 10 10 910 10 0 0 0 0 0\ncpu0 ...\n")
+
+    monkeypatch.setattr(processor.time, "sleep", pass_time)
+    assert busy_cores() == 3.0
+    monkeypatch.setattr(processor, "STATISTICS", tmp_path / "missing")
+    assert busy_cores() == 0.0
+
+
+@needs_switch
+@pytest.mark.parametrize(
+    ("name", "units", "chosen"),
+    [
+        ("AMD EPYC", ["avx512_f"], True),
+        ("AMD EPYC", ["avx512_f", "avx512_bf16"], True),
+        ("AMD EPYC", ["avx2"], False),
+        ("AMD EPYC", ["avx512_f", "amx_bf16"], False),
+        ("Intel(R) Xeon(R)", ["avx512_f"], False),
+    ],
+)
+def test_onednn_where_it_is_faster_and_as_exact(
+    name: str, units: list[str], chosen: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = dict.fromkeys(units, True) | dict(cpu_name=name)
+    monkeypatch.setattr(th.cpu, "get_capabilities", lambda: known, raising=False)
+    assert choose_acceleration("auto", LARGE, CPU).onednn == chosen
+    assert not choose_acceleration("auto", TINY, CPU).onednn
+    assert not choose_acceleration(False, LARGE, CPU).onednn
+
+
+@needs_switch
+def test_library_and_threads_are_restored() -> None:
+    products, threads = th.backends.mkldnn.matmul, th.get_num_threads()
+    x = th.rand(64, 512, generator=th.Generator().manual_seed(0))
+    expected = (x.double() @ x.double().T).float()
+    with pytest.raises(KeyError), Acceleration(False, False, onednn=True, threads=threads + 1).applied():
+        assert (products.fp32_precision, th.get_num_threads()) == ("bf16", threads + 1)
+        if not processor.has_units("amx_bf16"):
+            th.testing.assert_close(x @ x.T, expected, rtol=1e-5, atol=1e-5)
+        raise KeyError
+    assert (products.fp32_precision, th.get_num_threads()) == ("none", threads)
+    products.fp32_precision = "ieee"  # a user's own
+    try:
+        with Acceleration(False, False, onednn=True).applied():
+            assert products.fp32_precision == "ieee"
+        assert products.fp32_precision == "ieee"
+    finally:
+        products.fp32_precision = "none"
+
+
+def test_learning_plans_and_updates_with_the_chosen_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in processor.THREAD_VARIABLES:
+        monkeypatch.delenv(variable, raising=False)
+    before = th.get_num_threads()
+    th.set_num_threads(2)
+    try:
+        model = make_agent(TDMPC2, PointEnv(), compile="auto")
+        seen = set()
+        update, plan = model.update, model.policy.plan
+        monkeypatch.setattr(model, "update", lambda *args: seen.add(th.get_num_threads()) or update(*args))
+        monkeypatch.setattr(model.policy, "plan", lambda *args: seen.add(th.get_num_threads()) or plan(*args))
+        model.learn(30)
+        assert seen == {1} and th.get_num_threads() == 2
+        reference = make_agent(TDMPC2, PointEnv(), compile=False).learn(20)
+        assert reference.policy.acceleration.threads is None, "the reference is left alone"
+    finally:
+        th.set_num_threads(before)
+
+
+def test_the_choice_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    make_agent(TDMPC2, PointEnv(), compile=False, verbose=1).learn(5)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Execution: ")]
+    assert len(lines) == 1 and "plans in float32" in lines[0] and "not compiled" in lines[0]
+    assert "bfloat16, updates in float32 by oneDNN, compiled" in Acceleration(True, True, True, 2).describe()
