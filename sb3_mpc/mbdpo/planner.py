@@ -99,7 +99,7 @@ class DiffusionPlanner(MPPIPlanner):
         :param actions: ``[..., A]``
         :return: logits F that the action is one of the data ``[..., 1]``
         """
-        return self.energy_head(self.world_model.inputs(z, actions))
+        return self.world_model.apply_head(self.energy_head, z, actions)
 
     def normalise(self, energy: th.Tensor) -> th.Tensor:
         """

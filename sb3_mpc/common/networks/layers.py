@@ -65,7 +65,14 @@ class NormedLinear(nn.Linear):
         :param x: ``[..., in_features]``
         :return: ``[..., out_features]``
         """
-        return self.activation(self.ln(super().forward(x).to(self.weight.dtype)))
+        return self.finish(super().forward(x))
+
+    def finish(self, x: th.Tensor) -> th.Tensor:
+        """
+        :param x: linear output ``[..., out_features]``
+        :return: the same after LayerNorm and activation
+        """
+        return self.activation(self.ln(x.to(self.weight.dtype)))
 
 
 class OutputLinear(nn.Linear):
@@ -102,6 +109,25 @@ def make_mlp(
     else:
         layers.append(NormedLinear(sizes[-1], out_features, out_activation))
     return nn.Sequential(*layers).apply(init_linear)
+
+
+def apply_to_parts(network: nn.Sequential, shared: th.Tensor, x: th.Tensor) -> th.Tensor:
+    """
+    Apply a network to a concatenation whose first part is the same for many rows; its product is computed once.
+
+    :param network: see :func:`make_mlp`
+    :param shared: first part of the input, broadcast to the other one ``[..., 1, S]``
+    :param x: second part of the input ``[..., N, R]``
+    :return: ``network(cat([shared, x]))`` up to rounding ``[..., N, out_features]``
+    """
+    first = network[0]
+    if not isinstance(first, NormedLinear):  # a network without hidden layers
+        return network(th.cat([shared.expand(*x.shape[:-1], -1), x], dim=-1))
+    known, rest = first.weight.split([shared.shape[-1], x.shape[-1]], dim=1)
+    x = first.finish(F.linear(shared, known, first.bias).float() + F.linear(x, rest))
+    for layer in network[1:]:
+        x = layer(x)
+    return x
 
 
 def init_linear(module: nn.Module) -> None:

@@ -7,7 +7,7 @@ import torch as th
 from torch import nn
 
 from sb3_mpc.common.networks.gaussian import bound_log_std
-from sb3_mpc.common.networks.layers import EnsembleMLP, SimNorm, make_mlp
+from sb3_mpc.common.networks.layers import EnsembleMLP, SimNorm, apply_to_parts, make_mlp
 from sb3_mpc.common.networks.two_hot import TwoHot
 
 # Initial bias of the termination head, P(termination) of about 2 %: untrained, it should not end plans
@@ -118,13 +118,25 @@ class WorldModel(nn.Module):
         """
         return gamma
 
+    def apply_head(self, head: nn.Sequential, z: th.Tensor, action: th.Tensor) -> th.Tensor:
+        """
+        :param head: network of states and actions
+        :param z: latent states ``[..., D]``; if one is expanded to many actions, products with it are computed once
+        :param action: ``[..., A]``
+        :return: output of the network ``[..., out]``
+        """
+        expanded = z.ndim > 1 and z.shape[-2] > 1 and z.stride(-2) == 0
+        if expanded and type(self).inputs is WorldModel.inputs:  # others may treat actions in a way of their own
+            return apply_to_parts(head, z[..., :1, :], action)
+        return head(self.inputs(z, action))
+
     def next(self, z: th.Tensor, action: th.Tensor) -> th.Tensor:
         """
         :param z: latent states ``[..., D]``
         :param action: ``[..., A]``
         :return: predicted next latent states ``[..., D]``
         """
-        return self.dynamics(self.inputs(z, action))
+        return self.apply_head(self.dynamics, z, action)
 
     def reward(self, z: th.Tensor, action: th.Tensor) -> th.Tensor:
         """
@@ -132,7 +144,7 @@ class WorldModel(nn.Module):
         :param action: ``[..., A]``
         :return: reward logits ``[..., K]``; ``two_hot.decode`` turns them into scalars
         """
-        return self.reward_head(self.inputs(z, action))
+        return self.apply_head(self.reward_head, z, action)
 
     def termination(self, z: th.Tensor) -> th.Tensor:
         """

@@ -156,7 +156,9 @@ class MPPIPlanner(nn.Module):
         latents = [z]
         for action in actions:
             latents.append(model.next(latents[-1], action))
-        rewards = self.rewards(th.stack(latents[:-1]), actions)  # [H, E, N, 1]
+        rewards = self.rewards(z.unsqueeze(0), actions[:1])  # apart, because the state is the same for all sequences
+        if self.horizon > 1:
+            rewards = th.cat([rewards, self.rewards(th.stack(latents[1:-1]), actions[1:])])  # [H, E, N, 1]
         values = self.terminal_value(latents[-1], noise, members)
         returns = th.cat([rewards, values.unsqueeze(0)])
         steps = th.arange(self.horizon + 1, device=z.device, dtype=z.dtype).view(-1, 1, 1, 1)
