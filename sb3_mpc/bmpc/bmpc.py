@@ -37,8 +37,8 @@ class BMPC(WorldModelAlgorithm):
 
     The arguments of :class:`sb3_mpc.TDMPC2` are accepted, too. The policy has two value networks and log standard
     deviations in [-3, 1] by default. Where paper and official code (https://github.com/wertyuilife2/bmpc) differ, the
-    code is followed. The official code ignores terminations; here, predicted terminations end plans and the rollouts of
-    the value target.
+    code is followed. The official code ignores terminations, as ``episodic=False`` does; by default, predicted
+    terminations end plans and the rollouts of the value target.
 
     :param td_horizon: number N of model steps in the value target
     :param reanalyze_interval: number of updates between reanalyses; 0 for none

@@ -186,6 +186,8 @@ class WorldModelAlgorithm(Collection, Persistence, OffPolicyAlgorithm):
         self._resolve_auto()
         self._setup_buffer()
         self._make_policy()
+        if self.episodic is False:  # a given expert may have the head
+            self.policy.disable_termination()
         self.forget_compiled()
         self.replay_buffer.seed(int(th.randint(2**31, ()).item()))
         self._seed_generators(self.seed)
@@ -352,6 +354,14 @@ class WorldModelAlgorithm(Collection, Persistence, OffPolicyAlgorithm):
         for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
             for group in optimizer.param_groups:
                 set_learning_rate(group, rate * group.get("lr_scale", 1.0), self.policy.acceleration.compiles)
+
+    def continues(self, batch: SequenceBatch) -> th.Tensor:
+        """
+        :param batch: windows
+        :return: factor of the values that follow the transitions: 0 where one ended its episode by termination, 1
+            elsewhere, and everywhere if ``episodic`` is False ``[H, B, 1]``
+        """
+        return th.ones_like(batch.terminated) if self.episodic is False else 1 - batch.terminated
 
     # -- Hooks: what a method defines or changes -----------------------------------------------------------------------
 

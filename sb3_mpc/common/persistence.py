@@ -103,6 +103,8 @@ class Persistence(OffPolicyAlgorithm):
         super().set_parameters(load_path_or_dict, exact_match, device)
         if self.episodic is True:
             self.policy.enable_termination()
+        elif self.episodic is False:
+            self.policy.disable_termination()
         self.forget_compiled()
 
     @classmethod
