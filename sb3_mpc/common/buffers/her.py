@@ -198,7 +198,7 @@ class HerPlanReplayBuffer(HerSequenceReplayBuffer, PlanReplayBuffer):  # type: i
     them has led to its goal. New plans for such a window are not stored: the stored transition has another goal.
     """
 
-    row_arrays: ClassVar[tuple[str, ...]] = (*HerSequenceReplayBuffer.row_arrays, "plans")
+    row_arrays: ClassVar[tuple[str, ...]] = (*HerSequenceReplayBuffer.row_arrays, "plans", "planned")
 
     def _add_plans(self, batch: SequenceBatch, buffer_index: list[tuple[np.ndarray, np.ndarray]]) -> SequenceBatch:
         batch = super()._add_plans(batch, buffer_index)
