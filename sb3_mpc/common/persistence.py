@@ -181,6 +181,7 @@ class Persistence(OffPolicyAlgorithm):
                 if saved != wanted:
                     raise ValueError(f"{path} does not fit this model: its {name} is {saved}, the model's is {wanted}.")
             loaded.horizon = self.horizon
+            loaded.sampling = self.replay_buffer_kwargs.get("sampling", loaded.sampling)
         except Exception:
             self.replay_buffer = current
             raise

@@ -15,7 +15,8 @@ class SequenceBatch(NamedTuple):
     :param rewards: ``[H, B, 1]``
     :param terminated: 1 where the transition ended the episode by termination, not by truncation ``[H, B, 1]``
     :param mask: 1 for transitions of the window's episode ``[H, B, 1]``
-    :param plans: mean and standard deviation of the planned actions ``[2, H, B, A]``; None unless the buffer stores them
+    :param plans: mean and standard deviation of the planned actions ``[2, H, B, A]``; None unless the buffer stores
+        them
     :param buffer_index: rows and environments of the transitions in such a buffer ``[2, H, B]``; -1 in windows with a
         relabelled goal, whose plans must not be written back
     :param planned: whether there is a plan ``[H, B, 1]``; elsewhere ``plans`` means nothing, see :meth:`plans_or`. None

@@ -44,6 +44,10 @@ class HerSequenceReplayBuffer(SequenceReplayBuffer, HerReplayBuffer):  # type: i
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        if self.sampling != "transitions":
+            raise ValueError(
+                f"HerReplayBuffer draws transitions of ended episodes: leave sampling={self.sampling!r} out."
+            )
         goals = [self._spaces.get(key, spaces.Space()) for key in GOAL_KEYS]
         if goals[0].shape is None or goals[0].shape != goals[1].shape:
             raise ValueError(

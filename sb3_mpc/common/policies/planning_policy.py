@@ -201,8 +201,8 @@ class PlanningPolicy(BasePolicy):
         }
         cause = f"parameters of {', '.join(networks)} are NaN or infinite" if networks else "its parameters are finite"
         return (
-            f"The model gives no finite {' and no finite '.join(wrong)} {context} ({cause}), so no action was taken: load "
-            "an earlier checkpoint, with a lower learning_rate or smaller rewards."
+            f"The model gives no finite {' and no finite '.join(wrong)} {context} ({cause}), so no action was taken: "
+            "load an earlier checkpoint, with a lower learning_rate or smaller rewards."
         )
 
     def predict(
@@ -221,8 +221,8 @@ class PlanningPolicy(BasePolicy):
         :param episode_start: which environments begin an episode ``[n_envs]``; their part of the state is cleared
         :param deterministic: whether to plan deterministically
         :return: actions in the action space and the state for the next call, ``(mean [n_envs, H, A],)``
-        :raises ValueError: if an observation is not finite, if the state or ``episode_start`` has a wrong shape, or if a
-            part of the plan is NaN or infinite: such an action is never returned
+        :raises ValueError: if an observation is not finite, if the state or ``episode_start`` has a wrong shape, or if
+            a part of the plan is NaN or infinite: such an action is never returned
         """
         plan, vectorized = self.plan_batch(observation, state, episode_start, deterministic)
         actions = self.to_env_actions(plan.action.cpu().numpy())
