@@ -64,6 +64,7 @@ SUITE = Suite(
 def make(
     robot: str,
     task: str,
+    terminates: bool = True,
     action_repeat: int = 1,
     render_mode: str | None = None,
     width: int = 384,
@@ -75,6 +76,7 @@ def make(
 
     :param robot: one of ``ROBOTS``
     :param task: HumanoidBench's name of the task, such as ``"sit_simple"``
+    :param terminates: whether HumanoidBench's terminations, most of them falls, end an episode
     :param action_repeat: steps of the benchmark per decision; its time limit then counts decisions
     :param render_mode: ``"rgb_array"`` or None
     :param width: width in pixels of the frames of ``render()``
@@ -82,7 +84,7 @@ def make(
     :param camera: name of the camera for ``render()``; None for the task's own
     :return: the environment
     """
-    return ControlInterface(HumanoidBench(robot, task, render_mode, width, height, camera), action_repeat)
+    return ControlInterface(HumanoidBench(robot, task, terminates, render_mode, width, height, camera), action_repeat)
 
 
 class HumanoidBench(RenderedEnv):
@@ -91,6 +93,7 @@ class HumanoidBench(RenderedEnv):
 
     :param robot: one of ``ROBOTS``
     :param task: HumanoidBench's name of the task
+    :param terminates: whether HumanoidBench's terminations end an episode
     :param render_mode: ``"rgb_array"`` or None
     :param width: width in pixels of the frames of ``render()``
     :param height: height in pixels of the frames of ``render()``
@@ -98,9 +101,17 @@ class HumanoidBench(RenderedEnv):
     """
 
     def __init__(
-        self, robot: str, task: str, render_mode: str | None, width: int, height: int, camera: str | None
+        self,
+        robot: str,
+        task: str,
+        terminates: bool,
+        render_mode: str | None,
+        width: int,
+        height: int,
+        camera: str | None,
     ) -> None:
         super().__init__(render_mode, width, height)
+        self.terminates = terminates
         self.humanoid = _load(robot, task)
         self.success_bar = float(self.humanoid.task.success_bar)
         self._camera = MujocoCamera(camera or self.humanoid.task.camera_name)
@@ -145,7 +156,8 @@ class HumanoidBench(RenderedEnv):
         """
         observation, reward, terminated, truncated, info = self.humanoid.step(action)
         self._return += float(reward)
-        return observation, float(reward), terminated, truncated, {**info, "success": self._return >= self.success_bar}
+        info = {**info, "success": self._return >= self.success_bar}
+        return observation, float(reward), self.terminates and bool(terminated), truncated, info
 
     def frame(self, height: int, width: int) -> NDArray[np.uint8]:
         """

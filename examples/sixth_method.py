@@ -39,14 +39,13 @@ class PlanImitation(TDMPC2):
         self, zs: th.Tensor, batch: SequenceBatch, noise: UpdateNoise
     ) -> tuple[th.Tensor, dict[str, th.Tensor]]:
         """Negative log-likelihood of the stored plans' means in the predicted states, where there is a plan."""
-        assert batch.plans is not None, "the replay buffer stores plans"
-        planned, zs = batch.plans[0], zs[:-1]
-        known = batch.mask * ~planned.isnan().any(-1, keepdim=True)  # NaN: that action was not planned
-        target = th.atanh(planned.nan_to_num(0.0).clamp(-self.max_action, self.max_action))
+        assert batch.planned is not None, "the replay buffer stores plans, and whether there is one"
+        (planned, _), zs, known = batch.plans_or(0.0, 1.0), zs[:-1], batch.mask * batch.planned
+        target = th.atanh(planned.clamp(-self.max_action, self.max_action))
         mean, log_std = self.policy.world_model.prior(zs)
         log_prob = gaussian_log_prob((target - mean) * (-log_std).exp(), log_std)
         loss = -(temporal_weights(self.rho, zs) * known * log_prob).sum() / known.sum().clamp(min=1)
-        error = (known * (th.tanh(mean) - planned.nan_to_num(0.0)).abs().mean(-1, keepdim=True)).sum()
+        error = (known * (th.tanh(mean) - planned).abs().mean(-1, keepdim=True)).sum()
         return loss, dict(pi_error=error / known.sum().clamp(min=1))
 
     def predict(

@@ -101,7 +101,9 @@ def import_official(
                 raise ValueError(f"{path} has {tasks} tasks and does not tell their {name}: give {tasks} numbers.")
         inferred |= dict(action_dims=list(dims or ()), gammas=[discount_from_episode_length(n) for n in lengths or ()])
     arguments: dict[str, Any] = dict(
-        episodic="termination_head.2.weight" in weights, policy_kwargs={**inferred, **(policy_kwargs or {})}, **kwargs
+        episodic="termination_head.2.weight" in weights or "auto",
+        policy_kwargs={**inferred, **(policy_kwargs or {})},
+        **kwargs,
     )
     action_space = spaces.Box(-1, 1, (action_dim,), np.float32)
     model: TDMPC2

@@ -37,8 +37,8 @@ class BMPC(WorldModelAlgorithm):
 
     The arguments of :class:`sb3_mpc.TDMPC2` are accepted, too. The policy has two value networks and log standard
     deviations in [-3, 1] by default. Where paper and official code (https://github.com/wertyuilife2/bmpc) differ, the
-    code is followed. The official code ignores terminations; here, predicted terminations end plans and the rollouts of
-    the value target.
+    code is followed. The official code ignores terminations, as ``episodic=False`` does; by default, predicted
+    terminations end plans and the rollouts of the value target.
 
     :param td_horizon: number N of model steps in the value target
     :param reanalyze_interval: number of updates between reanalyses; 0 for none
@@ -171,9 +171,9 @@ class BMPC(WorldModelAlgorithm):
     ) -> tuple[th.Tensor, dict[str, th.Tensor]]:
         """KL divergence to the stored plans (a standard normal if there is none), and entropy before clamping."""
         model, scale, zs = self.policy.world_model, self.policy.running_scale, zs[:-1]
-        assert isinstance(model, StateValueModel) and batch.plans is not None
+        assert isinstance(model, StateValueModel)
         mean, log_std = model.gaussian(zs)
-        policy, expert = (mean, log_std.exp()), (batch.plans[0].nan_to_num(0.0), batch.plans[1].nan_to_num(1.0))
+        policy, expert = (mean, log_std.exp()), batch.plans_or(0.0, 1.0)
         pair = (*policy, *expert) if self.kl_direction == "reverse" else (*expert, *policy)
         kl = gaussian_kl(*pair).mean(-1, keepdim=True)
         scale.update(kl[0])
@@ -228,9 +228,12 @@ class BMPC(WorldModelAlgorithm):
         stored = batch.mask[:, :count].flatten().cpu().numpy() > 0
         rows, envs = batch.buffer_index[:, :, :count].reshape(2, -1)
         self.replay_buffer.store_plans(new.cpu().numpy()[:, stored], rows[stored], envs[stored])
-        plans = batch.plans.clone()
+        plans, planned = batch.plans.clone(), batch.planned
         plans[:, :, :count] = new.view(2, self.horizon, count, -1)
-        return batch._replace(plans=plans)
+        if planned is not None:
+            planned = planned.clone()
+            planned[:, :count] = True
+        return batch._replace(plans=plans, planned=planned)
 
     def learn(
         self: SelfBMPC,

@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Callable, Hashable
 from typing import Any, ClassVar
 
+import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3 import HerReplayBuffer
@@ -41,6 +42,7 @@ from sb3_mpc.common.policies.world_model_policy import CnnPolicy, MultiInputPoli
 # Random steps before the first update: 5 episodes, at least 1000 (official code)
 SEED_EPISODES, MIN_SEED_STEPS = 5, 1000
 DEFAULT_GAMMA = 0.99  # for environments whose episode length is unknown
+CHECK_LOSSES_EVERY = 100  # updates; a copy to the host in each of them would cost time
 # Arguments of the replay buffer that the agent sets itself
 RESERVED = (
     "buffer_size",
@@ -224,6 +226,8 @@ class WorldModelAlgorithm(Collection, Persistence, OffPolicyAlgorithm):
         self._resolve_auto()
         self._setup_buffer()
         self._make_policy()
+        if self.episodic is False:  # a given expert may have the head
+            self.policy.disable_termination()
         self.forget_compiled()
         self.replay_buffer.seed(int(th.randint(2**31, ()).item()))
         self._seed_generators(self.seed)
@@ -294,7 +298,7 @@ class WorldModelAlgorithm(Collection, Persistence, OffPolicyAlgorithm):
         """
         :param gradient_steps: number of updates; the first call also makes those on the seeding data
         :param batch_size: number of windows in a batch, the agent's ``batch_size`` if None
-        :raises ValueError: if a loss becomes NaN or infinite
+        :raises ValueError: if a loss becomes NaN or infinite; looked at every 100 updates, and at the end
         """
         batch_size = batch_size or self.batch_size
         self.policy.set_training_mode(True)
@@ -319,7 +323,7 @@ class WorldModelAlgorithm(Collection, Persistence, OffPolicyAlgorithm):
         """
         update = self._compiled.get("update", self.update)
         sums: th.Tensor | None = None
-        for _ in range(count):
+        for done in range(1, count + 1):
             batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
             batch = batch if pretraining else self.refresh_batch(batch)
             noise = self.draw_noise(batch_size)
@@ -328,8 +332,10 @@ class WorldModelAlgorithm(Collection, Persistence, OffPolicyAlgorithm):
             )
             values = th.stack([value.float() for value in logs.values()])
             sums = values if sums is None else sums + values
+            if done % CHECK_LOSSES_EVERY == 0:  # a sum stays NaN or infinite once a loss was
+                check_finite_losses(dict(zip(logs, sums.tolist(), strict=True)), self._n_updates + done)
         self._n_updates += count
-        if sums is not None:  # the only copy of the losses to the host
+        if sums is not None:  # the only other copy of the losses to the host
             means = dict(zip(logs, (sums / count).tolist(), strict=True))
             check_finite_losses(means, self._n_updates)
             for name, value in means.items():
@@ -425,6 +431,14 @@ class WorldModelAlgorithm(Collection, Persistence, OffPolicyAlgorithm):
             for group in optimizer.param_groups:
                 set_learning_rate(group, rate * group.get("lr_scale", 1.0), recorded)
 
+    def continues(self, batch: SequenceBatch) -> th.Tensor:
+        """
+        :param batch: windows
+        :return: factor of the values that follow the transitions: 0 where one ended its episode by termination, 1
+            elsewhere, and everywhere if ``episodic`` is False ``[H, B, 1]``
+        """
+        return th.ones_like(batch.terminated) if self.episodic is False else 1 - batch.terminated
+
     # -- Hooks: what a method defines or changes -----------------------------------------------------------------------
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -491,6 +505,14 @@ class WorldModelAlgorithm(Collection, Persistence, OffPolicyAlgorithm):
             ``[2, E, A]``; the mean is the first action of the chosen elite
         """
         return th.stack([plan.elite_action, plan.std[:, 0]])
+
+    def plan_of_seeding(self, actions: np.ndarray) -> np.ndarray | None:
+        """
+        :param actions: random actions of E environments ``[E, A]``
+        :return: mean and standard deviation for a :class:`PlanReplayBuffer` to store in place of a plan ``[2, E, A]``;
+            None to store none
+        """
+        return None
 
     def draw_noise(self, batch_size: int) -> UpdateNoise:
         """

@@ -47,6 +47,13 @@ class Collection(OffPolicyAlgorithm):
         """
         raise NotImplementedError
 
+    def plan_of_seeding(self, actions: np.ndarray) -> np.ndarray | None:
+        """
+        :param actions: random actions of E environments ``[E, A]``
+        :return: mean and standard deviation to store in place of a plan ``[2, E, A]``; None to store none
+        """
+        raise NotImplementedError
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._plan_state: tuple[np.ndarray, ...] | None = None
@@ -123,7 +130,8 @@ class Collection(OffPolicyAlgorithm):
             if self._plan_state is not None and len(self._plan_state[0]) != n_envs:
                 self._plan_state = None
             started = time.perf_counter()
-            plan, _ = self.policy.plan_batch(self._last_obs, self._plan_state, self._last_episode_starts)
+            when = f"at step {self.num_timesteps}, after {self._n_updates} updates"
+            plan, _ = self.policy.plan_batch(self._last_obs, self._plan_state, self._last_episode_starts, context=when)
             actions = plan.action.cpu().numpy().reshape(n_envs, *self.action_space.shape)  # type: ignore[misc]
             self._plan_state = (plan.mean.cpu().numpy(),)
             self._last_plan, self._plan_seconds = plan, time.perf_counter() - started
@@ -147,8 +155,13 @@ class Collection(OffPolicyAlgorithm):
             self.policy.enable_termination()
             self.forget_compiled()
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
-        if isinstance(replay_buffer, PlanReplayBuffer) and self._last_plan is not None:
-            replay_buffer.store_plans(self.plan_to_store(self._last_plan).cpu().numpy())
+        if isinstance(replay_buffer, PlanReplayBuffer):
+            if self._last_plan is None:
+                stored = self.plan_of_seeding(buffer_action.reshape(self.n_envs, -1))
+            else:
+                stored = self.plan_to_store(self._last_plan).cpu().numpy()
+            if stored is not None:
+                replay_buffer.store_plans(stored)
         self._last_episode_starts = dones
 
     def _check_transition(

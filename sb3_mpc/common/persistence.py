@@ -103,6 +103,8 @@ class Persistence(OffPolicyAlgorithm):
         super().set_parameters(load_path_or_dict, exact_match, device)
         if self.episodic is True:
             self.policy.enable_termination()
+        elif self.episodic is False:
+            self.policy.disable_termination()
         self.forget_compiled()
 
     @classmethod
@@ -179,6 +181,7 @@ class Persistence(OffPolicyAlgorithm):
                 if saved != wanted:
                     raise ValueError(f"{path} does not fit this model: its {name} is {saved}, the model's is {wanted}.")
             loaded.horizon = self.horizon
+            loaded.sampling = self.replay_buffer_kwargs.get("sampling", loaded.sampling)
         except Exception:
             self.replay_buffer = current
             raise

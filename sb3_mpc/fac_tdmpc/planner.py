@@ -64,7 +64,7 @@ class FactoredPlanner(MPPIPlanner):
             returns = returns + self.gamma**t * model.reward(z, action)
             z = model.next(z, action)
         value = model.value(z, actions[-1]).mean(0)
-        return (returns + self.gamma ** (len(actions) - 1) * value).squeeze(-1).nan_to_num(0)
+        return (returns + self.gamma ** (len(actions) - 1) * value).squeeze(-1)
 
     def evaluate_in_parts(self, z: th.Tensor, actions: th.Tensor, noise: th.Tensor, members: th.Tensor) -> th.Tensor:
         """See :meth:`evaluate`; not in parts here, because it needs the rows of all groups at once."""

@@ -49,7 +49,10 @@ class TDMPC2(WorldModelAlgorithm):
     :param max_grad_norm: bound on the norm of the gradients, of the model and of the policy
     :param pretrain_gradient_steps: additional updates when learning starts; "auto" for one per seeding step if
         ``learning_starts`` is "auto", too, otherwise none
-    :param episodic: whether terminations are predicted and end plans; "auto" from the first termination on
+    :param episodic: what a termination means. "auto": no value follows it; from the first one on, terminations are
+        predicted, and predicted ones end plans. True: the same, with predictions from the start. False: nothing, in no
+        loss and in no plan; values are learned as if every episode went on. (With falls that end an episode, the
+        official codes of TD-M(PC)² and BMPC do that.)
     :param iterations: refits of the planner; two more are made for 20 or more action dimensions
     :param num_samples: number of action sequences in an iteration
     :param num_elites: number of best sequences that the planner's Gaussian is refitted to
@@ -74,7 +77,7 @@ class TDMPC2(WorldModelAlgorithm):
         model = self.policy.world_model
         action = self.target_action(next_z, noise)
         values = model.two_hot.decode(model.value(next_z, action, noise.target_members, target=True))
-        return batch.rewards + model.discount(next_z, self.gamma) * (1 - batch.terminated) * values.amin(0)
+        return batch.rewards + model.discount(next_z, self.gamma) * self.continues(batch) * values.amin(0)
 
     def target_action(self, next_z: th.Tensor, noise: UpdateNoise) -> th.Tensor:
         """

@@ -2,6 +2,7 @@
 
 from typing import Any, ClassVar, TypeVar
 
+import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
@@ -19,6 +20,7 @@ SelfTDMPCSquare = TypeVar("SelfTDMPCSquare", bound="TDMPCSquare")
 
 # Action dimensions of the HumanoidBench robot, to which the official weight of the constraint refers
 REFERENCE_ACTION_DIM = 61
+STD_OF_DATA = 2.0  # standard deviation that stands for the plan of transitions without one
 
 
 def official_log_prob(log_prob: th.Tensor, action_dim: int, num_actions: th.Tensor | int) -> th.Tensor:
@@ -139,13 +141,16 @@ class TDMPCSquare(TDMPC2):
     def planned(self, batch: SequenceBatch) -> tuple[th.Tensor, th.Tensor]:
         """
         :param batch: windows
-        :return: mean and standard deviation of the planner ``[H, B, A]``; in the seeding phase, the executed action and
-            a large standard deviation
+        :return: mean and standard deviation of the planner ``[H, B, A]``; in transitions without a plan, such as those
+            that a user has added, the executed action and 2 (official code)
         """
-        assert batch.plans is not None, "the replay buffer stores plans"
-        mean, std = batch.plans
-        unplanned, flat = std.isnan(), th.full_like(std, self.policy.world_model.log_std_max).exp()
-        return mean.where(~unplanned, batch.actions), std.clamp(min=self.min_std).where(~unplanned, flat)
+        mean, std = batch.plans_or(batch.actions, STD_OF_DATA)
+        return mean, std.clamp(min=self.min_std)
+
+    def plan_of_seeding(self, actions: np.ndarray) -> np.ndarray:
+        """:return: the random actions, and the prior's largest standard deviation, hence a weak constraint"""
+        std = np.full_like(actions, np.exp(self.policy.world_model.log_std_max))
+        return np.stack([actions, std])
 
     def learn(
         self: SelfTDMPCSquare,

@@ -42,7 +42,9 @@ def test_imitation_reaches_the_expert_in_both_directions() -> None:
         plans = th.tensor([[0.5, -0.4], [0.3, 0.2]]).view(2, 1, 1, 2).expand(2, 2, 8, 2)
         zs = th.rand(3, 8, 16)
         for _ in range(200):
-            loss, _ = model.policy_loss(zs, sample_windows(model)._replace(plans=plans), model.draw_noise(8))
+            loss, _ = model.policy_loss(
+                zs, sample_windows(model)._replace(plans=plans, planned=None), model.draw_noise(8)
+            )
             model._step(model.policy.pi_optimizer, loss)
         mean, log_std = model.policy.world_model.gaussian(zs[:-1])
         assert (mean - plans[0]).abs().max() < 0.1 and (log_std.exp() - plans[1]).abs().max() < 0.1

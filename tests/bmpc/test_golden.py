@@ -36,7 +36,8 @@ def load(variant: str) -> Golden:
 
 
 def windows(golden: Golden, expert: th.Tensor) -> SequenceBatch:
-    return golden.windows()._replace(plans=th.stack(expert.chunk(2, dim=-1)))
+    plans = th.stack(expert.chunk(2, dim=-1))
+    return golden.windows()._replace(plans=plans, planned=~plans[0].isnan().any(-1, keepdim=True))
 
 
 def update_noise(golden: Golden, rest: list[th.Tensor]) -> UpdateNoise:
@@ -134,7 +135,7 @@ def compare_update(golden: Golden, file: str, batch: SequenceBatch, noise: Updat
     ours |= dict(info_total_loss=total, model_grad_norm=logs["grad_norm"])
     assert batch.plans is not None
     ours |= dict(scale_value_after=golden.policy.running_scale.value)
-    ours |= dict(expert_used=th.cat([batch.plans[0].nan_to_num(0.0), batch.plans[1].nan_to_num(1.0)], dim=-1))
+    ours |= dict(expert_used=th.cat(batch.plans_or(0.0, 1.0), dim=-1))
     inputs = ("storage", "index", "update_count", "info_pi_log_std")  # the last one is the mean of a policy_loss array
     compare(ours, {name: value for name, value in record.items() if not name.startswith(inputs)}, file)
     weights = official_to_ours(golden.read(f"weights_after_{file}"))
@@ -161,11 +162,12 @@ def test_golden_bmpc_reanalyze(variant: str) -> None:
     batch = windows(golden, golden.read("batch")["expert_action_dist_with_nan"])._replace(buffer_index=buffer_index)
     buffer = model.replay_buffer
     buffer.plans = np.full((rows, 1, 2, golden.world.action_dim), np.nan, dtype=np.float32)
+    buffer.planned = np.zeros((rows, 1), dtype=bool)
     batch = model.reanalyze(batch, count, noise)
     written = th.from_numpy(buffer.plans[:, 0].reshape(rows, -1))
     for row in record["index"][1:, :count].flatten().tolist():
         close(written[row], record["storage_expert_action_dist_after"][row], f"stored plan of row {row}")
-    assert (~written.isnan()).any(1).sum() == len(record["index"][1:, :count].unique())
+    assert (~written.isnan()).any(1).sum() == buffer.planned.sum() == len(record["index"][1:, :count].unique())
     compare_update(golden, "update_reanalyze", batch, update_noise(golden, rest), train_policy=True)
 
 

@@ -11,8 +11,8 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.evaluation import evaluate_policy
 
-from sb3_mpc import BMPC, FacTDMPC
-from tests.support.agents import PointEnv, assert_same_state, make_agent, value_of, vec
+from sb3_mpc import BMPC, TDMPC2, FacTDMPC
+from tests.support.agents import PointEnv, assert_same_state, make_agent, sample_windows, value_of, vec
 
 
 def fit(algorithm: Any, env: Any, steps: int = 60, updates: int = 150, **kwargs: Any) -> Any:
@@ -211,6 +211,52 @@ def test_episodic_may_be_chosen(algorithm: Any) -> None:
     model = make_agent(algorithm, PointEnv(5, terminate=True), episodic=False).learn(30)
     assert not model.policy.episodic
     assert all(tensor.isfinite().all() for tensor in model.policy.state_dict().values())
+
+
+@pytest.mark.parametrize(("episodic", "expected"), [("auto", 1.0), (False, 1 + 0.99 * 826)])
+def test_targets_look_past_terminations_only_if_they_are_ignored(
+    algorithm: Any, episodic: bool | str, expected: float
+) -> None:
+    """Reward 1, then a termination into a state of value 826: the target is 1.0, or 818.7 as in TD-M(PC)²'s code."""
+    if algorithm is BMPC:
+        pytest.skip("BMPC's targets ask its model, which predicts terminations or does not: see the test below")
+    model = make_agent(algorithm, PointEnv(5), episodic=episodic, gamma=0.99).learn(10)
+    world_model = model.policy.world_model
+    last = world_model.q_target.layers[-1]
+    with th.no_grad():
+        last.weight.zero_()
+        last.bias.copy_((world_model.two_hot.encode(th.tensor([826.0])) + 1e-30).log().expand_as(last.bias))
+    batch = sample_windows(model)
+    ended = batch._replace(rewards=th.ones_like(batch.rewards), terminated=th.ones_like(batch.terminated))
+    with th.no_grad():
+        target = model.value_target(world_model.encode(batch.observations)[1:], ended, model.draw_noise(8))
+    assert target.flatten().tolist() == pytest.approx([expected] * target.numel(), rel=1e-3)
+
+
+def test_ignored_terminations_reach_no_parameter(algorithm: Any) -> None:
+    """Episodes that terminate and episodes that are truncated give the same agent."""
+    runs = [
+        make_agent(algorithm, PointEnv(5, terminate), episodic=False, seed=1).learn(30) for terminate in (True, False)
+    ]
+    assert_same_state(*(run.get_parameters() for run in runs))
+
+
+def test_a_saved_agent_may_ignore_terminations_from_now_on(algorithm: Any, tmp_path: Path) -> None:
+    env = PointEnv(5, terminate=True)
+    model = make_agent(algorithm, env).learn(30)
+    assert model.policy.episodic
+    model.save(tmp_path / "model")
+    loaded = algorithm.load(tmp_path / "model", env=env, episodic=False)
+    assert not loaded.policy.episodic
+    loaded.learn(20)
+    assert not loaded.policy.episodic
+
+
+def test_a_distilled_agent_may_ignore_the_terminations_of_its_expert() -> None:
+    env = PointEnv(5, terminate=True)
+    expert = make_agent(TDMPC2, env).learn(20)
+    assert expert.policy.episodic and make_agent(FacTDMPC, env, expert=expert).policy.episodic
+    assert not make_agent(FacTDMPC, env, expert=expert, episodic=False).policy.episodic
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import importlib.util
 import subprocess
 import sys
 import warnings
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -167,6 +168,32 @@ def test_missing_suite_is_explained(suite, monkeypatch):
 def test_unknown_task_names_the_nearest(wrong, right):
     with pytest.raises(gym.error.NameNotFound, match=f"Did you mean: `{right}`"):
         gym.make(wrong)
+
+
+@pytest.mark.parametrize("terminates", [True, False])
+def test_falls_of_humanoid_bench_end_an_episode_or_do_not(monkeypatch, terminates):
+    """Its package is on no index: a stand-in that falls at once."""
+    pytest.importorskip("mujoco")
+    from sb3_mpc.envs import humanoid_bench
+
+    class Falls:
+        """As humanoid_bench.env.HumanoidEnv."""
+
+        observation_space = action_space = gym.spaces.Box(-1.0, 1.0, (2,))
+        task, dt = SimpleNamespace(success_bar=1.0, camera_name="cam"), 0.02
+
+        def reset(self, seed: int) -> Any:
+            return np.zeros(2), {}
+
+        def step(self, action: np.ndarray) -> Any:
+            return np.zeros(2), 0.5, np.True_, False, {}
+
+    monkeypatch.setattr(humanoid_bench, "_load", lambda robot, task: Falls())
+    env = gym.make("humanoid-bench/h1-walk-v0", terminates=terminates, disable_env_checker=True)
+    env.reset(seed=0)
+    ended = [env.step(np.zeros(2, np.float32))[2:4] for _ in range(1 if terminates else 1000)]
+    assert ended[-1] == (terminates, not terminates)
+    assert not any(map(any, ended[:-1]))
 
 
 def test_import_is_light():

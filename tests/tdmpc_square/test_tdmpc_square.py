@@ -1,5 +1,6 @@
 """TD-M(PC)²: the prior is held to the plans in the replay buffer."""
 
+import numpy as np
 import pytest
 import torch as th
 
@@ -24,6 +25,21 @@ def test_constraint_waits_for_the_scale_and_has_three_weights() -> None:
     assert code == pytest.approx(readme * 2 / 61, rel=1e-4) and paper == pytest.approx(readme / 2, rel=1e-4)
 
 
+def test_plans_of_seeding_and_of_data() -> None:
+    """Random actions have the prior's largest deviation; those that a user adds have 2 (both as the official code)."""
+    model = make_agent(TDMPCSquare, two_envs(), learning_starts=8).learn(8)
+    batch = sample_windows(model)
+    mean, std = model.planned(batch)
+    alive = batch.mask[..., 0] > 0
+    assert th.equal(mean[alive], batch.actions[alive]) and th.allclose(std, th.tensor(2.0).exp())
+    buffer = model.replay_buffer
+    observation = np.zeros((2, 3), np.float32)
+    for _ in range(buffer.buffer_size):  # nothing else is left
+        buffer.add(observation, observation, np.full((2, 2), 0.3), np.zeros(2), np.zeros(2), [{}, {}])
+    mean, std = model.planned(sample_windows(model))
+    assert (mean == np.float32(0.3)).all() and (std == 2).all()
+
+
 @pytest.mark.slow
 def test_constraint_pulls_the_prior_to_the_plans() -> None:
     model = make_agent(TDMPCSquare, two_envs(), prior_coef=1e3, learning_rate=1e-2, scale_threshold=0.5).learn(20)
@@ -31,7 +47,9 @@ def test_constraint_pulls_the_prior_to_the_plans() -> None:
     zs = th.rand(3, 8, 16)
     for _ in range(150):
         batch = sample_windows(model)
-        loss, _ = model.policy_loss(zs, batch._replace(plans=plans.expand(2, 2, 8, 2)), model.draw_noise(8))
+        loss, _ = model.policy_loss(
+            zs, batch._replace(plans=plans.expand(2, 2, 8, 2), planned=None), model.draw_noise(8)
+        )
         model._step(model.policy.pi_optimizer, loss)
     with th.no_grad():
         assert (model.policy.world_model.act(zs, None) - plans[0]).abs().max() < 0.15

@@ -86,6 +86,9 @@ def test_presets_are_those_of_the_papers() -> None:
     steps = {algo: load_preset(algo, "dmc/dog-run-v0")["n_timesteps"] for algo in METHODS}
     assert steps == dict(tdmpc2=7_000_000, tdmpc_square=2_000_000, bmpc=2_000_000, mbdpo=4_000_000, fac_tdmpc=7_000_000)
     assert load_preset("tdmpc2", "metaworld/assembly-v3")["n_timesteps"] == 1_000_000
+    ignore = [algo for algo in METHODS if load_preset(algo, "humanoid-bench/h1hand-run-v0").get("episodic") is False]
+    assert sorted(ignore) == ["bmpc", "tdmpc_square"]  # their codes learn values as if a fall were no end
+    assert all("episodic" not in load_preset(algo, "Hopper-v5") for algo in METHODS)
     model = build("tdmpc2", load_preset("tdmpc2", "dmc/walker-walk-v0"))
     assert (model.rho, model.num_samples, model.iterations, model.gamma) == (0.5, 512, 6, "auto")
 

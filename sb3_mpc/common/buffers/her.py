@@ -44,6 +44,10 @@ class HerSequenceReplayBuffer(SequenceReplayBuffer, HerReplayBuffer):  # type: i
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        if self.sampling != "transitions":
+            raise ValueError(
+                f"HerReplayBuffer draws transitions of ended episodes: leave sampling={self.sampling!r} out."
+            )
         goals = [self._spaces.get(key, spaces.Space()) for key in GOAL_KEYS]
         if goals[0].shape is None or goals[0].shape != goals[1].shape:
             raise ValueError(
@@ -198,7 +202,7 @@ class HerPlanReplayBuffer(HerSequenceReplayBuffer, PlanReplayBuffer):  # type: i
     them has led to its goal. New plans for such a window are not stored: the stored transition has another goal.
     """
 
-    row_arrays: ClassVar[tuple[str, ...]] = (*HerSequenceReplayBuffer.row_arrays, "plans")
+    row_arrays: ClassVar[tuple[str, ...]] = (*HerSequenceReplayBuffer.row_arrays, "plans", "planned")
 
     def _add_plans(self, batch: SequenceBatch, buffer_index: list[tuple[np.ndarray, np.ndarray]]) -> SequenceBatch:
         batch = super()._add_plans(batch, buffer_index)

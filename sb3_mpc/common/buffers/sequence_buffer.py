@@ -33,6 +33,11 @@ class SequenceReplayBuffer(ReplayBuffer):
     :param optimize_memory_usage: accepted for compatibility: observations are never stored twice
     :param handle_timeout_termination: treat episodes cut by a time limit as not terminated
     :param horizon: number H of transitions in a window
+    :param sampling: "transitions": any stored transition is equally likely to start a window, also the last ones of an
+        episode and those of the running one. "episodes", as in the papers' official codes: first an episode is drawn,
+        each with the same chance whatever its length, and then one of its windows; only episodes that have ended and
+        have at least H transitions are drawn, and no window extends past their end
+    :raises ValueError: if the rule of sampling is unknown
     """
 
     # Arrays with a row for each transition, besides the observations
@@ -48,13 +53,18 @@ class SequenceReplayBuffer(ReplayBuffer):
         optimize_memory_usage: bool = False,
         handle_timeout_termination: bool = True,
         horizon: int = 3,
+        sampling: str = "transitions",
     ) -> None:
         # ReplayBuffer's constructor would allocate its own layout
         BaseBuffer.__init__(self, buffer_size, observation_space, action_space, device, n_envs=n_envs)
         self.buffer_size = max(buffer_size // n_envs, 1)
         self.optimize_memory_usage = optimize_memory_usage
         self.handle_timeout_termination = handle_timeout_termination
-        self.horizon = horizon
+        if sampling not in ("transitions", "episodes"):
+            raise ValueError(f'{sampling=} is unknown: use "transitions" or "episodes".')
+        self.horizon, self.sampling = horizon, sampling
+        self._total = 0  # rows added so far, overwritten ones included
+        self._episodes: np.ndarray | None = None
         self._is_dict = isinstance(observation_space, spaces.Dict)
         # A plain observation is stored as a dict of one entry, so that one code path serves both
         self._spaces: dict[str, spaces.Space] = (
@@ -119,7 +129,7 @@ class SequenceReplayBuffer(ReplayBuffer):
     def reset(self) -> None:
         """Remove all transitions."""
         super().reset()
-        self._allocated = False
+        self._allocated, self._total, self._episodes = False, 0, None
 
     def _split(self, obs: np.ndarray | dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """
@@ -143,6 +153,8 @@ class SequenceReplayBuffer(ReplayBuffer):
         for key, part in obs.items():
             follows &= (part == self._head[key]).reshape(self.n_envs, -1).all(axis=1)
         self._next[head, follows] = NEXT_ROW
+        if not follows.all():
+            self._episodes = None
         for i in np.flatnonzero(~follows):
             if not self._free:
                 used, more = len(self._final[next(iter(obs))]), 64 + len(self._final[next(iter(obs))])
@@ -187,6 +199,9 @@ class SequenceReplayBuffer(ReplayBuffer):
         if self.handle_timeout_termination:
             self.timeouts[row] = [bool(info.get("TimeLimit.truncated", False)) for info in infos]
         self._next[row] = HEAD
+        self._total += 1
+        if np.any(done):
+            self._episodes = None
         self.pos += 1
         if self.pos == self.buffer_size:
             self.full, self.pos = True, 0
@@ -195,13 +210,54 @@ class SequenceReplayBuffer(ReplayBuffer):
         """
         :param batch_size: number B of windows
         :param env: normalises observations and rewards, if given
-        :return: windows that start at transitions drawn uniformly, with replacement
+        :return: windows drawn by the rule ``sampling``, with replacement
         :raises ValueError: if the buffer is empty
+        :raises RuntimeError: if ``sampling`` is "episodes" and there is no episode to draw
         """
         if self.size() == 0:
             raise ValueError("The replay buffer is empty: collect transitions before sampling.")
+        if self.sampling == "episodes":
+            rows, envs = self._draw_from_episodes(batch_size)
+            return self._get_samples(rows, env, envs)
         rows = self._rng.integers(self.size(), size=batch_size)
         return self._get_samples(rows, env, self._rng.integers(self.n_envs, size=batch_size))
+
+    def _draw_from_episodes(self, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+        """
+        :param batch_size: number B of windows
+        :return: rows and environments of the first transitions of the windows ``[B]``
+        :raises RuntimeError: if there is no episode to draw
+        """
+        if self._episodes is None:
+            self._episodes = self._find_episodes()
+        envs, starts, ends = self._episodes
+        starts = np.maximum(starts, self._total - self.size())  # the oldest one may be overwritten in part
+        windows = ends - starts - self.horizon + 1
+        candidates = np.flatnonzero(windows > 0)
+        if len(candidates) == 0:
+            raise RuntimeError(
+                f'No episode of {self.horizon} transitions or more has ended yet: with sampling="episodes", choose a '
+                "learning_starts that is greater than the length of an episode, and a horizon that is not."
+            )
+        chosen = self._rng.choice(candidates, size=batch_size)
+        first = starts[chosen] + self._rng.integers(windows[chosen])
+        return (self.pos - self._total + first) % self.buffer_size, envs[chosen]
+
+    def _find_episodes(self) -> np.ndarray:
+        """
+        :return: the environment, the number of the first row and that behind the last one of each ended episode
+            ``[3, N]``; rows are numbered in the order in which they were added
+        """
+        size, oldest, newest = self.size(), self._total - self.size(), (self.pos - 1) % self.buffer_size
+        rows, envs = np.nonzero(self._next[:size] >= 0)
+        ended = np.flatnonzero(self.dones[newest])
+        rows, envs = np.append(rows, np.full_like(ended, newest)), np.append(envs, ended)
+        ends = oldest + (rows - self.pos) % size + 1
+        order = np.lexsort((ends, envs))
+        envs, ends = envs[order], ends[order]
+        starts = np.roll(ends, 1)
+        starts[np.diff(envs, prepend=-1) > 0] = oldest  # the first one of each environment
+        return np.stack([envs, starts, ends])
 
     def _get_samples(  # type: ignore[override]
         self, batch_inds: np.ndarray, env: VecNormalize | None = None, env_inds: np.ndarray | None = None

@@ -13,6 +13,23 @@ MODEL_SIZES: dict[int, dict[str, int]] = {
     317: dict(enc_dim=4096, mlp_dim=4096, latent_dim=1376, num_enc_layers=5, num_q=8),
 }
 
+# Other latent sizes in the experiments on the 30 tasks of DMControl (mt30), and the size of the task embedding, which
+# depends on the model there (official code)
+MT30_TASKS = 30
+MT30_LATENT_DIM = {19: 512}
+TASK_DIM, MT30_TASK_DIM = 96, {5: 64, 19: 64, 48: 64}
+
+
+def multitask_sizes(model_size: int, num_tasks: int) -> tuple[int | None, int]:
+    """
+    :param model_size: millions of parameters
+    :param num_tasks: number of tasks
+    :return: the papers' size of the latent state, None if it is the one for a single task; and of the task embedding
+    """
+    if num_tasks != MT30_TASKS:
+        return None, TASK_DIM
+    return MT30_LATENT_DIM.get(model_size), MT30_TASK_DIM.get(model_size, TASK_DIM)
+
 
 class Sizes(NamedTuple):
     """

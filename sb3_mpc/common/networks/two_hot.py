@@ -49,7 +49,8 @@ class TwoHot(nn.Module):
         position = (symlog(x).clamp(self.vmin, self.vmax) - self.vmin) / self.bin_size
         lower = position.floor().clamp(max=self.num_bins - 1)
         upper = (lower + 1).clamp(max=self.num_bins - 1)  # at vmax the upper bin has weight zero
-        return lower.long(), upper.long(), position - lower
+        # NaN as an index would be out of bounds; it stays in the weight, so that the loss is NaN
+        return lower.long().clamp(min=0), upper.long().clamp(min=0), position - lower
 
     def encode(self, x: th.Tensor) -> th.Tensor:
         """

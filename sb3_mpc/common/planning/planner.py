@@ -143,7 +143,7 @@ class MPPIPlanner(nn.Module):
     def evaluate(self, z: th.Tensor, actions: th.Tensor, noise: th.Tensor, members: th.Tensor) -> th.Tensor:
         """
         Estimate returns: discounted rewards of the model over the horizon, plus the discounted value of the last state.
-        NaN is replaced by 0.
+        NaN stays NaN, so that the plan shows it.
 
         :param z: latent states ``[E, D]``
         :param actions: candidate sequences ``[H, E, N, A]``
@@ -166,7 +166,7 @@ class MPPIPlanner(nn.Module):
             # no rewards and values after a predicted termination
             ended = (model.termination(th.stack(latents[1:])) > 0).to(z.dtype).cumsum(0).clamp(max=1)
             returns = th.cat([returns[:1], returns[1:] * (1 - ended)])
-        return (returns * model.discount(z, self.gamma) ** steps).sum(0).squeeze(-1).nan_to_num(0)
+        return (returns * model.discount(z, self.gamma) ** steps).sum(0).squeeze(-1)
 
     def evaluate_in_parts(self, z: th.Tensor, actions: th.Tensor, noise: th.Tensor, members: th.Tensor) -> th.Tensor:
         """See :meth:`evaluate`; environments are evaluated in parts, so that no output of a layer is too large."""

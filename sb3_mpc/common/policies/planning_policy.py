@@ -130,11 +130,14 @@ class PlanningPolicy(BasePolicy):
         state: tuple[np.ndarray, ...] | None = None,
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,
+        context: str = "in predict()",
     ) -> tuple[Plan, bool]:
         """
         Plan for a batch of observations or a single one; the arguments are those of :meth:`predict`.
 
+        :param context: when that is, for the message
         :return: the plan and whether the observation was a batch
+        :raises ValueError: see :meth:`predict`
         """
         self.set_training_mode(False)
         if isinstance(observation, tuple) and len(observation) == 2 and isinstance(observation[1], dict):
@@ -172,9 +175,37 @@ class PlanningPolicy(BasePolicy):
             shift = self.draw_shift(n_envs) if self.augment_at_inference else None
         if self.acceleration.compiles and self._compiled_plan is None:
             self._compiled_plan = self.compile_plan(planner)
-        plan = self._compiled_plan or self.plan
+        make = self._compiled_plan or self.plan
         with self.acceleration.applied():
-            return plan(obs_tensor, th.as_tensor(mean, device=self.device), shift, noise), vectorized
+            plan = make(obs_tensor, th.as_tensor(mean, device=self.device), shift, noise)
+        if not th.cat([part.flatten() for part in plan]).isfinite().all():
+            raise ValueError(self._explain_nan(obs_tensor, plan, context))
+        return plan, vectorized
+
+    @th.no_grad()
+    def _explain_nan(self, observation: PyTorchObs, plan: Plan, context: str) -> str:
+        """
+        :param observation: observations ``[E, *shape]``, or a dict of them
+        :param plan: plan of which a part is NaN or infinite
+        :param context: when that is
+        :return: the message: what is NaN, and because of which parameters
+        """
+        model, planner = self.active()
+        z = model.encode(observation)
+        parts = {"latent state": z, "policy prior": model.act(z, None), "estimated return": plan.elite_value}
+        wrong = [name for name, part in parts.items() if not part.isfinite().all()] or ["planned action"]
+        modules = (model, planner)
+        networks = {
+            name.partition(".")[0]: None
+            for module in modules
+            for name, parameter in module.named_parameters()
+            if not parameter.isfinite().all()
+        }
+        cause = f"parameters of {', '.join(networks)} are NaN or infinite" if networks else "its parameters are finite"
+        return (
+            f"The model gives no finite {' and no finite '.join(wrong)} {context} ({cause}), so no action was taken: "
+            "load an earlier checkpoint, with a lower learning_rate or smaller rewards."
+        )
 
     def predict(
         self,
@@ -192,7 +223,8 @@ class PlanningPolicy(BasePolicy):
         :param episode_start: which environments begin an episode ``[n_envs]``; their part of the state is cleared
         :param deterministic: whether to plan deterministically
         :return: actions in the action space and the state for the next call, ``(mean [n_envs, H, A],)``
-        :raises ValueError: if an observation is not finite, or the state or ``episode_start`` has a wrong shape
+        :raises ValueError: if an observation is not finite, if the state or ``episode_start`` has a wrong shape, or if
+            a part of the plan is NaN or infinite: such an action is never returned
         """
         plan, vectorized = self.plan_batch(observation, state, episode_start, deterministic)
         actions = self.to_env_actions(plan.action.cpu().numpy())

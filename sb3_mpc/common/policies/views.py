@@ -60,7 +60,13 @@ class PriorPolicy(BasePolicy):
         return self.world_model.act(z, noise)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        return self(observation, deterministic)
+        actions: th.Tensor = self(observation, deterministic)
+        if not actions.isfinite().all():
+            raise ValueError(
+                "The policy prior gives an action that is NaN or infinite, so no action was taken: load an earlier "
+                "checkpoint, with a lower learning_rate or smaller rewards."
+            )
+        return actions
 
 
 class ValueFunctions(BaseModel):

@@ -431,6 +431,12 @@ def test_unknown_arguments(name: str) -> None:
     assert_one_clear_sentence(error.value, "replay_buffer_kwargs", name, "n_sampled_goal")
 
 
+def test_it_has_its_own_rule_of_sampling() -> None:
+    with pytest.raises(ValueError) as error:
+        make_buffer(vec(ReachEnv), sampling="episodes")
+    assert_one_clear_sentence(error.value, "HerReplayBuffer", "sampling", "leave")
+
+
 def test_rewards_one_at_a_time() -> None:
     with pytest.raises(ValueError) as error:
         make_her(TDMPC2, vec(OneReward)).learn(20)

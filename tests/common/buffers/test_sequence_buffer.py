@@ -4,6 +4,7 @@ import copy
 import pickle
 import tracemalloc
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -186,6 +187,40 @@ def test_starts_are_drawn_evenly() -> None:
     starts, counts = np.unique(buffer.sample(20_000).observations[0, :, 0], return_counts=True)
     assert len(starts) == 20
     assert counts.min() > 850 and counts.max() < 1150  # 1000 expected, standard deviation 31
+
+
+@pytest.mark.parametrize("n_envs", [1, 3])
+@pytest.mark.parametrize("horizon", [1, 3])
+@pytest.mark.parametrize("cut_chance", [0.0, 0.3])
+def test_episodes_are_drawn_evenly_if_asked_for(n_envs: int, horizon: int, cut_chance: float) -> None:
+    """The rule of the official codes: an ended episode, whatever its length, then a window that lies within it."""
+    buffer = make_buffer(20, n_envs, horizon=horizon, sampling="episodes")
+    lists = Lists(buffer, cut_chance)
+    looked = 0
+    for length in (1, 3, 10, 5, 1, 1, 13, 27):  # up to the brim, round and round again
+        lists.add(length)
+        episodes: list[list[float]] = [[]]
+        for steps in lists.steps:
+            for step in steps[-buffer.buffer_size :]:
+                episodes[-1].append(step.before)
+                if step.ends:
+                    episodes.append([])
+            episodes[-1] = []  # not ended yet
+        starts = [episode[: len(episode) - horizon + 1] for episode in episodes if len(episode) >= horizon]
+        if not starts:
+            with pytest.raises(RuntimeError, match="No episode"):
+                buffer.sample(1)
+            continue
+        looked += 1
+        chances = {name: 1 / len(starts) / len(names) for names in starts for name in names}
+        again = pickle.loads(pickle.dumps(buffer))
+        batch = buffer.sample(5_000)
+        assert (batch.mask == 1).all()
+        names, counts = np.unique(batch.observations[0, :, 0], return_counts=True)
+        assert set(names) == set(chances)
+        assert counts / 5_000 == pytest.approx([chances[name] for name in names], abs=0.035)  # five deviations
+        assert th.equal(again.sample(5_000).observations, batch.observations)
+    assert looked >= 2
 
 
 def test_memory_of_final_observations_is_used_again() -> None:
@@ -418,3 +453,19 @@ def test_training_fills_it_with_what_happened(algorithm: Any, normalise: bool) -
             np.testing.assert_allclose(low + (batch.actions[k, b].numpy() + 1) / 2 * (high - low), action, atol=1e-5)
             assert batch.rewards[k, b].item() == pytest.approx(reward, rel=1e-5)
             assert batch.terminated[k, b].item() == terminated
+
+
+def test_rule_of_sampling_belongs_to_the_agent(algorithm: Any, tmp_path: Path) -> None:
+    """It is an argument, is kept by saving and given to loaded buffers, and trains; hindsight has its own rule."""
+    kwargs = dict(sampling="episodes")
+    model = make_agent(algorithm, vec(lambda: PointEnv(5)), replay_buffer_kwargs=kwargs).learn(20)
+    assert model._n_updates > 0 and (model.replay_buffer.sample(100).mask == 1).all()
+    model.save(tmp_path / "model")
+    assert algorithm.load(tmp_path / "model", env=vec(lambda: PointEnv(5))).replay_buffer.sampling == "episodes"
+    plain = make_agent(algorithm, vec(lambda: PointEnv(5))).learn(20)
+    assert plain.replay_buffer.sampling == "transitions" and (plain.replay_buffer.sample(100).mask == 0).any()
+    plain.save_replay_buffer(tmp_path / "buffer")
+    model.load_replay_buffer(tmp_path / "buffer")
+    assert model.replay_buffer.sampling == "episodes" and (model.replay_buffer.sample(100).mask == 1).all()
+    with pytest.raises(ValueError, match='"transitions" or "episodes"'):
+        make_agent(algorithm, PointEnv(5), replay_buffer_kwargs=dict(sampling="episode"))

@@ -255,10 +255,16 @@ def test_nothing_is_earned_after_the_step_that_ends_the_episode(last: int | None
     assert returns.item() == pytest.approx(expected)
 
 
-def test_a_return_that_is_not_a_number_counts_as_zero() -> None:
+def test_a_return_that_is_not_a_number_shows_in_the_plan() -> None:
+    """One of the candidates is enough, so that the policy can refuse the action; it does not count as some number."""
     planner = make_planner(Problem(reward=lambda z, action: action.sqrt()), horizon=1)
     actions = th.tensor([-1.0, 0.25]).view(1, 1, 2, 1)
-    assert planner.evaluate(th.zeros(1, 1), actions, th.zeros(1, 2, 1), th.tensor([0, 0])).tolist() == [[0.0, 0.5]]
+    values = planner.evaluate(th.zeros(1, 1), actions, th.zeros(1, 2, 1), th.tensor([0, 0]))
+    assert values.isnan().tolist() == [[True, False]]
+    planner = make_planner(Problem(reward=lambda z, action: action.sqrt()), horizon=2)
+    for explore in (True, False):
+        plan = planner.plan(th.zeros(1, 1), th.zeros(1, 2, 1), planner.draw(1, th.Generator().manual_seed(0), explore))
+        assert plan.elite_value.isnan().all() and plan.action.isnan().all()
 
 
 # --- What is made of the elites ---------------------------------------------------------------------------------------

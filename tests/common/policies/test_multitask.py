@@ -167,3 +167,27 @@ def test_incomplete_tasks_are_refused(tasks: dict[str, Any]) -> None:
 def test_several_tasks_are_refused_by_bmpc() -> None:
     with pytest.raises(ValueError, match="BMPC learns one task"):
         BMPC(MultitaskWorldModelPolicy, TwoTasksEnv(), **SMALL, policy_kwargs=SMALL_POLICY, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("num_tasks", "model_size", "latent_dim", "task_dim", "parameters"),
+    [
+        (30, 1, 128, 96, 1_426_427),
+        (30, 5, 512, 64, 5_241_066),
+        (30, 19, 512, 64, None),
+        (80, 19, 768, 96, 18_970_218),
+        (80, 5, 512, 96, 5_389_930),
+    ],
+)
+def test_default_sizes_are_those_of_the_papers(
+    num_tasks: int, model_size: int, latent_dim: int, task_dim: int, parameters: int | None
+) -> None:
+    """The numbers of trained parameters are those of the official models of mt30 and mt80."""
+    observed = 24 if num_tasks == 30 else 39
+    space = spaces.Dict(obs=spaces.Box(-1, 1, (observed,)), task=spaces.Discrete(num_tasks))
+    tasks: dict[str, Any] = dict(action_dims=[6] * num_tasks, gammas=[0.99] * num_tasks)
+    box = spaces.Box(-1, 1, (6,))
+    world = MultitaskWorldModelPolicy(space, box, lambda _: 3e-4, model_size=model_size, **tasks).world_model
+    assert (world.latent_dim, world.task_embedding.embedding_dim) == (latent_dim, task_dim)
+    count = sum(parameter.numel() for parameter in world.parameters() if parameter.requires_grad)
+    assert parameters is None or count == parameters

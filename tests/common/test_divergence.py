@@ -1,0 +1,88 @@
+"""A model that has diverged: no action is taken, and the message says what is NaN and since when."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+
+from sb3_mpc import FacTDMPC
+from tests.support.agents import PointEnv, assert_one_clear_sentence, make_agent, two_envs
+
+# what becomes NaN -> the network, and what the plan then lacks
+PARTS = {
+    "encoder": "latent state",
+    "prior_net": "policy prior",
+    "reward_head": "estimated return",
+    "dynamics": "estimated return",
+    "q_ensemble": "estimated return",
+}
+
+
+def poison(model: Any, network: str) -> None:
+    """
+    :param model: agent
+    :param network: part of its world model, one parameter of which becomes NaN
+    """
+    with th.no_grad():
+        next(getattr(model.policy.world_model, network).parameters()).view(-1)[0] = np.nan
+
+
+@pytest.mark.parametrize("network", PARTS)
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_nan_never_acts(algorithm: Any, network: str, deterministic: bool) -> None:
+    model = make_agent(algorithm, two_envs())
+    poison(model, network)
+    with pytest.raises(ValueError) as error:
+        model.predict(model.get_env().reset(), deterministic=deterministic)
+    assert_one_clear_sentence(error.value, PARTS[network], network, "no action was taken", "load an earlier checkpoint")
+
+
+@pytest.mark.parametrize("network", PARTS)
+def test_nan_stops_training_before_the_next_step(algorithm: Any, network: str) -> None:
+    env = PointEnv(100)
+    model = make_agent(algorithm, env, gradient_steps=0)
+    with pytest.raises(ValueError) as error:
+        model.learn(40, callback=lambda local, _: model.num_timesteps != 20 or poison(model, network) is None)
+    assert_one_clear_sentence(error.value, network, r"at step 20\b", r"after 0 updates")
+    assert env.steps == 20
+
+
+def test_nan_never_acts_without_planning(algorithm: Any) -> None:
+    model = make_agent(algorithm, PointEnv())
+    poison(model, "prior_net")
+    for act in (lambda observation: model.predict(observation, use_planner=False), model.actor.predict):
+        with pytest.raises(ValueError) as error:
+            act(np.zeros(3, np.float32))
+        assert_one_clear_sentence(error.value, "policy prior", "no action was taken", "load an earlier checkpoint")
+
+
+def test_a_student_that_diverged_does_not_act() -> None:
+    model = make_agent(FacTDMPC, PointEnv()).learn(10)
+    assert model.policy.distilled
+    with th.no_grad():
+        for parameter in model.policy.student.parameters():
+            parameter.fill_(np.nan)
+    with pytest.raises(ValueError) as error:
+        model.predict(np.zeros(3, np.float32))
+    assert_one_clear_sentence(error.value, "latent state", "no action was taken", "load an earlier checkpoint")
+
+
+def test_losses_are_looked_at_in_the_burst_after_seeding(algorithm: Any) -> None:
+    """At least every hundred updates, and not after a thousand of them; without a look at each."""
+    model = make_agent(algorithm, PointEnv(), learning_starts=10, pretrain_gradient_steps=1000)
+    updates = 0
+    draw = model.draw_noise
+
+    def count(batch_size: int) -> Any:
+        nonlocal updates
+        updates += 1
+        if updates == 2:
+            poison(model, "dynamics")
+        return draw(batch_size)
+
+    model.draw_noise = count
+    with pytest.raises(ValueError) as error:
+        model.learn(20)
+    assert updates == 100 and model.num_timesteps == 11
+    assert_one_clear_sentence(error.value, "consistency_loss", "NaN or infinite", r"\b100\b", "checkpoint")
