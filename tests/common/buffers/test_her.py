@@ -428,7 +428,7 @@ def test_unknown_arguments(name: str) -> None:
             replay_buffer_class=HerReplayBuffer,
             replay_buffer_kwargs={name: True},
         )
-    assert_one_clear_sentence(error.value, "replay_buffer_kwargs", name, "n_sampled_goal")
+    assert_one_clear_sentence(error.value, "replay_buffer_kwargs", name, "n_sampled_goal|did you mean .sampling")
 
 
 def test_it_has_its_own_rule_of_sampling() -> None:
