@@ -39,7 +39,7 @@ SelfFacTDMPC = TypeVar("SelfFacTDMPC", bound="FacTDMPC")
 MAX_DISTILL_STEPS = 100_000  # the paper's number
 LOG_EVERY = 1_000  # updates
 # Settings that the student takes from a given expert
-SHARED_SETTINGS = ("gamma", "horizon", "batch_size", "num_samples", "num_elites", "temperature")
+SHARED_SETTINGS = ("gamma", "horizon", "batch_size", "num_samples", "num_elites", "num_pi_trajs", "temperature")
 
 
 def evaluations(callback: MaybeCallback) -> list[EvalCallback]:
@@ -70,8 +70,15 @@ class DistillNoise(NamedTuple):
 class FacTDMPC(TDMPC2):
     """
     Fac-TDMPC: a trained agent is distilled into a world model that is factored over action dimensions, so that each of
-    them plans independently at a fraction of the cost. There is no official code; points that the paper leaves open are
-    decided as described below.
+    them plans independently at a fraction of the cost.
+
+    The first author's repository (mikezhang95/tdmpc2, commit 8d4e41e) holds code of the method, which settles points
+    that the paper leaves open: sequences are ranked by KL(expert, student), perturbations have a standard deviation of
+    0.5, and plans include proposals of a policy. It is not followed where it ties the student to its expert: there the
+    student encodes the expert's latent state, and the proposals are the expert's; here the student has an encoder and a
+    policy of its own. Also there, groups' scores are averaged, not added as in the paper; temperatures are 0.5 for
+    scores on their own scale; latent states are not normalised; plans have H actions, not H + 1; and runs have 500,000
+    updates.
 
     The student learns neither from rewards nor from TD targets: for segments of the replay buffer, K random
     perturbations of the actions are rolled out in both models, and the student learns to rank them as the expert does:
@@ -79,8 +86,8 @@ class FacTDMPC(TDMPC2):
     ``L = E sum_h rho^h [c_R KL(R_h^expert, R_h) + c_Q KL(Q_h^expert, Q_h)]``
 
     with distributions over the K candidates, ``softmax(reward / (T s))`` and ``softmax(value / (T s))``, where s is the
-    running spread of the expert's scores over the candidates (the paper states no temperature). For acting without
-    planning, a policy prior of each group is fitted, too; planning does not use it.
+    running spread of the expert's scores over the candidates (the paper states no temperature). A policy prior of each
+    group imitates the expert's; it proposes sequences to the planner, and acts without planning.
 
     :meth:`learn` first trains a TD-MPC2 agent as expert and then distils it; if ``expert`` is given, that agent only
     collects data before. :meth:`distill` needs no environment. Until the first distillation, the expert acts.
@@ -114,8 +121,6 @@ class FacTDMPC(TDMPC2):
         "_distilled",
         "_expert_given",
         "_distill_seed",
-        "_student_updates",
-        "_student_decisions",
     )
     ranges: ClassVar[dict[str, tuple[float, ...]]] = {
         **TDMPC2.ranges,
@@ -159,7 +164,7 @@ class FacTDMPC(TDMPC2):
         iterations: int = 6,
         num_samples: int | None = None,
         num_elites: int | None = None,
-        num_pi_trajs: int = 24,
+        num_pi_trajs: int | None = None,
         min_std: float = 0.05,
         max_std: float = 2.0,
         temperature: float | None = None,
@@ -235,6 +240,8 @@ class FacTDMPC(TDMPC2):
         if isinstance(self.distill_batch_size, str):
             self.distill_batch_size = 2 * self.batch_size
         super()._setup_model()
+        if self._distilled and self._student_updates == 0:  # from an agent file, which does not say how many there were
+            self._student_updates, self._student_decisions = 1, self.num_timesteps
         drawn = int(th.randint(2**31, ()).item())  # also when loading, so that global random numbers stay equal
         if self._distill_seed is None:
             self._distill_seed = drawn
