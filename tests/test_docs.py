@@ -44,7 +44,7 @@ def run(models, monkeypatch):
         return models
 
     monkeypatch.setattr(WorldModelAlgorithm, "learn", short)
-    monkeypatch.setattr(FacTDMPC, "_distill", lambda self, steps, bar: distill(self, min(steps, 2), bar))
+    monkeypatch.setattr(FacTDMPC, "_distill", lambda self, steps, *rest: distill(self, min(steps, 2), *rest))
     return run
 
 

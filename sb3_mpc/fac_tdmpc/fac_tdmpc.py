@@ -1,17 +1,24 @@
 """Fac-TDMPC: a factored world model distilled from a trained agent."""
 
 import inspect
+import io
+import pathlib
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
+import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.save_util import load_from_pkl
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.utils import configure_logger
 
 from sb3_mpc.common.algorithm import WorldModelAlgorithm, inherited
 from sb3_mpc.common.buffers.batch import SequenceBatch
@@ -30,9 +37,20 @@ from sb3_mpc.tdmpc2.tdmpc2 import TDMPC2
 SelfFacTDMPC = TypeVar("SelfFacTDMPC", bound="FacTDMPC")
 
 MAX_DISTILL_STEPS = 100_000  # the paper's number
-LOG_EVERY = 1_000
+LOG_EVERY = 1_000  # updates
 # Settings that the student takes from a given expert
-SHARED_SETTINGS = ("gamma", "horizon", "batch_size", "num_samples", "num_elites", "temperature")
+SHARED_SETTINGS = ("gamma", "horizon", "batch_size", "num_samples", "num_elites", "num_pi_trajs", "temperature")
+
+
+def evaluations(callback: MaybeCallback) -> list[EvalCallback]:
+    """
+    :param callback: callback, or list of them
+    :return: those that evaluate the agent
+    """
+    if isinstance(callback, EvalCallback):
+        return [callback]
+    parts = callback.callbacks if isinstance(callback, CallbackList) else callback
+    return [found for part in parts for found in evaluations(part)] if isinstance(parts, list) else []
 
 
 class DistillNoise(NamedTuple):
@@ -52,8 +70,15 @@ class DistillNoise(NamedTuple):
 class FacTDMPC(TDMPC2):
     """
     Fac-TDMPC: a trained agent is distilled into a world model that is factored over action dimensions, so that each of
-    them plans independently at a fraction of the cost. There is no official code; points that the paper leaves open are
-    decided as described below.
+    them plans independently at a fraction of the cost.
+
+    The first author's repository (mikezhang95/tdmpc2, commit 8d4e41e) holds code of the method, which settles points
+    that the paper leaves open: sequences are ranked by KL(expert, student), perturbations have a standard deviation of
+    0.5, and plans include proposals of a policy. It is not followed where it ties the student to its expert: there the
+    student encodes the expert's latent state, and the proposals are the expert's; here the student has an encoder and a
+    policy of its own. Also there, groups' scores are averaged, not added as in the paper; temperatures are 0.5 for
+    scores on their own scale; latent states are not normalised; plans have H actions, not H + 1; and runs have 500,000
+    updates.
 
     The student learns neither from rewards nor from TD targets: for segments of the replay buffer, K random
     perturbations of the actions are rolled out in both models, and the student learns to rank them as the expert does:
@@ -61,8 +86,8 @@ class FacTDMPC(TDMPC2):
     ``L = E sum_h rho^h [c_R KL(R_h^expert, R_h) + c_Q KL(Q_h^expert, Q_h)]``
 
     with distributions over the K candidates, ``softmax(reward / (T s))`` and ``softmax(value / (T s))``, where s is the
-    running spread of the expert's scores over the candidates (the paper states no temperature). For acting without
-    planning, a policy prior of each group is fitted, too; planning does not use it.
+    running spread of the expert's scores over the candidates (the paper states no temperature). A policy prior of each
+    group imitates the expert's; it proposes sequences to the planner, and acts without planning.
 
     :meth:`learn` first trains a TD-MPC2 agent as expert and then distils it; if ``expert`` is given, that agent only
     collects data before. :meth:`distill` needs no environment. Until the first distillation, the expert acts.
@@ -73,13 +98,13 @@ class FacTDMPC(TDMPC2):
     :param expert: trained agent of this package to distil, with ``WorldModelPolicy``; None to train one
     :param action_groups: indices of the action dimensions that plan together, such as ``[[0, 1], [2, 3]]``; one group
         per dimension if None
-    :param distill_steps: updates of the student after each :meth:`learn`; "auto" for one per environment step, at most
-        the paper's 100,000; 0 for no distillation, so that the expert acts
+    :param distill_steps: updates of the student after each :meth:`learn`; "auto" for one per environment step since the
+        last distillation, at most the paper's 100,000; 0 for no distillation, so that the expert acts
     :param distill_batch_size: number of segments in a batch; "auto" for twice ``batch_size``, the paper's 512
     :param distill_learning_rate: learning rate of the student
     :param distill_reward_coef: weight c_R of the divergence of the rewards
     :param distill_value_coef: weight c_Q of the divergence of the values
-    :param distill_max_grad_norm: bound on the norm of the student's gradient
+    :param distill_max_grad_norm: bound on the norms of the gradients of the student's model and of its policy prior
     :param num_candidates: number K of perturbations of a segment
     :param candidate_std: standard deviation of the perturbations, which are added to the actions
     :param distill_temperature: temperature T of the distributions over the candidates
@@ -139,7 +164,7 @@ class FacTDMPC(TDMPC2):
         iterations: int = 6,
         num_samples: int | None = None,
         num_elites: int | None = None,
-        num_pi_trajs: int = 24,
+        num_pi_trajs: int | None = None,
         min_std: float = 0.05,
         max_std: float = 2.0,
         temperature: float | None = None,
@@ -183,6 +208,8 @@ class FacTDMPC(TDMPC2):
         self.distill_temperature, self.kl_direction = distill_temperature, kl_direction
         self._distilled, self._expert_given = False, expert is not None
         self._distill_seed: int | None = None
+        # Updates of the student, decisions at the end of its last distillation, and updates that num_timesteps counts
+        self._student_updates, self._student_decisions, self._counted_updates = 0, 0, 0
         self._given = expert
         if expert is not None:
             if isinstance(expert.policy, MultitaskWorldModelPolicy):
@@ -213,6 +240,8 @@ class FacTDMPC(TDMPC2):
         if isinstance(self.distill_batch_size, str):
             self.distill_batch_size = 2 * self.batch_size
         super()._setup_model()
+        if self._distilled and self._student_updates == 0:  # from an agent file, which does not say how many there were
+            self._student_updates, self._student_decisions = 1, self.num_timesteps
         drawn = int(th.randint(2**31, ()).item())  # also when loading, so that global random numbers stay equal
         if self._distill_seed is None:
             self._distill_seed = drawn
@@ -234,10 +263,24 @@ class FacTDMPC(TDMPC2):
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         names, variables = super()._get_torch_save_params()
-        return [*names, "policy.student_optimizer"], variables
+        return [*names, "policy.student_optimizer", "policy.student_pi_optimizer"], variables
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_given"]
+        return [*super()._excluded_save_params(), "_given", "_counted_updates"]
+
+    def save(
+        self,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """See :meth:`sb3_mpc.TDMPC2.save`. A callback that saves during the distillation saves the student so far."""
+        counted = self.num_timesteps
+        self.num_timesteps -= self._counted_updates
+        try:
+            super().save(path, exclude, include)
+        finally:
+            self.num_timesteps = counted
 
     # -- Learning ------------------------------------------------------------------------------------------------------
 
@@ -256,15 +299,26 @@ class FacTDMPC(TDMPC2):
         progress_bar: bool = False,
     ) -> SelfFacTDMPC:
         """
-        Train the expert, or collect with it if it was given; then distil it, from scratch. The arguments are those of
-        :meth:`sb3_mpc.TDMPC2.learn`. During callbacks the expert acts.
+        Train the expert, or collect with it if it was given; then distil it. The student of an earlier call learns on.
+        The arguments are those of :meth:`sb3_mpc.TDMPC2.learn`.
+
+        Callbacks see the expert. Those of the class ``EvalCallback`` then evaluate the student, every ``eval_freq``
+        updates and after the last one: their best model is the student. Their number of steps goes on with the updates.
         """
         self._use_student(False)
+        if reset_num_timesteps:
+            self._student_decisions = 0
         super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
         steps = self.distill_steps
         if isinstance(steps, str):  # "auto"
-            steps = min(self.num_timesteps, MAX_DISTILL_STEPS)
-        self._distill(steps, progress_bar)
+            steps = min(self.num_timesteps - self._student_decisions, MAX_DISTILL_STEPS)
+        if steps > 0 and not self._can_distil():
+            return self
+        found = evaluations(callback)
+        for evaluation in found:  # the expert's returns are not the student's; the last update is evaluated, too
+            evaluation.best_mean_reward, evaluation.n_calls = -np.inf, -int(steps) % evaluation.eval_freq
+        self._distill(steps, self._init_callback([*found]), LOG_EVERY, progress_bar)
+        self._student_decisions = self.num_timesteps
         return self
 
     @classmethod
@@ -273,16 +327,26 @@ class FacTDMPC(TDMPC2):
         expert: WorldModelAlgorithm,
         replay_buffer: SequenceReplayBuffer | str | Path | None = None,
         steps: int = MAX_DISTILL_STEPS,
+        callback: MaybeCallback = None,
+        log_interval: int | None = LOG_EVERY,
+        tb_log_name: str = "FacTDMPC",
         progress_bar: bool = False,
+        logger: Logger | None = None,
         **kwargs: Any,
     ) -> SelfFacTDMPC:
         """
-        Distil a trained agent from data, without an environment.
+        Distil a trained agent from data, without collecting more. The paper's curve, 10 episodes every 5,000 updates::
+
+            FacTDMPC.distill(expert, callback=EvalCallback(eval_env, n_eval_episodes=10, eval_freq=5_000))
 
         :param expert: trained agent
         :param replay_buffer: buffer with observations and actions, or its file; the expert's buffer if None
         :param steps: updates of the student
+        :param callback: callback(s) called after every update, which count updates as steps and see the student act
+        :param log_interval: updates between two lines of the log; None for no log
+        :param tb_log_name: name of the run in ``tensorboard_log``, an argument of the class
         :param progress_bar: show a progress bar (needs tqdm)
+        :param logger: where the log goes; by default standard output if verbose, and ``tensorboard_log`` if given
         :param kwargs: arguments of the class
         :return: the distilled agent
         :raises ValueError: if the buffer is empty or has other spaces
@@ -293,6 +357,7 @@ class FacTDMPC(TDMPC2):
         model = cls(policy, None, expert=expert, _init_setup_model=False, **settings)
         model.observation_space, model.action_space = expert.observation_space, expert.action_space
         model.n_envs, model._vec_normalize_env = expert.n_envs, expert.get_vec_normalize_env()
+        model.env = expert.get_env()  # callbacks ask for it
         model._setup_model()
         data: object = expert.replay_buffer if replay_buffer is None else replay_buffer
         if isinstance(data, (str, Path)):
@@ -311,63 +376,99 @@ class FacTDMPC(TDMPC2):
                 "The replay buffer is empty: give replay_buffer, a file written by save_replay_buffer() of the expert."
             )
         model.replay_buffer = data
-        model._distill(steps, progress_bar)
+        model._logger = logger or configure_logger(model.verbose, model.tensorboard_log, tb_log_name)
+        model._distill(steps, model._init_callback(callback), log_interval, progress_bar)
         return model
 
     def _use_student(self, distilled: bool) -> None:
         self._distilled = distilled
         self.policy.use_student(distilled)
 
-    def _distill(self, steps: int, progress_bar: bool) -> None:
+    def _distill(self, steps: int, callback: BaseCallback, log_interval: int | None, progress_bar: bool) -> None:
         """
-        Distil into a newly initialised student. The distillation has random numbers of its own, so that its result
-        depends on expert, data and seed alone: a resumed agent gets the same student as one that was not interrupted.
+        Update the student, a newly initialised one if there is none yet. The distillation has random numbers of its
+        own, so that its result depends on expert, data and seed alone: a resumed agent gets the same student as one
+        that was not interrupted.
 
         :param steps: updates of the student
+        :param callback: called after every update
+        :param log_interval: updates between two lines of the log, none if None
         :param progress_bar: show a progress bar
         """
         check_range("steps", steps, 0)
         steps = int(steps)
-        if steps == 0:  # the expert continues to act
+        if steps == 0:  # without a student, the expert continues to act
+            self._use_student(self._student_updates > 0)
             return
         assert self._distill_seed is not None
+        seed = self._distill_seed + self._student_updates
         steps_left: Iterable[int] = range(1, steps + 1)
         if progress_bar:
             from tqdm import tqdm  # type: ignore[import-untyped]
 
             steps_left = tqdm(steps_left, desc="Distilling")
-        with th.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            th.manual_seed(self._distill_seed)
-            self.policy.reset_student()
-        generator = th.Generator(self.device).manual_seed(self._distill_seed)
-        buffer, batch_size, logger = self.replay_buffer, int(self.distill_batch_size), self.__dict__.get("_logger")
+        if self._student_updates == 0:
+            with th.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+                th.manual_seed(seed)
+                self.policy.reset_student()
+        generator = th.Generator(self.device).manual_seed(seed)
+        buffer, batch_size = self.replay_buffer, int(self.distill_batch_size)
         kept = {name: getattr(buffer, name) for name in ("_rng", "horizon", "device")}
         compiles = self.policy.acceleration.compiles
         update = self.distill_update
         if compiles:
             update = graphed(compile_function(update), self.recorded_constants)
-        for group in self.policy.student_optimizer.param_groups:
-            set_learning_rate(group, self.distill_learning_rate, compiles and self.device.type == "cuda")
+        for optimizer in (self.policy.student_optimizer, self.policy.student_pi_optimizer):
+            for group in optimizer.param_groups:
+                set_learning_rate(group, self.distill_learning_rate, compiles and self.device.type == "cuda")
         self.policy.set_training_mode(False)
-        self.policy.student.train(True)
+        self._use_student(True)
         try:
-            buffer.seed(self._distill_seed)
+            buffer.seed(seed)
             buffer.horizon, buffer.device = self.horizon + 1, self.device
+            callback.on_training_start(locals(), globals())
             for step in steps_left:
                 batch = buffer.sample(batch_size, env=self._vec_normalize_env)
                 noise = self.draw_distill_noise(batch_size, generator)
                 with self.policy.acceleration.applied():
                     logs = update(batch._replace(plans=None, buffer_index=None), noise)
-                if step % LOG_EVERY == 0 or step == steps:
+                self._student_updates += 1
+                self._counted_updates += 1
+                self.num_timesteps += 1
+                if step == steps or step % (log_interval or LOG_EVERY) == 0:
                     values = {name: value.item() for name, value in logs.items()}
                     check_finite_losses(values, step)
-                    if logger is not None:
+                    if log_interval is not None:
                         for name, value in values.items():
-                            logger.record(f"distill/{name}", value)
+                            self.logger.record(f"distill/{name}", value)
+                        self.logger.record("distill/n_updates", self._student_updates, exclude="tensorboard")
+                        self.logger.dump(self.num_timesteps)
+                callback.update_locals(locals())
+                if not callback.on_step():
+                    break
+            callback.on_training_end()
+        except BaseException:  # an unfinished student does not act
+            self._use_student(False)
+            raise
         finally:
             vars(buffer).update(kept)
-            self.policy.student.train(False)
-        self._use_student(True)
+            self.num_timesteps -= self._counted_updates
+            self._counted_updates = 0
+
+    def _can_distil(self) -> bool:
+        """:return: whether the buffer can be sampled; a warning says why not"""
+        buffer = self.replay_buffer
+        rng = buffer._rng
+        try:
+            buffer.seed(0)
+            why = "" if buffer.size() > 0 and buffer.sample(1) else "the replay buffer is empty."
+        except RuntimeError as error:  # hindsight, before the end of the first episode
+            why = str(error)
+        finally:
+            buffer._rng = rng
+        if why:
+            warnings.warn(f"Nothing is distilled yet, the expert continues to act: {why}", stacklevel=3)
+        return not why
 
     def draw_distill_noise(self, batch_size: int, generator: th.Generator) -> DistillNoise:
         """
@@ -404,10 +505,13 @@ class FacTDMPC(TDMPC2):
         ]
         imitation = imitation_loss(student, states, policy_actions, alive)
         loss = self.distill_reward_coef * losses[0] + self.distill_value_coef * losses[1]
-        parameters = list(student.parameters())
-        self.policy.student_optimizer.zero_grad(set_to_none=True)
-        (loss + imitation).backward()  # type: ignore[no-untyped-call]
-        grad_norm = th.nn.utils.clip_grad_norm_(parameters, self.distill_max_grad_norm)
-        self.policy.student_optimizer.step()
-        logs = dict(reward_kl=losses[0], value_kl=losses[1], loss=loss, imitation_loss=imitation, grad_norm=grad_norm)
+        logs = dict(reward_kl=losses[0], value_kl=losses[1], loss=loss, imitation_loss=imitation)
+        optimizers = dict(grad_norm=self.policy.student_optimizer, pi_grad_norm=self.policy.student_pi_optimizer)
+        for (name, optimizer), objective in zip(optimizers.items(), (loss, imitation), strict=True):
+            parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+            if parameters:  # unless the user has frozen them
+                optimizer.zero_grad(set_to_none=True)
+                objective.backward()  # type: ignore[no-untyped-call]
+                logs[name] = th.nn.utils.clip_grad_norm_(parameters, self.distill_max_grad_norm)
+                optimizer.step()
         return {name: value.detach() for name, value in logs.items()}

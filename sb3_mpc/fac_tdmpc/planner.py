@@ -14,16 +14,14 @@ class FactoredPlanner(MPPIPlanner):
 
     :param world_model: factored model that evaluates the sequences; owned by the policy
     :param horizon: number H of predicted steps
-    :param num_pi_trajs: ignored, since there are no proposals of a policy
+    :param num_pi_trajs: number P of sequences proposed by the groups' policies
     :param kwargs: arguments of :class:`MPPIPlanner`
     """
 
     world_model: FactoredWorldModel  # type: ignore[assignment]
 
-    def __init__(
-        self, world_model: FactoredWorldModel, horizon: int = 3, num_pi_trajs: int = 0, **kwargs: float
-    ) -> None:
-        super().__init__(world_model, horizon=horizon, num_pi_trajs=0, **kwargs)  # type: ignore[arg-type]
+    def __init__(self, world_model: FactoredWorldModel, horizon: int = 3, **kwargs: float) -> None:
+        super().__init__(world_model, horizon=horizon, **kwargs)  # type: ignore[arg-type]
         self.horizon += 1
 
     def draw(self, n_envs: int, generator: th.Generator, explore: bool) -> PlanNoise:
@@ -41,13 +39,22 @@ class FactoredPlanner(MPPIPlanner):
 
         elites = th.empty(rows, self.num_elites, device=device)
         return PlanNoise(
-            proposals=th.empty(0, device=device),
-            samples=normal(self.iterations, self.horizon, rows, self.num_samples, width),
+            proposals=normal(self.horizon, rows, self.num_pi_trajs, width),
+            samples=normal(self.iterations, self.horizon, rows, self.num_samples - self.num_pi_trajs, width),
             terminal=th.empty(self.iterations, 0, device=device),
             members=th.empty(self.iterations, 0, device=device),
             selection=elites.exponential_(generator=generator) if explore else None,
             exploration=normal(rows, width) if explore else None,
         )
+
+    def act(self, z: th.Tensor, noise: th.Tensor) -> th.Tensor:
+        """
+        :param z: blocks of latent states ``[G * E, P, m]``
+        :param noise: standard normal draws ``[G * E, P, a]``
+        :return: actions of the groups' policies ``[G * E, P, a]``
+        """
+        mean, log_std = self.world_model.prior(z)
+        return (mean + noise * log_std.exp()).clamp(-1, 1)
 
     def evaluate(self, z: th.Tensor, actions: th.Tensor, noise: th.Tensor, members: th.Tensor) -> th.Tensor:
         """
@@ -79,10 +86,12 @@ class FactoredPlanner(MPPIPlanner):
         :return: action and distribution for each environment
         """
         groups, n_envs = self.world_model.groups, len(z)
-        samples = noise.samples
-        if samples.shape[2] != groups.num_groups * n_envs:  # the environments share their random numbers
-            samples = samples.repeat_interleave(n_envs, dim=2)
-        rows = super().plan(self.world_model.split(z), groups.split(prev_mean, 0), noise._replace(samples=samples))
+        if noise.samples.shape[2] != groups.num_groups * n_envs:  # the environments share their random numbers
+            noise = noise._replace(
+                proposals=noise.proposals.repeat_interleave(n_envs, dim=1),
+                samples=noise.samples.repeat_interleave(n_envs, dim=2),
+            )
+        rows = super().plan(self.world_model.split(z), groups.split(prev_mean, 0), noise)
         return Plan(
             action=groups.join(rows.action),
             mean=groups.join(rows.mean),

@@ -1,18 +1,21 @@
 """The policy of Fac-TDMPC: an expert, and the factored student that replaces it."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.policies import BaseModel
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 
 from sb3_mpc.common.networks.encoders import DictExtractor, Encoder, PixelExtractor
 from sb3_mpc.common.networks.sizes import MODEL_SIZES
 from sb3_mpc.common.networks.world_model import WorldModel
 from sb3_mpc.common.planning.planner import MPPIPlanner
+from sb3_mpc.common.policies.views import ValueFunctions, share_parts
 from sb3_mpc.common.policies.world_model_policy import WorldModelPolicy
 from sb3_mpc.fac_tdmpc.distillation import Spread
 from sb3_mpc.fac_tdmpc.planner import FactoredPlanner
@@ -39,6 +42,42 @@ def resolve_groups(action_groups: Sequence[Sequence[int]] | None, action_dim: in
             f"{action_dim - 1}) exactly once, and no group may be empty."
         )
     return groups
+
+
+class FactoredValueFunctions(ValueFunctions):
+    """
+    The student's value networks, applied to encoded observations; each is a sum over the action groups.
+
+    :param observation_space: space of the observations
+    :param action_space: space of the actions
+    :param world_model: the student
+    :param target: whether to use a copy of the networks made now, because the student has no target networks
+    """
+
+    world_model: FactoredWorldModel  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Box,
+        world_model: FactoredWorldModel,
+        target: bool = False,
+    ) -> None:
+        BaseModel.__init__(self, observation_space, action_space)
+        share_parts(self, world_model)  # type: ignore[arg-type]
+        self.target, self.n_critics = target, world_model.num_q
+        self.q_networks = copy.deepcopy(world_model.q_heads) if target else world_model.q_heads
+
+    def forward(self, observation: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, ...]:
+        """
+        :param observation: ``[B, *shape]``
+        :param actions: ``[B, A]`` in [-1, 1]
+        :return: the value of each network ``[B, 1]``
+        """
+        model = self.world_model
+        blocks, groups = model.split(model.encode(observation)), model.groups
+        x = th.cat([blocks, groups.split(actions, 0)], dim=-1).unsqueeze(1)
+        return tuple(groups.add(model.apply_groups(network, x).squeeze(1)) for network in self.q_networks)
 
 
 class FactoredPolicy(WorldModelPolicy):
@@ -89,7 +128,7 @@ class FactoredPolicy(WorldModelPolicy):
         self.use_student(distilled)
 
     def reset_student(self) -> None:
-        """Initialise the student and its optimiser again."""
+        """Initialise the student and its optimisers again."""
         init = self._init_kwargs
         sizes = {name: init[name] or size for name, size in MODEL_SIZES[init["model_size"]].items()}
         count = len(self._groups)
@@ -117,11 +156,13 @@ class FactoredPolicy(WorldModelPolicy):
         kwargs = dict(self.optimizer_kwargs or {})
         if issubclass(self.optimizer_class, (th.optim.Adam, th.optim.AdamW)):
             kwargs = {"fused": True, **kwargs}
+        prior = list(self.student.prior_net.parameters())
+        known = {id(parameter) for parameter in prior}
+        kwargs["lr"] = init["student_learning_rate"]
         self.student_optimizer = self.optimizer_class(
-            self.student.parameters(),
-            lr=init["student_learning_rate"],  # type: ignore[call-arg]
-            **kwargs,
+            [p for p in self.student.parameters() if id(p) not in known], **kwargs
         )
+        self.student_pi_optimizer = self.optimizer_class(prior, **kwargs)
 
     def use_student(self, distilled: bool) -> None:
         """
@@ -136,6 +177,23 @@ class FactoredPolicy(WorldModelPolicy):
             return super().active()
         model: Any = self.student
         return model, self.student_planner
+
+    @property
+    def critic(self) -> ValueFunctions:
+        """
+        :return: the values of the model that acts. The student's values rank actions; their level is not the expert's,
+            because the distillation does not determine it.
+        """
+        return self._factored_values("critic") if self.distilled else super().critic
+
+    @property
+    def critic_target(self) -> ValueFunctions:
+        """:return: target networks of the expert, or a copy of the student's networks, which has none"""
+        return self._factored_values("critic_target", target=True) if self.distilled else super().critic_target
+
+    def _factored_values(self, name: str, **kwargs: Any) -> ValueFunctions:
+        model: Any = self.student
+        return self._view(FactoredValueFunctions, name, model, **kwargs)
 
     def copy_expert(self, expert: WorldModelPolicy) -> None:
         """

@@ -151,7 +151,7 @@ class FactoredWorldModel(nn.Module):
         """
         return th.cat(z.chunk(self.groups.num_groups, dim=-1))
 
-    def _apply_groups(self, network: nn.Module, x: th.Tensor) -> th.Tensor:
+    def apply_groups(self, network: nn.Module, x: th.Tensor) -> th.Tensor:
         """
         :param network: a grouped MLP
         :param x: ``[G * E, N, in]``
@@ -165,7 +165,7 @@ class FactoredWorldModel(nn.Module):
         :param action: actions of the groups ``[G * E, N, a]``
         :return: predicted next blocks ``[G * E, N, m]``
         """
-        return self._apply_groups(self.dynamics, th.cat([z, action], dim=-1))
+        return self.apply_groups(self.dynamics, th.cat([z, action], dim=-1))
 
     def reward(self, z: th.Tensor, action: th.Tensor) -> th.Tensor:
         """
@@ -173,7 +173,7 @@ class FactoredWorldModel(nn.Module):
         :param action: actions of the groups ``[G * E, N, a]``
         :return: contribution of each group to the reward ``[G * E, N, 1]``
         """
-        return self._apply_groups(self.reward_head, th.cat([z, action], dim=-1))
+        return self.apply_groups(self.reward_head, th.cat([z, action], dim=-1))
 
     def value(self, z: th.Tensor, action: th.Tensor) -> th.Tensor:
         """
@@ -182,14 +182,14 @@ class FactoredWorldModel(nn.Module):
         :return: contribution of each group to the values ``[M, G * E, N, 1]``
         """
         x = th.cat([z, action], dim=-1)
-        return th.stack([self._apply_groups(head, x) for head in self.q_heads])
+        return th.stack([self.apply_groups(head, x) for head in self.q_heads])
 
     def prior(self, z: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """
         :param z: blocks of latent states ``[G * E, N, m]``
         :return: mean in [-1, 1] and log standard deviation of the groups' policies, both ``[G * E, N, a]``
         """
-        mean, raw = self._apply_groups(self.prior_net, z).chunk(2, dim=-1)
+        mean, raw = self.apply_groups(self.prior_net, z).chunk(2, dim=-1)
         return th.tanh(mean), bound_log_std(raw, LOG_STD_MIN, LOG_STD_MAX)
 
     def act(self, z: th.Tensor, noise: th.Tensor | None) -> th.Tensor:

@@ -1,6 +1,8 @@
 """Fac-TDMPC: the factored model is a set of independent ones, plans decompose, and the student learns to rank."""
 
+import csv
 import itertools
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,9 @@ import pytest
 import torch as th
 import torch.nn.functional as F
 from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback, EvalCallback
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_mpc import BMPC, MBDPO, TDMPC2, FacTDMPC, TDMPCSquare
@@ -277,3 +282,120 @@ def test_replay_buffer_of_another_device(expert: Any, monkeypatch: pytest.Monkey
     monkeypatch.setattr(expert.replay_buffer, "device", th.device("meta"))
     FacTDMPC.distill(expert, steps=2, distill_batch_size=8, device="cpu")
     assert expert.replay_buffer.device.type == "meta"
+
+
+def test_losses_and_evaluations_of_the_student_are_logged(expert: Any, tmp_path: Path) -> None:
+    """The paper's curve in one line: evaluations every so many updates, in the log and in the callback's file."""
+    evaluation = EvalCallback(vec(monitored), n_eval_episodes=2, eval_freq=4, log_path=str(tmp_path), verbose=0)
+    seen = []
+
+    def note(variables: dict[str, Any], _: dict[str, Any]) -> bool:
+        seen.append((variables["self"].num_timesteps, variables["self"].policy.distilled))
+        return len(seen) < 10
+
+    model = FacTDMPC.distill(
+        expert, steps=100, callback=[ConvertCallback(note), evaluation], log_interval=4, distill_batch_size=8,
+        logger=configure(str(tmp_path), ["csv", "tensorboard"]),
+    )  # fmt: skip
+    assert seen == [(n, True) for n in range(1, 11)], "updates are the steps, and a callback can stop them"
+    assert evaluation.evaluations_timesteps == [4, 8] and model.num_timesteps == 0
+    with (tmp_path / "progress.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    losses = [float(row["distill/loss"]) for row in rows if row["distill/loss"]]
+    assert len(losses) == 2 and np.isfinite(losses).all()
+    assert sum(bool(row["eval/mean_reward"]) for row in rows) == 2
+    assert list(tmp_path.glob("events.out.*"))
+
+
+@pytest.mark.parametrize("eval_freq", [5, 100])
+def test_best_model_of_learn_is_the_student(eval_freq: int, tmp_path: Path) -> None:
+    """Even if the expert was better, and if the student is not updated as often as one evaluates."""
+
+    class Better(EvalCallback):
+        def _on_step(self) -> bool:
+            if not self.model.policy.distilled:
+                self.best_mean_reward = 1e9
+            return super()._on_step()
+
+    paths: Any = dict(best_model_save_path=str(tmp_path), log_path=str(tmp_path))
+    evaluation = Better(vec(monitored), n_eval_episodes=1, eval_freq=eval_freq, verbose=0, **paths)
+    others = Count()
+    model = make_agent(FacTDMPC, PointEnv(), seed=0, distill_steps=7).learn(20, [others, evaluation])
+    assert others.n_calls == 20, "other callbacks, which expect transitions, see the expert alone"
+    assert evaluation.evaluations_timesteps[-1] == 27 and model.num_timesteps == 20
+    best = FacTDMPC.load(tmp_path / "best_model")
+    assert best.policy.distilled and best.num_timesteps == 20
+
+
+def monitored() -> Any:
+    """An environment as evaluations want it."""
+    return Monitor(PointEnv())
+
+
+class Count(BaseCallback):
+    """Counts its calls."""
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def test_learning_on_continues_the_student(tmp_path: Path) -> None:
+    """One update per new step, not one per step since the beginning; a killed agent distils all that it missed."""
+    model = make_agent(FacTDMPC, PointEnv(), seed=0, distill_steps="auto", distill_batch_size=8).learn(12)
+    weight = model.policy.student.reward_head.layers[0].weight
+    assert model._student_updates == 12
+    model.learn(9, reset_num_timesteps=False)
+    assert model._student_updates == 21 and model.policy.distilled
+    assert model.policy.student.reward_head.layers[0].weight is weight, "the same student, not a new one"
+    model.save(tmp_path / "agent")
+    loaded = FacTDMPC.load(tmp_path / "agent", PointEnv()).learn(5, reset_num_timesteps=False)
+    assert loaded._student_updates == 26
+    loaded.distill_steps = 0
+    assert loaded.learn(5).policy.distilled, "there is a student"
+
+
+def test_before_the_buffer_can_be_sampled() -> None:
+    model = make_agent(FacTDMPC, PointEnv(), seed=0)
+    with pytest.warns(UserWarning, match="Nothing is distilled yet, the expert continues to act.*empty"):
+        model.learn(0)
+    assert not model.policy.distilled
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert model.learn(12, reset_num_timesteps=False).policy.distilled
+
+
+def test_critic_is_that_of_the_agent_that_acts(expert: Any) -> None:
+    model = FacTDMPC.distill(expert, steps=30, distill_batch_size=8, distill_learning_rate=1e-2)
+    student = model.policy.student
+    observations, actions = th.randn(5, 3), th.rand(5, 2) * 2 - 1
+    values = model.critic(observations, actions)
+    blocks = student.encode(observations).view(5, 2, -1)
+    for value, head in zip(values, student.q_heads, strict=True):
+        parts = [head(th.cat([blocks[:, g], actions[:, g : g + 1]], -1).expand(2, -1, -1))[g] for g in range(2)]
+        th.testing.assert_close(value, parts[0] + parts[1])
+    assert len(values) == 2 and values[0].std() > 1e-3
+    th.testing.assert_close(model.policy.critic_target(observations, actions), values)
+    model.policy.use_student(False)
+    th.testing.assert_close(model.critic(observations, actions), expert.critic(observations, actions))
+
+
+def test_policy_prior_does_not_slow_the_model_down(expert: Any) -> None:
+    """Its gradient is clipped by itself."""
+    results = []
+    for shift in (0, 1):
+        model = FacTDMPC.distill(
+            expert, steps=0, policy_kwargs=dict(optimizer_class=th.optim.SGD), distill_max_grad_norm=1e-2
+        )
+        fill(model.policy.student)
+        noise = model.draw_distill_noise(8, th.Generator().manual_seed(0))
+        model.replay_buffer.seed(0)
+        model.replay_buffer.horizon = model.horizon + 1
+        batch = model.replay_buffer.sample(8)
+        model.replay_buffer.horizon = model.horizon
+        with th.no_grad():  # far from what the expert does
+            model.policy.student.prior_net.layers[-1].bias.add_(shift)
+        logs = model.distill_update(batch, noise)
+        assert logs["pi_grad_norm"] > 0
+        results.append([p for n, p in model.policy.student.named_parameters() if not n.startswith("prior_net")])
+    for one, other in zip(*results, strict=True):
+        th.testing.assert_close(one, other, rtol=0, atol=0)

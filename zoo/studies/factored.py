@@ -1,21 +1,21 @@
 """
-Fac-TDMPC compared with its expert on small models: the three studies of its paper, on one agent that this script
-distils.
+Fac-TDMPC compared with its expert on small models: how good a student is, and the three studies of its paper.
 
-    python -m sb3_mpc.zoo.studies.comparison train tdmpc2 dmc/walker-walk-v0 --save logs  # the expert and its data
-    python -m sb3_mpc.zoo.studies.factored train            # the agent distilled from them
+    python -m sb3_mpc.zoo.studies.factored train --task dmc/walker-walk-v0   # distil the zoo's agent of TDMPC2
     python -m sb3_mpc.zoo.studies.factored budget           # fewer samples and iterations
     python -m sb3_mpc.zoo.studies.factored robustness       # one action dimension executed at random, or scaled
     python -m sb3_mpc.zoo.studies.factored times            # one prediction of 512 samples at the paper's sizes
     python -m sb3_mpc.zoo.studies.factored plot
 
-Each writes ``results/factored-<study>.csv``. Models and planners of the first three are those of the preset "small".
+Each writes ``results/factored-<study>.csv``, to which ``train`` appends. Sizes of models and planners of the first
+three are those of the preset "small", unless the command line gives others.
 """
 
 import argparse
 import csv
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +25,21 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import sb3_mpc.envs  # noqa: F401
-from sb3_mpc import TDMPC2, FacTDMPC
+from sb3_mpc import TDMPC2, FacTDMPC, zoo
+from sb3_mpc.common.networks.losses import time_slice
 from sb3_mpc.fac_tdmpc.distillation import expert_scores, student_scores
+from sb3_mpc.fac_tdmpc.world_model import GroupedMLP
 from sb3_mpc.zoo.cards import agent_name
 from sb3_mpc.zoo.presets import load_preset
 from sb3_mpc.zoo.studies.comparison import EPISODES, PRESET, RESULTS
 
 ACTIONS = {"reacher-three": 3, "hopper": 4, "fish": 5, "walker": 6, "quadruped": 12}  # of the paper's Table 1
 SAMPLES, ITERATIONS = (128, 64, 32, 16), (3, 1)
+SETTINGS = ("distill_batch_size", "distill_learning_rate", "candidate_std", "distill_temperature")  # options of train
 PERTURBATIONS = ("random", 0.5)
 Row = dict[str, Any]
 
@@ -65,50 +70,100 @@ class Perturbed(gym.ActionWrapper):
         return action
 
 
-def evaluate(model: FacTDMPC, args: argparse.Namespace, change: tuple[int, str | float] | None = None) -> Row:
+def evaluate(
+    model: FacTDMPC,
+    args: argparse.Namespace,
+    change: tuple[int, str | float] | None = None,
+    agents: tuple[str, ...] = ("expert", "student"),
+) -> Row:
     """
     :param model: distilled agent
     :param args: command line
     :param change: arguments of :class:`Perturbed`, none by default
-    :return: mean return of expert and student
+    :param agents: which are evaluated
+    :return: mean return and standard deviation of the episodes of each
     """
     wrapper = None if change is None else (lambda env: Perturbed(env, *change))
     env = make_vec_env(args.task, args.episodes, wrapper_class=wrapper)
     row: Row = {}
-    for name, student in (("expert", False), ("student", True)):
-        model.policy.use_student(student)
+    for name in agents:
+        model.policy.use_student(name == "student")
         env.seed(1_000)
-        mean, std = evaluate_policy(model, env, args.episodes)
-        row |= {name: round(float(np.mean(mean)), 1), f"{name}_std": round(float(np.mean(std)), 1)}
+        returns, _ = evaluate_policy(model, env, args.episodes, return_episode_rewards=True)
+        row |= {name: round(float(np.mean(returns)), 1), f"{name}_std": round(float(np.std(returns)), 1)}
     model.policy.use_student(True)
     return row
 
 
-def rank_correlation(model: FacTDMPC, candidates: int = 64, states: int = 128) -> float:
+@th.no_grad()
+def rank_correlation(model: FacTDMPC, planned: bool, candidates: int = 64, states: int = 128) -> float:
     """
     :param model: distilled agent with its replay buffer
-    :param candidates: random action sequences for each state
+    :param planned: draw sequences from the expert's plans, as in the last iterations, instead of uniform ones
+    :param candidates: action sequences for each state
     :param states: number of states
     :return: Spearman's correlation between the returns that expert and student predict, mean over states
     """
     generator = th.Generator().manual_seed(0)
-    batch = model.replay_buffer.sample(states)
-    shape = (model.horizon + 1, states, candidates, model.action_space.shape[0])  # type: ignore[index]
-    actions = th.rand(shape, generator=generator) * 2 - 1
-    expert, student = model.policy.world_model, model.policy.student
-    observations: Any = batch.observations
-    with th.no_grad():
-        its, *_ = expert_scores(expert, expert.encode(observations[0]), actions, th.zeros_like(actions), model.gamma)
-        mine, _ = student_scores(student, student.encode(observations[0]), actions)
-    discounts = model.gamma ** th.arange(model.horizon).view(-1, 1, 1)
+    expert, student, planner = model.policy.world_model, model.policy.student, model.policy.planner
+    observations = time_slice(model.replay_buffer.sample(states).observations, 0)
+    z, dim, horizon = expert.encode(observations), expert.action_dim, model.horizon
+    if planned:
+        noise = planner.draw(states, generator, explore=True)
+        plan = planner.plan(z, th.zeros(states, horizon, dim), noise)
+        mean, std = (x.transpose(0, 1).unsqueeze(2) for x in (plan.mean, plan.std))
+        actions = (mean + std * th.randn(horizon, states, candidates, dim, generator=generator)).clamp(-1, 1)
+        last = z.unsqueeze(1).expand(-1, candidates, -1)
+        for action in actions:
+            last = expert.next(last, action)
+        actions = th.cat([actions, expert.act(last, th.randn(states, candidates, dim, generator=generator))[None]])
+    else:
+        actions = th.rand(horizon + 1, states, candidates, dim, generator=generator) * 2 - 1
+    its, *_ = expert_scores(expert, z, actions, th.zeros_like(actions), model.gamma)
+    mine, _ = student_scores(student, student.encode(observations), actions)
+    discounts = model.gamma ** th.arange(horizon).view(-1, 1, 1)
     ranks = []
     for scores in (its, mine):
         rewards, values = scores.rewards[:-1], scores.values.mean(0)[-1]
-        returns = (discounts * rewards).sum(0) + model.gamma**model.horizon * values
+        returns = (discounts * rewards).sum(0) + model.gamma**horizon * values
         rank = returns.argsort(-1).argsort(-1).double()
         ranks.append(rank - rank.mean(-1, keepdim=True))
     x, y = ranks
     return ((x * y).sum(-1) / (x.norm(dim=-1) * y.norm(dim=-1))).mean().item()
+
+
+def multiplications(model: FacTDMPC, student: bool) -> float:
+    """
+    :param model: distilled agent
+    :param student: of the student's plan or the expert's
+    :return: multiplications and additions of one plan, in millions
+    """
+    policy = model.policy
+    before = policy.distilled
+    policy.use_student(student)
+    _, planner = policy.active()
+    observation, _ = policy.obs_to_tensor(model.observation_space.sample())
+    noise = planner.draw(1, th.Generator().manual_seed(0), explore=False)
+    with FlopCounterMode(display=False) as counter:
+        policy.plan(observation, th.zeros(1, planner.horizon, planner.action_dim), None, noise)
+    policy.use_student(before)
+    return round(counter.get_total_flops() / 1e6, 1)
+
+
+def expert_and_data(args: argparse.Namespace) -> tuple[TDMPC2, Any]:
+    """
+    :param args: command line
+    :return: agent and replay buffer that the study "comparison" has saved; without them the agent of the zoo, and
+        transitions collected by it, a fifth of which are random
+    """
+    name = f"{agent_name('tdmpc2', args.task)}-{args.seed}"
+    if (args.expert / f"{name}.zip").exists():
+        return TDMPC2.load(args.expert / name, device="cpu"), args.expert / f"{name}-buffer"
+    expert: Any = zoo.load("tdmpc2", args.task, device="cpu")
+    env = make_vec_env(args.task, 10, seed=args.seed)
+    start = args.decisions // 5
+    collector = FacTDMPC("MlpPolicy", env, expert=expert, learning_starts=start, distill_steps=0, seed=args.seed)
+    return expert, collector.learn(args.decisions).replay_buffer
 
 
 def train(args: argparse.Namespace) -> Iterator[Row]:
@@ -119,14 +174,26 @@ def train(args: argparse.Namespace) -> Iterator[Row]:
     settings = load_preset("fac_tdmpc", args.task, PRESET)
     for name in ("policy", "n_timesteps", "n_envs"):
         del settings[name]
-    name = f"{agent_name('tdmpc2', args.task)}-{args.seed}"
-    expert = TDMPC2.load(args.expert / name, device="cpu")
-    steps = settings.pop("distill_steps")
-    model = FacTDMPC.distill(expert, args.expert / f"{name}-buffer", steps, compile=args.compile, **settings)
+    steps = settings.pop("distill_steps") if args.updates is None else args.updates
+    settings |= {name: value for name, value in vars(args).items() if name in SETTINGS and value is not None}
+    if args.latent_dim is not None:
+        settings["policy_kwargs"] = {**settings["policy_kwargs"], "student_latent_dim": args.latent_dim}
+    if args.net_arch is not None:
+        settings["policy_kwargs"] = {**settings["policy_kwargs"], "student_net_arch": args.net_arch}
+    expert, data = expert_and_data(args)
+    model = FacTDMPC.distill(expert, data, steps, compile=args.compile, **settings)
     model.save(args.agent)
     row = dict(task=args.task, seed=args.seed, decisions=expert.num_timesteps, distill_steps=steps)
-    row |= dict(rank_correlation=round(rank_correlation(model), 3))
-    yield row | evaluate(model, args)
+    for name, planned in (("rank_correlation", False), ("planned_correlation", True)):
+        row[name] = round(rank_correlation(model, planned), 3)
+    row |= evaluate(model, args)
+    planner = model.policy.student_planner
+    planner.num_pi_trajs, proposals = 0, planner.num_pi_trajs
+    without = evaluate(model, args, agents=("student",))
+    planner.num_pi_trajs = proposals
+    row |= {f"{name}_without_proposals": value for name, value in without.items()}
+    row |= dict(expert_mflop=multiplications(model, False), student_mflop=multiplications(model, True))
+    yield row | dict(settings=" ".join(f"{name}={value}" for name, value in settings.items()))
 
 
 def budget(args: argparse.Namespace) -> Iterator[Row]:
@@ -136,12 +203,12 @@ def budget(args: argparse.Namespace) -> Iterator[Row]:
     """
     model = FacTDMPC.load(args.agent, device="cpu")
     planners = (model.policy.planner, model.policy.student_planner)
-    for iterations in ITERATIONS:
-        for samples in SAMPLES:
+    for iterations in args.iterations:
+        for samples in args.samples:
             for planner in planners:  # an eighth of the samples as elites and as proposals, as in the preset
                 planner.num_samples, planner.iterations = samples, iterations
                 planner.num_elites = max(samples // 8, 2)
-                planner.num_pi_trajs = min(planner.num_pi_trajs, 1) * planner.num_elites  # the student has none
+                planner.num_pi_trajs = planner.num_elites
             yield dict(samples=samples, iterations=iterations, **evaluate(model, args))
 
 
@@ -171,10 +238,29 @@ def milliseconds(function: Callable[[], Any], runs: int) -> float:
     return round(float(np.median(times[3:])), 3)
 
 
-def predictions(count: int) -> dict[str, tuple[Callable[[], Any], Callable[[], Any]]]:
+def group_networks(network: GroupedMLP) -> list[nn.Sequential]:
+    """
+    :param network: networks of all groups
+    :return: the network of each group by itself
+    """
+    groups = []
+    for index in range(network.layers[0].weight.shape[0]):
+        parts: list[nn.Module] = []
+        for layer in network.layers:
+            linear = nn.Linear(*reversed(layer.weight.shape[1:]))
+            linear.weight.data, linear.bias.data = layer.weight[index].detach(), layer.bias[index].detach()
+            parts.append(linear)
+            if layer.normed:
+                parts += [nn.LayerNorm(linear.out_features), layer.activation]
+        groups.append(nn.Sequential(*parts))
+    return groups
+
+
+def predictions(count: int) -> dict[str, tuple[Callable[[], Any], Callable[[], Any], list[Callable[[], Any]]]]:
     """
     :param count: number of action dimensions
-    :return: predictions of 512 samples by expert and student, untrained and of the paper's sizes
+    :return: predictions of 512 samples by expert, by student in one batch, and by each of its groups; untrained and of
+        the paper's sizes
     """
     box = spaces.Box(-1, 1, (count,), np.float32)
     policy: Any = FacTDMPC.policy_aliases["MlpPolicy"](spaces.Box(-1, 1, (24,), np.float32), box, lambda _: 1e-4)
@@ -182,26 +268,59 @@ def predictions(count: int) -> dict[str, tuple[Callable[[], Any], Callable[[], A
     z, action, members = th.rand(512, expert.latent_dim), th.rand(512, count), th.arange(2)
     blocks = student.split(th.rand(512, student.latent_dim)).view(count, 512, -1)
     actions = action.T.reshape(count, 512, 1)
+    inputs = th.cat([blocks, actions], dim=-1)
+
+    def each(*networks: GroupedMLP) -> list[Callable[[], Any]]:
+        parts = zip(*(group_networks(network) for network in networks), strict=True)
+        return [lambda x=x, own=own: [network(x) for network in own] for x, own in zip(inputs, parts, strict=True)]  # type: ignore[misc]
+
     return {
-        "dynamics": (lambda: expert.next(z, action), lambda: student.next(blocks, actions)),
-        "reward": (lambda: expert.reward(z, action), lambda: student.reward(blocks, actions)),
-        "values": (lambda: expert.value(z, action, members), lambda: student.value(blocks, actions)),
+        "dynamics": (
+            lambda: expert.next(z, action),
+            lambda: student.next(blocks, actions),
+            each(student.dynamics),
+        ),
+        "reward": (
+            lambda: expert.reward(z, action),
+            lambda: student.reward(blocks, actions),
+            each(student.reward_head),
+        ),
+        "values": (
+            lambda: expert.value(z, action, members),
+            lambda: student.value(blocks, actions),
+            each(*student.q_heads),
+        ),
     }
+
+
+def without_gradient(function: Callable[[], Any]) -> Any:
+    """
+    :param function: function to call in a thread, in which gradients are enabled at first
+    :return: its result
+    """
+    with th.no_grad():
+        return function()
 
 
 def times(args: argparse.Namespace) -> Iterator[Row]:
     """
     :param args: command line
-    :return: a row for each number of action dimensions, network and number of threads
+    :return: a row for each number of action dimensions, network and number of threads. "separate" computes the groups'
+        networks one by one, as many at once as there are threads: with a thread for each, this is the paper's Table 1,
+        in which the expert has one thread.
     """
     available = th.get_num_threads()
     for name, count in ACTIONS.items():
         networks = predictions(count)
-        for threads in sorted({1, available}):
-            th.set_num_threads(threads)
-            for network, (its, mine) in networks.items():
+        for threads in sorted({1, available, count}):
+            for network, (its, mine, groups) in networks.items():
+                th.set_num_threads(threads)
                 row: Row = dict(model=name, actions=count, network=network, threads=threads)
-                yield row | dict(expert_ms=milliseconds(its, args.runs), student_ms=milliseconds(mine, args.runs))
+                row |= dict(expert_ms=milliseconds(its, args.runs), student_ms=milliseconds(mine, args.runs))
+                th.set_num_threads(1)
+                with ThreadPoolExecutor(threads) as pool:
+                    separate = milliseconds(lambda: list(pool.map(without_gradient, groups)), args.runs)  # noqa: B023
+                yield row | dict(separate_ms=separate)
         th.set_num_threads(available)
 
 
@@ -223,13 +342,14 @@ def plot(folder: Path) -> None:
     figure = Figure(figsize=(15, 4.2), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     rows = read(folder / "factored-budget.csv")
-    for iterations, style in zip(ITERATIONS, ("-", ":"), strict=True):
-        own = [row for row in rows if int(row["iterations"]) == iterations]
+    samples, iterations = (sorted({int(row[name]) for row in rows}) for name in ("samples", "iterations"))
+    for count, style in zip(reversed(iterations), ("-", ":", "--", "-."), strict=False):
+        own = [row for row in rows if int(row["iterations"]) == count]
         for agent, color in (("expert", "tab:orange"), ("student", "tab:blue")):
             x, y = ([float(row[key]) for row in own] for key in ("samples", agent))
-            left.plot(x, y, "o" + style, color=color, label=f"{agent}, {iterations} iterations")
+            left.plot(x, y, "o" + style, color=color, label=f"{agent}, {count} iterations")
     left.set(xlabel="samples", xscale="log", ylabel="return", title="planner budget")
-    left.set_xticks(SAMPLES, map(str, SAMPLES))
+    left.set_xticks(samples, map(str, samples))
     left.minorticks_off()
     rows = read(folder / "factored-robustness.csv")
     for index, change in enumerate(map(str, PERTURBATIONS)):
@@ -262,6 +382,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", choices=[*STUDIES, "plot"])
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--decisions", type=int, default=15_000, help="transitions to distil from, with the zoo's agent"
+    )
+    parser.add_argument("--updates", type=int, help="updates of the student; the preset's by default")
+    parser.add_argument("--latent-dim", type=int, help="latent features of all groups of the student together")
+    parser.add_argument("--net-arch", type=int, nargs="+", help="units of each group's hidden layers")
+    for name in SETTINGS:
+        kind = int if name == "distill_batch_size" else float
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help="argument of the class")
+    parser.add_argument("--samples", type=int, nargs="+", default=SAMPLES, help="of budget; the paper: 512 256 128 64")
+    parser.add_argument("--iterations", type=int, nargs="+", default=ITERATIONS, help="of budget; the paper: 6 4 2 1")
     parser.add_argument("--task", default="dmc/walker-walk-v0", help="environment")
     parser.add_argument("--expert", type=Path, default=Path("logs"), help="folder of the expert and its replay buffer")
     parser.add_argument("--compile", action="store_true", help="compile the updates of the student")
@@ -274,8 +405,10 @@ def main() -> None:
         plot(args.folder)
         return
     args.folder.mkdir(parents=True, exist_ok=True)
-    with (args.folder / f"factored-{args.study}.csv").open("w", newline="") as file:
-        writer: csv.DictWriter | None = None
+    path = args.folder / f"factored-{args.study}.csv"
+    columns = next(csv.reader(path.open()), None) if args.study == "train" and path.exists() else None
+    with path.open("w" if columns is None else "a", newline="") as file:
+        writer = None if columns is None else csv.DictWriter(file, columns)
         for row in STUDIES[args.study](args):
             if writer is None:
                 writer = csv.DictWriter(file, row)

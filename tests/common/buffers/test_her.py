@@ -247,6 +247,14 @@ def test_copies_go_on_alike() -> None:
 # --- agents -----------------------------------------------------------------------------------------------------------
 
 
+def test_distillation_waits_for_the_first_episode() -> None:
+    model = make_her(FacTDMPC, vec(lambda: ReachEnv(20)), learning_starts=30, distill_steps=2)
+    with pytest.warns(UserWarning, match="Nothing is distilled yet.*before the end of the first episode"):
+        model.learn(10)
+    assert not model.policy.distilled
+    assert model.learn(20, reset_num_timesteps=False).policy.distilled
+
+
 def test_training(algorithm: Any) -> None:
     """Goals have been reached by the window's episode, and rewards are the environment's."""
     env = vec(lambda: ReachEnv(5), lambda: ReachEnv(4, terminate=True))
