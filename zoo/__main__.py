@@ -50,7 +50,7 @@ COMMANDS = {
     "load-from-hub": Command("download a trained agent", "agents:add_download_arguments", "agents:download"),
     "push-to-hub": Command("share a trained agent", "agents:add_upload_arguments", "agents:upload"),
     "import-official": Command(
-        "convert a checkpoint of the official TD-MPC2 code to an agent file",
+        "convert a checkpoint of the official TD-MPC2 or MBDPO code to an agent file",
         "import_official:add_arguments",
         "import_official:main",
     ),

@@ -1,10 +1,11 @@
 """
-Convert agents of the official TD-MPC2 code (https://github.com/nicklashansen/tdmpc2) to agents of this package:
+Convert agents of the official TD-MPC2 code (https://github.com/nicklashansen/tdmpc2) and of the official MBDPO code
+(https://github.com/Edmond1Cheng/MBDPO) to agents of this package:
 ``python -m sb3_mpc.zoo import-official FILE.pt --env dmc/dog-run-v0``.
 
 A checkpoint holds weights alone. Sizes are inferred from them; what cannot be inferred (horizon, planner, range of the
 bins, size of a simplex) is assumed to be the official default. The running scale of the values is not in it either, so
-that further training starts with a scale of one.
+that further training starts with a scale of one, nor are the statistics of MBDPO's energy, which start at zero and one.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from gymnasium import spaces
 from stable_baselines3.common.type_aliases import GymEnv
 
 import sb3_mpc.envs  # noqa: F401
-from sb3_mpc import TDMPC2
+from sb3_mpc import MBDPO, TDMPC2
 from sb3_mpc.agents.agent_files import build_agent, save_agent
 from sb3_mpc.common.discount import discount_from_episode_length
 
@@ -38,6 +39,8 @@ PARTS = {
     "_target_Qs.params.": "q_target.layers.",
     "_task_emb.": "task_embedding.",
 }
+# Of MBDPO, in its planner
+PLANNER_PARTS = {"_F.": "energy_head.", "_score.": "score_net."}
 # Until December 2024, the tensors of an ensemble were numbered, four a layer
 STACKED = ("weight", "bias", "ln.weight", "ln.bias")
 # Decisions in an episode of each task in the sets mt30 (DMControl) and mt80 (with Meta-World), by number of tasks
@@ -48,7 +51,7 @@ def official_to_ours(weights: Tensors, parts: dict[str, str] = PARTS) -> Tensors
     """
     :param weights: official state dict, of either layout
     :param parts: prefixes of official names and of ours
-    :return: state dict of our world model; other tensors are left out
+    :return: state dict of our world model, or of the module that the parts belong to; other tensors are left out
     """
     ours: Tensors = {}
     for name, value in weights.items():
@@ -78,7 +81,8 @@ def import_official(
     :param action_dims: number of action dimensions of each task, if the checkpoint does not hold them
     :param policy_kwargs: arguments of the policy that were not the official defaults
     :param kwargs: arguments of the agent
-    :return: the agent, with ``MultitaskPolicy`` if it has several tasks
+    :return: the agent, with ``MultitaskPolicy`` if it has several tasks; an ``MBDPO`` if the checkpoint has an energy,
+        with a score network if that was trained
     :raises ValueError: if the file is not such a checkpoint, or the environment does not fit
     """
     official = read_tensors(path)
@@ -87,7 +91,7 @@ def import_official(
         policy, inferred, observation_space, action_dim = infer_sizes(weights)
     except (KeyError, IndexError) as error:
         raise ValueError(
-            f"{path} is not a checkpoint of the official TD-MPC2: it has no {error.args[0]}, known by our name of it."
+            f"{path} is no checkpoint of the official TD-MPC2 or MBDPO: it has no {error.args[0]}, known by our name."
         ) from error
     if "log_std_min" in official:
         low = float(official["log_std_min"])
@@ -106,17 +110,26 @@ def import_official(
         **kwargs,
     )
     action_space = spaces.Box(-1, 1, (action_dim,), np.float32)
+    planner_weights = official_to_ours(official, PLANNER_PARTS)
+    algorithm = MBDPO if planner_weights else TDMPC2
+    if planner_weights:
+        arguments = infer_diffusion(planner_weights, weights, action_dim) | arguments
+        if not arguments["use_score_network"]:
+            planner_weights = {n: value for n, value in planner_weights.items() if not n.startswith("score_net.")}
     model: TDMPC2
     if env is None:
-        model = build_agent(TDMPC2, policy, observation_space, action_space, **arguments)  # type: ignore[assignment]
+        model = build_agent(algorithm, policy, observation_space, action_space, **arguments)  # type: ignore[assignment]
     else:
-        model = TDMPC2(policy, env, **arguments)
+        model = algorithm(policy, env, **arguments)
         check_sizes(path, model, observation_space, action_dim)
+    planner = model.policy.planner
     try:
         model.policy.world_model.load_state_dict(weights)
+        planner.load_state_dict({**planner.state_dict(), **planner_weights})
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:250]
-        raise ValueError(f"{path} does not fit the networks of TD-MPC2 of its sizes: {reason}.") from error
+        name = "MBDPO" if planner_weights else "TD-MPC2"
+        raise ValueError(f"{path} does not fit the networks of {name} of its sizes: {reason}.") from error
     return model
 
 
@@ -136,7 +149,9 @@ def read_tensors(path: str | Path) -> Tensors:
         ) from error
     state = content.get("model", content) if isinstance(content, dict) else None
     if not isinstance(state, dict):
-        raise ValueError(f"{path} is not a checkpoint of the official TD-MPC2: it holds a {type(content).__name__}.")
+        raise ValueError(
+            f"{path} is not a checkpoint of the official TD-MPC2 or MBDPO: it holds a {type(content).__name__}."
+        )
     return {str(name): value for name, value in state.items() if isinstance(value, th.Tensor)}
 
 
@@ -167,6 +182,25 @@ def infer_sizes(weights: Tensors) -> tuple[str, dict[str, Any], spaces.Space, in
         return "MlpPolicy", arguments, numbers, size["prior_net.2"] // 2
     space = spaces.Dict(obs=numbers, task=spaces.Discrete(len(embedding)))
     return "MultitaskPolicy", {**arguments, "task_dim": task_dim}, space, size["prior_net.2"] // 2
+
+
+def infer_diffusion(planner: Tensors, model: Tensors, action_dim: int) -> dict[str, Any]:
+    """
+    The official code creates a score network even if it trains none. All biases of such a network are zero.
+
+    :param planner: state dict of MBDPO's planner
+    :param model: state dict of the world model
+    :param action_dim: number of action dimensions A
+    :return: arguments of MBDPO; the score network, if there is one, also tells the horizon
+    """
+    biases = [value for name, value in planner.items() if name.startswith("score_net.") and name.endswith("bias")]
+    arguments: dict[str, Any] = dict(use_score_network=any(bias.any() for bias in biases))
+    if biases:
+        plan_dim = len(planner["score_net.2.bias"])
+        arguments["horizon"] = plan_dim // action_dim
+        inputs = planner["score_net.0.weight"].shape[1] - model["prior_net.0.weight"].shape[1]
+        arguments["time_embed_dim"] = inputs - plan_dim
+    return arguments
 
 
 def check_sizes(path: str | Path, model: TDMPC2, observation_space: spaces.Space, action_dim: int) -> None:

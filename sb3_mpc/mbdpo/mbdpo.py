@@ -21,8 +21,10 @@ SelfMBDPO = TypeVar("SelfMBDPO", bound="MBDPO")
 # Arguments of the planner besides those of its base class
 PLANNER_ARGUMENTS = (
     *("beta_start", "beta_end", "exploration_std", "contrastive_eta", "contrastive_clip", "contrastive_momentum"),
-    *("use_score_network", "score_only_inference", "time_embed_dim"),
+    *("use_score_network", "score_only_inference", "init_noise", "time_embed_dim"),
 )
+# The paper's names of the model sizes, which count the energy, too, and TD-MPC2's names of the same networks
+SIZES = {2: 1, 6: 5, 21: 19, 54: 48, 340: 317}
 
 
 class MBDPO(TDMPC2):
@@ -38,7 +40,9 @@ class MBDPO(TDMPC2):
     ``L_F = -E[log sigmoid F(z, a)] / 2 - E[log(1 - sigmoid F(z, a'))] / 2``
 
     The normalised energy times eta is added to the rewards of a plan. World model, values and the Gaussian prior are
-    those of TD-MPC2, whose arguments are accepted, too; ``min_std`` and ``max_std`` have no effect.
+    those of TD-MPC2, whose arguments are accepted, too; ``min_std`` and ``max_std`` have no effect. ``model_size`` is
+    2, 6, 21, 54 or 340 million parameters in the paper, which counts the energy, too; TD-MPC2's names of the same
+    networks (1, 5, 19, 48, 317) are understood as well.
 
     The official code is followed except for one fault: its energy pairs states with actions of other states.
 
@@ -52,18 +56,21 @@ class MBDPO(TDMPC2):
     :param contrastive_momentum: momentum of the running mean and standard deviation of the energy
     :param contrastive_neg_noise: standard deviation of the noise in the noisy negative
     :param use_score_network: train a network that predicts the sampled score
-    :param score_only_inference: plan with the score network alone, without sampling sequences
+    :param score_only_inference: plan with the score network alone, without sampling sequences; "auto" if there is one
+        (official code); False samples sequences although there is a network
+    :param init_noise: standard deviation of the noise that is added to the shifted previous plan, where the diffusion
+        starts: 0 in the official code, 1 in the paper
     :param score_coef: weight of the loss of the score network
     :param score_states: number of states of a batch in the loss of the score network
     :param score_samples: number of sequences that estimate the score in each of these states
     :param time_embed_dim: size of the embedding of the diffusion step
     :param target_policy: policy whose actions are in the value targets: "prior" (official code) or "diffusion", a plan
-        for each next state, which is too slow without ``score_only_inference``
+        for each next state, which is too slow without a score network
     """
 
     ranges: ClassVar[dict[str, tuple[float, ...]]] = {
         **TDMPC2.ranges,
-        **dict(contrastive_momentum=(0, 1), contrastive_clip=(0,), exploration_std=(0,)),
+        **dict(contrastive_momentum=(0, 1), contrastive_clip=(0,), exploration_std=(0,), init_noise=(0,)),
         **dict(score_states=(1,), score_samples=(1,)),
     }
     policy_defaults: ClassVar[dict[str, Any]] = dict(planner_class=DiffusionPlanner)
@@ -120,7 +127,8 @@ class MBDPO(TDMPC2):
         contrastive_momentum: float = 0.99,
         contrastive_neg_noise: float = 0.5,
         use_score_network: bool = False,
-        score_only_inference: bool = False,
+        score_only_inference: bool | str = "auto",
+        init_noise: float = 0.0,
         score_coef: float = 1.0,
         score_states: int = 64,
         score_samples: int = 64,
@@ -137,6 +145,7 @@ class MBDPO(TDMPC2):
         self.contrastive_clip, self.contrastive_momentum = contrastive_clip, contrastive_momentum
         self.contrastive_neg_noise, self.time_embed_dim = contrastive_neg_noise, time_embed_dim
         self.use_score_network, self.score_only_inference = use_score_network, score_only_inference
+        self.init_noise = init_noise
         self.score_coef, self.score_states, self.score_samples = score_coef, score_states, score_samples
         self.target_policy = target_policy
         super().__init__(**arguments)
@@ -144,6 +153,12 @@ class MBDPO(TDMPC2):
     def planner_arguments(self) -> dict[str, Any]:
         """:return: arguments of the planner"""
         return {**super().planner_arguments(), **{name: getattr(self, name) for name in PLANNER_ARGUMENTS}}
+
+    def policy_arguments(self) -> dict[str, Any]:
+        """:return: arguments of the policy; a model size of the paper is one of TD-MPC2's"""
+        arguments = super().policy_arguments()
+        size = arguments.get("model_size")
+        return {**arguments, "model_size": SIZES[size]} if size in SIZES else arguments
 
     @property
     def planner(self) -> DiffusionPlanner:

@@ -35,7 +35,9 @@ class DiffusionPlanner(MPPIPlanner):
     :param contrastive_clip: bound on the absolute normalised energy
     :param contrastive_momentum: momentum of the running statistics that normalise the energy
     :param use_score_network: whether there is a score network
-    :param score_only_inference: whether to plan with the score network alone, without sampling sequences
+    :param score_only_inference: whether to plan with the score network alone, without sampling sequences; "auto" if
+        there is one
+    :param init_noise: standard deviation of the noise that is added to the sequences at step J
     :param time_embed_dim: size of the embedding of the diffusion step, even
     :param kwargs: arguments of :class:`MPPIPlanner`
     :raises ValueError: if an argument is out of range, or ``score_only_inference`` has no score network
@@ -58,23 +60,23 @@ class DiffusionPlanner(MPPIPlanner):
         contrastive_clip: float = 5.0,
         contrastive_momentum: float = 0.99,
         use_score_network: bool = False,
-        score_only_inference: bool = False,
+        score_only_inference: bool | str = "auto",
+        init_noise: float = 0.0,
         time_embed_dim: int = 64,
         **kwargs: Any,
     ) -> None:
         super().__init__(world_model, iterations=iterations, **kwargs)
         if not 0 < beta_start <= beta_end < 1:
             raise ValueError(f"The schedule needs 0 < beta_start <= beta_end < 1, got {beta_start=}, {beta_end=}.")
-        if score_only_inference and not use_score_network:
+        if score_only_inference not in (True, False, "auto"):
+            raise ValueError(f'{score_only_inference=} is not understood: use True, False or "auto".')
+        if score_only_inference is True and not use_score_network:
             raise ValueError("Planning with the score network alone needs one: set use_score_network=True.")
         if time_embed_dim % 2:
             raise ValueError(f"{time_embed_dim=} must be even.")
         self.iterations = iterations  # no extra iterations for large action spaces
-        self.exploration_std, self.score_only_inference, self.time_embed_dim = (
-            exploration_std,
-            score_only_inference,
-            time_embed_dim,
-        )
+        self.exploration_std, self.init_noise, self.time_embed_dim = exploration_std, init_noise, time_embed_dim
+        self.score_only_inference = use_score_network if score_only_inference == "auto" else bool(score_only_inference)
         self.contrastive_eta, self.contrastive_clip, self.contrastive_momentum = (
             contrastive_eta,
             contrastive_clip,
@@ -205,12 +207,13 @@ class DiffusionPlanner(MPPIPlanner):
         """See :class:`MPPIPlanner`; no elite is drawn, and each iteration has its own proposals."""
         normal = partial(th.randn, generator=generator, device=generator.device)
         exploration = normal(n_envs, self.action_dim) if explore else None
+        start = normal(self.horizon, n_envs, self.action_dim) if self.init_noise > 0 else None
         if self.score_only_inference:
             none = th.empty(0, device=generator.device)
-            return PlanNoise(none, none, none, none, exploration=exploration)
+            return PlanNoise(none, none, none, none, exploration=exploration, start=start)
         proposals = normal(self.iterations, self.horizon, n_envs, self.num_pi_trajs, self.action_dim)
         noise = super().draw(n_envs, generator, explore=False)
-        return noise._replace(proposals=proposals, exploration=exploration)
+        return noise._replace(proposals=proposals, exploration=exploration, start=start)
 
     @th.no_grad()
     def plan(self, z: th.Tensor, prev_mean: th.Tensor, noise: PlanNoise) -> Plan:
@@ -223,6 +226,8 @@ class DiffusionPlanner(MPPIPlanner):
         mask = self.world_model.mask_actions
         start = mask(z, th.cat([prev_mean[:, 1:], th.zeros_like(prev_mean[:, :1])], dim=1).transpose(0, 1))
         x, values = self.alpha_bar[-1].sqrt() * start, z.new_zeros(z.shape[0], 1)
+        if noise.start is not None:
+            x = x + mask(z, self.init_noise * noise.start.expand_as(x))
         for j in range(self.iterations):
             tau = self.iterations - j
             if self.score_only_inference:

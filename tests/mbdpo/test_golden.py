@@ -14,7 +14,7 @@ from sb3_mpc import MBDPO
 from sb3_mpc.common.networks.gaussian import gaussian_log_prob
 from sb3_mpc.common.networks.losses import UpdateNoise
 from sb3_mpc.common.planning.plan import PlanNoise
-from sb3_mpc.zoo.import_official import official_to_ours
+from sb3_mpc.zoo.import_official import PLANNER_PARTS, official_to_ours
 from tests.support.golden import (
     GOLDEN,
     Arrays,
@@ -28,7 +28,6 @@ from tests.support.golden import (
 )
 
 METHOD = "mbdpo"
-PLANNER_PARTS = {"_F.": "energy_head.", "_score.": "score_net."}
 
 
 class OfficialMBDPO(MBDPO):
@@ -240,8 +239,8 @@ def test_golden_mbdpo_plan(variant: str, file: str) -> None:
 
 @pytest.mark.parametrize(("variant", "file"), files_of(METHOD, "plan_score*"))
 def test_golden_mbdpo_plan_by_score_network(variant: str, file: str) -> None:
-    """``plan_score_mc`` samples, too, but makes no use of it: both plans are those of the network alone."""
-    golden = load(variant, score_only_inference=True)
+    """``plan_score_mc`` samples, too, but makes no use of it: an agent with the network plans by it alone."""
+    golden = load(variant, **{} if file == "plan_score_mc" else dict(score_only_inference=True))
     record, planner = golden.read(file), golden.policy.planner
     noise = planner.draw(1, th.Generator(), explore=False)
     plan = planner.plan(golden.world.encode(record["obs"]), th.zeros(1, planner.horizon, planner.action_dim), noise)

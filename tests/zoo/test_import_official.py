@@ -1,4 +1,4 @@
-"""Official checkpoints as agents of ours; what they compute is in tests/tdmpc2/test_golden.py."""
+"""Official checkpoints as agents of ours; what TD-MPC2's compute is in tests/tdmpc2/test_golden.py."""
 
 import argparse
 import os
@@ -11,12 +11,12 @@ import pytest
 import torch as th
 from gymnasium import spaces
 
-from sb3_mpc import TDMPC2
+from sb3_mpc import MBDPO, TDMPC2
 from sb3_mpc.agents.agent_files import load_agent, read_card
 from sb3_mpc.zoo import import_official as command
 from sb3_mpc.zoo.import_official import PARTS, import_official
 from tests.support.agents import SMALL, SMALL_POLICY, PointEnv, SpaceEnv, assert_one_clear_sentence, assert_same_state
-from tests.support.golden import GOLDEN
+from tests.support.golden import GOLDEN, close, read, read_manifest
 
 CHECKPOINT = GOLDEN / "tdmpc2" / "official_checkpoint.pt"  # 5 observations, 3 actions
 
@@ -71,6 +71,30 @@ def test_every_kind_of_agent(tmp_path: Path, kind: str) -> None:
         assert_same_state(imported.policy.world_model.gammas, model.policy.world_model.gammas)
         with pytest.raises(ValueError, match="80 tasks and does not tell their action_dims: give 80 numbers"):
             import_official(path)
+
+
+@pytest.mark.parametrize("score", ["trained", "untrained", "absent"])
+def test_checkpoints_of_mbdpo(tmp_path: Path, score: str) -> None:
+    """What it computes is what the official code has computed; an untrained score network is left out."""
+    folder, config = GOLDEN / "mbdpo" / "micro", read_manifest("mbdpo", "micro")["config"]
+    weights = read(folder / "weights_init.npz")
+    if score != "trained":
+        weights = {n: 0 * v if n.startswith("_score") and n.endswith("bias") else v for n, v in weights.items()}
+    if score == "absent":
+        weights = {name: value for name, value in weights.items() if not name.startswith("_score")}
+    th.save({"model": weights}, tmp_path / "agent.pt")
+    policy_kwargs = {name: config[name] for name in ("simnorm_dim", "vmin", "vmax")}
+    settings: dict[str, Any] = dict(policy_kwargs=policy_kwargs, device="cpu", num_samples=32, num_elites=4)
+    settings |= dict(iterations=config["diffusion_steps"] - 1, beta_start=config["diffusion_beta0"])
+    model = import_official(tmp_path / "agent.pt", beta_end=config["diffusion_betaT"], **settings)
+    assert type(model) is MBDPO and model.use_score_network is (score == "trained") and model.horizon == 3
+    planner, forward, batch = model.policy.planner, read(folder / "forward.npz"), read(folder / "batch.npz")
+    z = model.policy.world_model.encode(batch["obs"])
+    close(z, forward["z"])
+    close(planner.energy(z[:-1], batch["action"]), forward["F_energy"])  # type: ignore[operator]
+    record = read(folder / "plan_score_only.npz")
+    action, _ = model.predict(record["obs"].numpy(), deterministic=True)
+    assert np.allclose(action, record["action"], rtol=1e-4, atol=1e-5) == (score == "trained")
 
 
 def test_another_environment_is_refused() -> None:

@@ -17,6 +17,7 @@ class PlanNoise(NamedTuple):
     :param members: pair of value networks of each iteration ``[J, 2]``
     :param selection: exponential draws that select one elite ``[E, K]``; None for the mean of the elites
     :param exploration: normal draws added to the executed action ``[E, A]``; None for no noise
+    :param start: normal draws added to the sequences that a diffusion starts from ``[H, E, A]``; None for no noise
     """
 
     proposals: th.Tensor
@@ -25,6 +26,7 @@ class PlanNoise(NamedTuple):
     members: th.Tensor
     selection: th.Tensor | None = None
     exploration: th.Tensor | None = None
+    start: th.Tensor | None = None
 
     def to(self, device: th.device) -> "PlanNoise":
         """

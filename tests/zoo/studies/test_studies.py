@@ -8,8 +8,8 @@ from typing import Any
 import gymnasium as gym
 import pytest
 
-from sb3_mpc import TDMPC2
-from sb3_mpc.zoo.studies import comparison, factored, learning, precision
+from sb3_mpc import MBDPO, TDMPC2
+from sb3_mpc.zoo.studies import comparison, diffusion, factored, learning, precision
 from tests.support.agents import SMALL, SMALL_POLICY, make_agent
 
 pytest.importorskip("dm_control")
@@ -112,3 +112,19 @@ def test_returns_in_both_precisions(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     rows = read(tmp_path / "precision-returns.csv")
     assert rows[0] == rows[1] and rows[0]["task"] == ID
     assert 0 <= float(rows[0]["bfloat16"]) <= 10 >= float(rows[0]["float32"]) >= 0
+
+
+def test_diffusion(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(gym.spec(ID), "max_episode_steps", 10)
+    model = make_agent(MBDPO, gym.make(ID), iterations=3).learn(12)
+    energy = model.planner.energy_mean.clone()
+    monkeypatch.setattr(diffusion, "load", lambda *args, **kwargs: model)
+    arguments = f"diffusion --env {ID} --samples 16 8 --steps 2 1 --episodes 1 --runs 1 --output {tmp_path / 'x.csv'}"
+    monkeypatch.setattr(sys, "argv", arguments.split())
+    diffusion.main()
+    rows = read(tmp_path / "x.csv")
+    assert [(row["samples"], row["steps"]) for row in rows] == [("16", "3"), ("8", "3"), ("16", "2"), ("16", "1")]
+    assert all(0 <= float(row["return"]) <= 10 and float(row["ms"]) > 0 for row in rows)
+    assert (model.planner.num_samples, model.planner.num_elites, model.planner.iterations) == (16, 4, 1)
+    assert (model.planner.energy_mean == energy).all()
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
