@@ -57,6 +57,11 @@ COMMANDS = {
     "convert": Command(
         "convert a zip file to an agent file, or back", "agents:add_convert_arguments", "agents:convert_file"
     ),
+    "benchmark": Command(
+        "train and evaluate methods on sets of tasks, by a queue that survives kills",
+        "options:add_benchmark",
+        "benchmark:main",
+    ),
     "bench": Command("measure the speed on this machine", "bench:add_arguments", "bench:main"),
 }
 
