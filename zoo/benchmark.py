@@ -63,7 +63,7 @@ def work(folder: Path, jobs: int, nice: int) -> None:
     print(f"{sum(run.finished for run in runs)} of {len(runs)} runs are finished; --status tells more", flush=True)
     failed = queue.work(folder, jobs, functools.partial(queue.start, nice=nice), tell)
     held = sum(not run.finished and run.held for run in runs)
-    print(f"{folder / 'results.csv'}" + (f"; {held} runs are done by others" if held else ""))
+    print(f"{folder / 'results.csv'}" + (f"; in work elsewhere: {held}" if held else ""))
     if failed:
         names = ", ".join(run.name for run in failed)
         raise RuntimeError(f"{names} failed {queue.ATTEMPTS} times: see log.txt in {folder / 'runs'}.")
@@ -206,4 +206,4 @@ def print_status(folder: Path, jobs: int) -> None:
         evaluated = f"  {done:>9,} frames  return {float(rows[-1]['return']):8.1f}" if rows else ""
         print(f"{run.name:<{width}}  {state:<11}{evaluated}".rstrip())
     print(", ".join(f"{count} {state}" for state, count in counts.items() if count))
-    print(forecast(runs, left, jobs))
+    print(forecast(runs, left, max(jobs, counts["running"])))

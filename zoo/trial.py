@@ -8,6 +8,7 @@ import time
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, sync_envs_normalization
 
@@ -198,7 +199,7 @@ def execute(run: Run, wall_begin: float) -> None:
     if settings["save_data"]:
         for buffer in log_folder.glob("*/*/checkpoints/step_*/replay_buffer.pkl"):
             buffer.replace(run.folder / buffer.name)
-    result = dict(rows[-1], machine=about)
+    result = dict(rows[-1], machine={**about, "threads": th.get_num_threads()})
     write_text(run.folder / "result.json", json.dumps(result, indent=1) + "\n")
     tidy(run)
 
