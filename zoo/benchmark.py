@@ -4,6 +4,7 @@ import argparse
 import functools
 import itertools
 import re
+import signal
 import statistics
 import sys
 import time
@@ -24,18 +25,18 @@ def main(args: argparse.Namespace) -> None:
     if args.run is not None:
         work_alone(args.run, args.nice)
     elif args.status:
-        print_status(args.folder, args.jobs)
+        print_status(args.folder, args.jobs or 1)
     else:
         from sb3_mpc.zoo.train import check_options
 
         check_options(args, seeds=1, frames=1, eval_frames=1, episodes=1, jobs=1, threads=1, nice=0)
         planned = plan(args)
         if args.dry_run:
-            print_plan(args.folder, planned, args.jobs)
+            print_plan(args.folder, planned, args.jobs or 1)
         else:
             for name, settings in planned.items():
                 queue.add(args.folder, name, settings)
-            work(args.folder, args.jobs, args.nice)
+            work(args)
 
 
 def runs_in(folder: Path) -> list[Run]:
@@ -50,23 +51,32 @@ def runs_in(folder: Path) -> list[Run]:
     return runs
 
 
-def work(folder: Path, jobs: int, nice: int) -> None:
+def work(args: argparse.Namespace) -> None:
     """
     Work on the queue until nothing is left to do.
 
-    :param folder: the queue
-    :param jobs: runs at the same time
-    :param nice: increase of the niceness of the runs
+    :param args: command line
     :raises RuntimeError: if runs have failed
     """
-    runs = runs_in(folder)
+    runs, jobs, begin = runs_in(args.folder), args.jobs or 1, functools.partial(queue.start, nice=args.nice)
+    if args.launcher == "ray":
+        from sb3_mpc.zoo import on_ray
+
+        on_ray.connect()
+        # All at once: Ray begins as many as it has processors for
+        jobs, begin = args.jobs or len(runs), functools.partial(on_ray.Task, nice=args.nice)
     print(f"{sum(run.finished for run in runs)} of {len(runs)} runs are finished; --status tells more", flush=True)
-    failed = queue.work(folder, jobs, functools.partial(queue.start, nice=nice), tell)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        failed = queue.work(args.folder, jobs, begin, tell)
+    except KeyboardInterrupt:
+        print("Stopped: the runs have saved, and the same command continues.")
+        sys.exit(128 + signal.SIGINT)
     held = sum(not run.finished and run.held for run in runs)
-    print(f"{folder / 'results.csv'}" + (f"; in work elsewhere: {held}" if held else ""))
+    print(f"{args.folder / 'results.csv'}" + (f"; in work elsewhere: {held}" if held else ""))
     if failed:
         names = ", ".join(run.name for run in failed)
-        raise RuntimeError(f"{names} failed {queue.ATTEMPTS} times: see log.txt in {folder / 'runs'}.")
+        raise RuntimeError(f"{names} failed {queue.ATTEMPTS} times: see log.txt in {args.folder / 'runs'}.")
 
 
 def tell(run: Run, event: str) -> None:

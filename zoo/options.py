@@ -175,7 +175,10 @@ def add_benchmark(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--episodes", type=int, default=10, help="episodes of an evaluation (default: 10)")
     parser.add_argument("--folder", type=Path, default=Path("benchmark"), help="the queue (default: benchmark)")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time (default: 1)")
+    parser.add_argument("--jobs", type=int, help="runs at the same time (default: 1; on Ray as many as it can)")
+    parser.add_argument(
+        "--launcher", choices=("local", "ray"), default="local", help="processes here, or tasks of a Ray cluster"
+    )
     parser.add_argument("--threads", type=int, default=1, help="threads of a run (default: 1)")
     parser.add_argument("--device", default="cpu", help="device of the runs (default: cpu)")
     parser.add_argument("--nice", type=int, default=10, help="niceness that is added to the runs (default: 10)")

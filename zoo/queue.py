@@ -21,12 +21,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import sb3_mpc
 from sb3_mpc.common.files import atomic_target
 
 # One row for each evaluation; `method`, `task`, `frames`, `return` and `seed` are those of sb3_mpc.zoo.returns
@@ -36,8 +38,8 @@ COLUMNS = [
 ]
 # Settings that only order and label runs, and may differ between the commands that add to a queue
 LABELS = {"order", "suite"}
-# Exit status of a process that finds its run held by another one
-HELD = 75
+# Exit statuses: the run is held by another process; the machine of the process is lost
+HELD, LOST = 75, 76
 # Starts of a run that fails, by one process
 ATTEMPTS = 3
 # Seconds between looks at the running processes, and for them to save when they are stopped
@@ -167,18 +169,51 @@ def collect(folder: Path) -> Path:
     return path
 
 
-def start(run: Run, nice: int = 0) -> subprocess.Popen:
+class Process(Protocol):
+    """What a queue asks of a process that works on a run: a part of :class:`subprocess.Popen`."""
+
+    def poll(self) -> int | None:
+        """:return: the exit status, None while it works"""
+
+    def send_signal(self, sig: int, /) -> None:
+        """Ask it to save and end."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """:return: the exit status; raises ``subprocess.TimeoutExpired``"""
+
+    def kill(self) -> None:
+        """End it now."""
+
+
+def command(run: Run, nice: int) -> list[str]:
+    """
+    :param run: a run
+    :param nice: increase of the niceness of its process
+    :return: command line that works on it
+    """
+    return [sys.executable, "-m", "sb3_mpc.zoo", "benchmark", "--nice", str(nice), "--run", str(run.folder.resolve())]
+
+
+def start(run: Run, nice: int = 0) -> "subprocess.Popen[bytes]":
     """
     :param run: a run
     :param nice: increase of the niceness of its process
     :return: a process that works on it. Ctrl-C does not reach it: :func:`stop` asks it to save first
     """
-    command = [sys.executable, "-m", "sb3_mpc.zoo", "benchmark", "--nice", str(nice), "--run", str(run.folder)]
+    package = str(Path(sb3_mpc.__file__).resolve().parents[1])
+    path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
     with open(run.folder / "log.txt", "a") as log:
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        return subprocess.Popen(
+            command(run, nice),
+            env={**os.environ, "PYTHONPATH": path},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
 
 
-def stop(processes: Sequence[subprocess.Popen]) -> None:
+def stop(processes: Sequence[Process]) -> None:
     """
     :param processes: processes that save a checkpoint and end, or are killed when they take too long
     """
@@ -186,16 +221,16 @@ def stop(processes: Sequence[subprocess.Popen]) -> None:
         process.send_signal(signal.SIGINT)
     end = time.monotonic() + PATIENCE
     for process in processes:
-        with suppress(subprocess.TimeoutExpired):
+        try:
             process.wait(max(0.0, end - time.monotonic()))
-        process.kill()
-        process.wait()
+        except subprocess.TimeoutExpired:
+            process.kill()
 
 
 def work(
     folder: Path,
     jobs: int,
-    begin: Callable[[Run], subprocess.Popen] = start,
+    begin: Callable[[Run], Process] = start,
     report: Callable[[Run, str], None] = lambda run, event: None,
 ) -> list[Run]:
     """
@@ -204,32 +239,37 @@ def work(
     :param folder: folder of the queue
     :param jobs: runs at the same time
     :param begin: function that starts the process of a run
-    :param report: function that is told what happens to a run
+    :param report: function that is told what happens to a run: started, finished, failed, held by another process, or
+        lost with its machine
     :return: runs that have failed in every attempt
     """
-    active: dict[Run, subprocess.Popen] = {}
-    attempts: dict[Run, int] = {}
+    active: dict[Run, Process] = {}
+    attempts: Counter[Run] = Counter()
+    lost: set[Run] = set()  # their processes may be alive, and hold them, on a machine that is out of reach
 
     def free(run: Run) -> bool:
-        return run not in active and attempts.get(run, 0) < ATTEMPTS and not run.finished and not run.held
+        return run not in active and attempts[run] < ATTEMPTS and not run.finished and not run.held
 
     try:
         while True:
             for run, process in list(active.items()):
-                if process.poll() is None:
+                status = process.poll()
+                if status is None:
                     continue
                 del active[run]
-                if run.finished:
+                event = "finished" if run.finished else {HELD: "held", LOST: "lost"}.get(status, "failed")
+                attempts[run] += event == "failed"
+                if event == "lost":
+                    lost.add(run)
+                elif event == "finished":
                     collect(folder)
-                elif process.returncode != HELD:
-                    attempts[run] = attempts.get(run, 0) + 1
-                report(run, "finished" if run.finished else "held" if process.returncode == HELD else "failed")
+                report(run, event)
             if len(active) < jobs:
-                waiting = sorted(filter(free, runs_of(folder)), key=lambda run: attempts.get(run, 0))
+                waiting = sorted(filter(free, runs_of(folder)), key=attempts.__getitem__)
                 for run in waiting[: jobs - len(active)]:
                     active[run] = begin(run)
                     report(run, "started")
-            if not active:
+            if not active and not any(not run.finished and run.held for run in lost):
                 break
             time.sleep(PAUSE)
     finally:
