@@ -57,6 +57,11 @@ COMMANDS = {
     "convert": Command(
         "convert a zip file to an agent file, or back", "agents:add_convert_arguments", "agents:convert_file"
     ),
+    "benchmark": Command(
+        "train and evaluate methods on sets of tasks, by a queue that survives kills",
+        "options:add_benchmark",
+        "benchmark:main",
+    ),
     "bench": Command("measure the speed on this machine", "bench:add_arguments", "bench:main"),
 }
 
@@ -125,7 +130,9 @@ def failed(error: Exception) -> int:
     :param error: exception that a command has raised
     :return: exit status; the message is printed to stderr
     """
-    if isinstance(error, ModuleNotFoundError) and str(error.name).partition(".")[0] in EXTRAS:
+    if isinstance(error, ModuleNotFoundError) and error.name == "ray":
+        error = ModuleNotFoundError('--launcher ray needs Ray: pip install "sb3-mpc[ray]"')
+    elif isinstance(error, ModuleNotFoundError) and str(error.name).partition(".")[0] in EXTRAS:
         error = ModuleNotFoundError(f'This command needs {error.name}: pip install "sb3-mpc[zoo,extra]"')
     print(f"Error: {str(error) or type(error).__name__} (SB3_MPC_TRACEBACK=1 shows where)", file=sys.stderr)
     return 1

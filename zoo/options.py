@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from sb3_mpc import METHODS
+from sb3_mpc.zoo.tasks import SUITES
 
 EXAMPLES = """
 examples:
@@ -17,6 +18,24 @@ evaluations (evaluations.npz), the best agent (best_model.zip), the last one (EN
 
 All options of `rl_zoo3.train` work, too, among them: --eval-freq, --eval-episodes, --vec-env subproc, --num-threads,
 --device, -tb FOLDER (TensorBoard), --env-kwargs, -conf FILE (presets of yours), --n-trials, --storage, --study-name.
+"""
+
+BENCHMARK = """
+Adds runs (method x task x seed) to the queue in FOLDER and works on it: the first seed of all tasks, then the second.
+Without --suite and --tasks it continues with what is there. Everything may be killed at any moment: start the command
+again. Several such commands at once share the queue.
+
+--frames counts simulator frames as the papers do: decisions times the action repeat, which is 2 in DMControl, ManiSkill
+and Meta-World, and 1 elsewhere. Every --eval-frames, and at the end, the planner is evaluated in environments of its
+own; the time of that is measured apart from the time of training.
+
+FOLDER/results.csv has a row for each evaluation of the finished runs, and can be given to `plot`. FOLDER/runs/NAME
+holds the agent (agent.safetensors), the training episodes (train/), the output (log.txt) and the machine (result.json).
+
+examples:
+  python -m sb3_mpc.zoo benchmark --suite dmc32 --preset small --seeds 2 --folder dmc32
+  python -m sb3_mpc.zoo benchmark --suite dmc32 --algo sac --seeds 2 --folder dmc32
+  python -m sb3_mpc.zoo benchmark --folder dmc32 --status
 """
 
 
@@ -136,3 +155,34 @@ def add_plot(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-published", action="store_true", help="leave the published curves out")
     parser.add_argument("--aggregate", action="store_true", help="also aggregate over tasks and seeds")
     parser.add_argument("--full-return", type=float, default=1_000.0, help="return that aggregates count as 1")
+
+
+def add_benchmark(parser: argparse.ArgumentParser) -> None:
+    """
+    :param parser: parser of ``benchmark``
+    """
+    parser.epilog = BENCHMARK
+    parser.add_argument("--suite", nargs="+", choices=list(SUITES), default=[], help="sets of tasks")
+    parser.add_argument("--tasks", nargs="+", default=[], metavar="ID", help="single tasks, instead or in addition")
+    parser.add_argument("--algo", nargs="+", default=["tdmpc2"], help='methods, or "sac" (default: tdmpc2)')
+    parser.add_argument("--preset", default="", help='reduced preset of the methods, such as "small"; not for sac')
+    parser.add_argument("--seeds", type=int, default=1, help="number of seeds, from 0 on (default: 1)")
+    parser.add_argument(
+        "--frames", type=int, default=100_000, help="simulator frames of a run, see above (default: 100000)"
+    )
+    parser.add_argument(
+        "--eval-frames", type=int, default=10_000, help="simulator frames between evaluations (default: 10000)"
+    )
+    parser.add_argument("--episodes", type=int, default=10, help="episodes of an evaluation (default: 10)")
+    parser.add_argument("--folder", type=Path, default=Path("benchmark"), help="the queue (default: benchmark)")
+    parser.add_argument("--jobs", type=int, help="runs at the same time (default: 1; on Ray as many as it can)")
+    parser.add_argument(
+        "--launcher", choices=("local", "ray"), default="local", help="processes here, or tasks of a Ray cluster"
+    )
+    parser.add_argument("--threads", type=int, default=1, help="threads of a run (default: 1)")
+    parser.add_argument("--device", default="cpu", help="device of the runs (default: cpu)")
+    parser.add_argument("--nice", type=int, default=10, help="niceness that is added to the runs (default: 10)")
+    parser.add_argument("--save-data", action="store_true", help="keep the replay buffers of finished runs")
+    parser.add_argument("--status", action="store_true", help="print the state of the queue and the time left")
+    parser.add_argument("--dry-run", action="store_true", help="print the runs and how long they will take")
+    parser.add_argument("--run", type=Path, metavar="RUN", help="do one run of a queue in this process, and no other")

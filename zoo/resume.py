@@ -38,11 +38,14 @@ from sb3_mpc.common.files import atomic_target, explain_damage
 
 SelfAlgorithm = TypeVar("SelfAlgorithm", bound=WorldModelAlgorithm)
 
-# Attributes of other callbacks that are restored: when they are due, and the results of an EvalCallback or an
-# OverestimationCallback
+# Attributes of other callbacks that are restored: when they are due, and the results of an EvalCallback, an
+# OverestimationCallback or a MeasuredEvaluation
 CALLBACK_STATE = (
     "n_calls",
     "results",
+    "rows",
+    "spent",
+    "resumed",
     "best_mean_reward",
     "last_mean_reward",
     "evaluations_results",

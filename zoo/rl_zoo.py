@@ -204,15 +204,16 @@ def run_program(program: Callable[[], None], name: str, arguments: list[str]) ->
         sys.argv = before
 
 
-def train(arguments: list[str], **options: Any) -> None:
+def train(arguments: list[str], experiment: Callable[..., Experiment] = Experiment, **options: Any) -> None:
     """
     :param arguments: command line of ``rl_zoo3.train``
-    :param options: further arguments of :class:`Experiment`
+    :param experiment: class of the experiment
+    :param options: its further arguments
     """
     register()
     module: Any = rl_zoo3.train
     original = module.ExperimentManager
-    module.ExperimentManager = functools.partial(Experiment, arguments=arguments, **options)
+    module.ExperimentManager = functools.partial(experiment, arguments=arguments, **options)
     try:
         run_program(module.train, "python -m sb3_mpc.zoo train", arguments)
     finally:

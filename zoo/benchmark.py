@@ -1,0 +1,219 @@
+"""Command ``benchmark``: methods on sets of tasks, by the queue of :mod:`sb3_mpc.zoo.queue`."""
+
+import argparse
+import functools
+import itertools
+import re
+import signal
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sb3_mpc import METHODS
+from sb3_mpc.zoo import queue
+from sb3_mpc.zoo.queue import Run
+from sb3_mpc.zoo.tasks import SUITES
+
+
+def main(args: argparse.Namespace) -> None:
+    """
+    :param args: command line
+    """
+    if args.run is not None:
+        work_alone(args.run, args.nice)
+    elif args.status:
+        print_status(args.folder, args.jobs or 1)
+    else:
+        from sb3_mpc.zoo.train import check_options
+
+        check_options(args, seeds=1, frames=1, eval_frames=1, episodes=1, jobs=1, threads=1, nice=0)
+        planned = plan(args)
+        if args.dry_run:
+            print_plan(args.folder, planned, args.jobs or 1)
+        else:
+            for name, settings in planned.items():
+                queue.add(args.folder, name, settings)
+            work(args)
+
+
+def runs_in(folder: Path) -> list[Run]:
+    """
+    :param folder: the queue
+    :return: its runs
+    :raises ValueError: if there are none
+    """
+    runs = queue.runs_of(folder)
+    if not runs:
+        raise ValueError(f"There are no runs in {folder}: which tasks? --suite dmc32, for example.")
+    return runs
+
+
+def work(args: argparse.Namespace) -> None:
+    """
+    Work on the queue until nothing is left to do.
+
+    :param args: command line
+    :raises RuntimeError: if runs have failed
+    """
+    runs, jobs, begin = runs_in(args.folder), args.jobs or 1, functools.partial(queue.start, nice=args.nice)
+    if args.launcher == "ray":
+        from sb3_mpc.zoo import on_ray
+
+        on_ray.connect()
+        # All at once: Ray begins as many as it has processors for
+        jobs, begin = args.jobs or len(runs), functools.partial(on_ray.Task, nice=args.nice)
+    print(f"{sum(run.finished for run in runs)} of {len(runs)} runs are finished; --status tells more", flush=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        failed = queue.work(args.folder, jobs, begin, tell)
+    except KeyboardInterrupt:
+        print("Stopped: the runs have saved, and the same command continues.")
+        sys.exit(128 + signal.SIGINT)
+    held = sum(not run.finished and run.held for run in runs)
+    print(f"{args.folder / 'results.csv'}" + (f"; in work elsewhere: {held}" if held else ""))
+    if failed:
+        names = ", ".join(run.name for run in failed)
+        raise RuntimeError(f"{names} failed {queue.ATTEMPTS} times: see log.txt in {args.folder / 'runs'}.")
+
+
+def tell(run: Run, event: str) -> None:
+    """
+    Print what happens to a run.
+
+    :param run: the run
+    :param event: see :func:`sb3_mpc.zoo.queue.work`
+    """
+    found = f": return {run.rows[-1]['return']}" if event == "finished" else ""
+    where = f", see {run.folder / 'log.txt'}" if event == "failed" else ""
+    print(f"{time.strftime('%H:%M:%S')} {run.name} {event}{found}{where}", flush=True)
+
+
+def work_alone(folder: Path, nice: int) -> None:
+    """
+    Do one run in this process.
+
+    :param folder: its folder
+    :param nice: increase of the niceness of this process
+    :raises FileNotFoundError: if there is no such run
+    """
+    begin, run = time.monotonic(), Run(folder)
+    if not (folder / "run.json").exists():
+        raise FileNotFoundError(f"{folder} is no run of a queue: there is no run.json.")
+    with queue.holding(folder / "lock") as free:
+        if not free:
+            sys.exit(queue.HELD)
+        if not run.finished:
+            queue.be_polite(nice, run.settings["threads"])
+            from sb3_mpc.zoo.trial import execute
+
+            execute(run, begin)
+
+
+def plan(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """
+    :param args: command line
+    :return: settings of the runs that it names, by their names
+    :raises ValueError: if there is no such method, preset or task
+    """
+    tasks = {task: suite for suite in args.suite for task in SUITES[suite]}
+    for task in args.tasks:
+        tasks.setdefault(task, task.partition("/")[0] if "/" in task else "gymnasium")
+    if not tasks:
+        return {}
+    from sb3_mpc.zoo.presets import load_preset
+    from sb3_mpc.zoo.rl_zoo import find_environment
+    from sb3_mpc.zoo.trial import settings_of
+
+    for algo in args.algo:
+        if algo not in [*METHODS, "sac"]:
+            raise ValueError(f'There is no method "{algo}": there are {", ".join(METHODS)}, and "sac".')
+    names = ("frames", "eval_frames", "episodes", "threads", "device", "save_data")
+    common = {name: getattr(args, name) for name in names}
+    found = {}
+    for order, ((task, suite), algo) in enumerate(itertools.product(tasks.items(), args.algo)):
+        find_environment(task)
+        preset = "" if algo == "sac" else args.preset
+        load_preset(algo, task, preset or None)
+        for seed in range(args.seeds):
+            name = "-".join(filter(None, [algo, preset, re.sub("[/:]", "-", task), str(seed)]))
+            found[name] = settings_of(suite, algo, preset, task, seed, order=order, **common)
+    return dict(sorted(found.items(), key=lambda item: (item[1]["seed"], item[1]["order"])))
+
+
+def seconds_per_frame(runs: Sequence[Run], method: str) -> float | None:
+    """
+    :param runs: runs of which some have rows
+    :param method: method, with its preset
+    :return: seconds of training and evaluation per simulator frame, the median over runs; None if nothing is known
+    """
+    known = []
+    for run in runs:
+        rows = run.rows
+        if rows and rows[-1]["method"] == method:
+            last = rows[-1]
+            known.append((float(last["train_wall_s"]) + float(last["eval_wall_s"])) / int(last["frames"]))
+    return statistics.median(known) if known else None
+
+
+def forecast(runs: Sequence[Run], left: Sequence[dict[str, Any]], jobs: int) -> str:
+    """
+    :param runs: runs that rates are taken from
+    :param left: settings of runs to do, of which ``done`` frames are done
+    :param jobs: runs at the same time
+    :return: time left, in words
+    """
+    total, unknown = 0.0, set()
+    for settings in left:
+        rate = seconds_per_frame(runs, settings["method"])
+        if rate is None:
+            unknown.add(settings["method"])
+        else:
+            total += rate * (settings["frames"] - settings.get("done", 0))
+    text = (
+        f"{len(left)} runs left: {total / jobs / 3600:.1f} hours with --jobs {jobs}, by the median of the runs so far"
+    )
+    return text + (f"; without {', '.join(sorted(unknown))}, of which there is no run yet" if unknown else "")
+
+
+def print_plan(folder: Path, planned: dict[str, dict[str, Any]], jobs: int) -> None:
+    """
+    Print what would be done, and how long it would take.
+
+    :param folder: the queue
+    :param planned: settings of runs by their names
+    :param jobs: runs at the same time
+    """
+    runs = queue.runs_of(folder)
+    planned = {run.name: run.settings for run in runs} | planned
+    finished = {run.name for run in runs if run.finished}
+    for name in planned:
+        print(f"{name}{', finished' if name in finished else ''}")
+    print(forecast(runs, [settings for name, settings in planned.items() if name not in finished], jobs))
+
+
+def print_status(folder: Path, jobs: int) -> None:
+    """
+    Print each run with its last evaluation, and the time left.
+
+    :param folder: the queue
+    :param jobs: runs at the same time
+    """
+    runs = runs_in(folder)
+    left = []
+    width = max(len(run.name) for run in runs)
+    counts = dict.fromkeys(("finished", "running", "interrupted", "waiting"), 0)
+    for run in runs:
+        rows, settings = run.rows, run.settings
+        begun = any(run.folder.glob("train/*/*"))
+        state = "finished" if run.finished else "running" if run.held else "interrupted" if begun else "waiting"
+        counts[state] += 1
+        done = int(rows[-1]["frames"]) if rows else 0
+        if not run.finished:
+            left.append({**settings, "done": done})
+        evaluated = f"  {done:>9,} frames  return {float(rows[-1]['return']):8.1f}" if rows else ""
+        print(f"{run.name:<{width}}  {state:<11}{evaluated}".rstrip())
+    print(", ".join(f"{count} {state}" for state, count in counts.items() if count))
+    print(forecast(runs, left, max(jobs, counts["running"])))
