@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import time
 from collections.abc import Callable, Hashable
 from typing import Any, ClassVar
 
@@ -270,10 +271,19 @@ class WorldModelAlgorithm(Collection, Persistence, OffPolicyAlgorithm):
         if self._n_updates == 0 and int(self.pretrain_gradient_steps) > 0:
             if self.verbose > 0:
                 print(f"Seeding finished: {self.pretrain_gradient_steps} updates on the collected transitions follow")
-            self._updates(int(self.pretrain_gradient_steps), batch_size, pretraining=True)
-        self._updates(gradient_steps, batch_size)
+            self._timed_updates(int(self.pretrain_gradient_steps), batch_size, pretraining=True)
+        self._timed_updates(gradient_steps, batch_size)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.policy.set_training_mode(False)
+
+    def _timed_updates(self, count: int, batch_size: int, pretraining: bool = False) -> None:
+        """As :meth:`_updates`; the first ones of a run tell how long it will take."""
+        for part in self._estimate.parts(count) if self._estimate is not None and pretraining else [count]:
+            started = time.perf_counter()
+            self._updates(part, batch_size, pretraining)
+            if self._estimate is not None:
+                self._estimate.updated(part, time.perf_counter() - started)
+                self._tell_estimate()
 
     def _updates(self, count: int, batch_size: int, pretraining: bool = False) -> None:
         """

@@ -64,7 +64,7 @@ class Persistence(OffPolicyAlgorithm):
             self.action_space.seed(seed)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_compiled_update", "_last_plan"]
+        return [*super()._excluded_save_params(), "_compiled_update", "_last_plan", "_estimate"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.model_optimizer", "policy.pi_optimizer"], []
