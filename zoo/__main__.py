@@ -57,6 +57,11 @@ COMMANDS = {
     "convert": Command(
         "convert a zip file to an agent file, or back", "agents:add_convert_arguments", "agents:convert_file"
     ),
+    "doctor": Command(
+        "tell what this machine has, what would be chosen on it, and how long a training takes",
+        "options:add_doctor",
+        "doctor:main",
+    ),
     "bench": Command("measure the speed on this machine", "bench:add_arguments", "bench:main"),
 }
 
@@ -126,7 +131,9 @@ def failed(error: Exception) -> int:
     :return: exit status; the message is printed to stderr
     """
     if isinstance(error, ModuleNotFoundError) and str(error.name).partition(".")[0] in EXTRAS:
-        error = ModuleNotFoundError(f'This command needs {error.name}: pip install "sb3-mpc[zoo,extra]"')
+        error = ModuleNotFoundError(
+            f'This command needs {error.name}: pip install -e ".[zoo,extra]" in your clone of sb3-mpc'
+        )
     print(f"Error: {str(error) or type(error).__name__} (SB3_MPC_TRACEBACK=1 shows where)", file=sys.stderr)
     return 1
 

@@ -136,3 +136,16 @@ def add_plot(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-published", action="store_true", help="leave the published curves out")
     parser.add_argument("--aggregate", action="store_true", help="also aggregate over tasks and seeds")
     parser.add_argument("--full-return", type=float, default=1_000.0, help="return that aggregates count as 1")
+
+
+def add_doctor(parser: argparse.ArgumentParser) -> None:
+    """
+    :param parser: parser of ``doctor``
+    """
+    parser.epilog = (
+        "The times are estimates for TDMPC2: a few plans and updates of each preset are measured on an environment\n"
+        "that costs nothing, without compilation, on the machine as busy as it is. `bench` measures at length."
+    )
+    parser.add_argument("--quick", action="store_true", help="measure nothing and make no environments")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser.add_argument("--device", default="auto", help="device to measure on (default: auto)")

@@ -287,7 +287,7 @@ def test_missing_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     monkeypatch.delitem(sys.modules, "sb3_mpc.zoo.rl_zoo")
     monkeypatch.delattr("sb3_mpc.zoo.rl_zoo")
     assert main(["train", "--algo", "tdmpc2", "--env", "Pendulum-v1"]) == 1
-    assert 'needs rl_zoo3: pip install "sb3-mpc[zoo,extra]"' in capsys.readouterr().err
+    assert 'needs rl_zoo3: pip install -e ".[zoo,extra]" in your clone' in capsys.readouterr().err
 
 
 @pytest.mark.slow
