@@ -81,11 +81,23 @@ def check(suite: Suite) -> bool:
     Test a suite and print whether it works, with the error if not.
 
     :param suite: the suite
-    :return: False if it is installed and does not work; failed rendering is tolerated, since states do not need it
+    :return: False if it is installed and does not work
+    """
+    works, result = examine(suite)
+    print(
+        f"{suite.title}: {result}" if suite.version is None else f"{suite.title} {suite.version}: {result}", flush=True
+    )
+    return works
+
+
+def examine(suite: Suite) -> tuple[bool, str]:
+    """
+    :param suite: the suite
+    :return: False if it is installed and does not work, and what was found; failed rendering is tolerated, since states
+        do not need it
     """
     if suite.version is None:
-        print(f"{suite.title}: not installed: {suite.install}")
-        return True
+        return True, f"not installed: {suite.install}"
     task_id = f"{suite.name}/{suite.sample}"
     try:
         with quiet():
@@ -100,17 +112,16 @@ def check(suite: Suite) -> bool:
                     env.reset()
             speed = steps / (time.perf_counter() - start)
     except Exception as error:
-        print(f"{suite.title} {suite.version}: {task_id} fails: {error}")
-        return False
+        return False, f"{task_id} fails: {error}"
     try:
         with quiet():
             frame: Any = env.render()
         rendering = "renders" if isinstance(frame, np.ndarray) and frame.std() > 0 else "renders only one colour"
     except Exception as error:
         rendering = f"works with states but does not render: {error}"
-    print(f"{suite.title} {suite.version}: {task_id} runs, {speed:.0f} decisions/s; {rendering}", flush=True)
-    env.close()
-    return True
+    with quiet():
+        env.close()
+    return True, f"{task_id} runs, {speed:.0f} decisions/s; {rendering}"
 
 
 @contextlib.contextmanager

@@ -46,7 +46,7 @@ SUITE = Suite(
     package="humanoid_bench",
     distribution="humanoid-bench",
     install=(
-        'pip install "sb3-mpc[dmc]" && git clone https://github.com/carlosferrazza/humanoid-bench '
+        'pip install -e ".[dmc]" in your clone of sb3-mpc; git clone https://github.com/carlosferrazza/humanoid-bench '
         "&& pip install --no-deps -e humanoid-bench"
     ),
     metric="return, and success: return >= the task's bar",

@@ -45,7 +45,9 @@ def record_video(
     if episodes < 1:
         raise ValueError(f"episodes must be at least 1, but is {episodes}.")
     if find_spec("moviepy") is None:
-        raise gym.error.DependencyNotInstalled('Videos need moviepy: pip install "sb3-mpc[extra]"')
+        raise gym.error.DependencyNotInstalled(
+            'Videos need moviepy: pip install -e ".[extra]" in your clone of sb3-mpc'
+        )
     folder = Path(folder)
     name = name or env_id.rpartition(":")[2].replace("/", "-")
     env = gym.make(env_id, render_mode="rgb_array", **env_kwargs)

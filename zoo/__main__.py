@@ -62,6 +62,11 @@ COMMANDS = {
         "options:add_benchmark",
         "benchmark:main",
     ),
+    "doctor": Command(
+        "tell what this machine has, what would be chosen on it, and how long a training takes",
+        "options:add_doctor",
+        "doctor:main",
+    ),
     "bench": Command("measure the speed on this machine", "bench:add_arguments", "bench:main"),
 }
 
@@ -131,9 +136,11 @@ def failed(error: Exception) -> int:
     :return: exit status; the message is printed to stderr
     """
     if isinstance(error, ModuleNotFoundError) and error.name == "ray":
-        error = ModuleNotFoundError('--launcher ray needs Ray: pip install "sb3-mpc[ray]"')
+        error = ModuleNotFoundError('--launcher ray needs Ray: pip install -e ".[ray]" in your clone of sb3-mpc')
     elif isinstance(error, ModuleNotFoundError) and str(error.name).partition(".")[0] in EXTRAS:
-        error = ModuleNotFoundError(f'This command needs {error.name}: pip install "sb3-mpc[zoo,extra]"')
+        error = ModuleNotFoundError(
+            f'This command needs {error.name}: pip install -e ".[zoo,extra]" in your clone of sb3-mpc'
+        )
     print(f"Error: {str(error) or type(error).__name__} (SB3_MPC_TRACEBACK=1 shows where)", file=sys.stderr)
     return 1
 

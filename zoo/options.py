@@ -186,3 +186,16 @@ def add_benchmark(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--status", action="store_true", help="print the state of the queue and the time left")
     parser.add_argument("--dry-run", action="store_true", help="print the runs and how long they will take")
     parser.add_argument("--run", type=Path, metavar="RUN", help="do one run of a queue in this process, and no other")
+
+
+def add_doctor(parser: argparse.ArgumentParser) -> None:
+    """
+    :param parser: parser of ``doctor``
+    """
+    parser.epilog = (
+        "The times are estimates for TDMPC2: a few plans and updates of each preset are measured on an environment\n"
+        "that costs nothing, without compilation, on the machine as busy as it is. `bench` measures at length."
+    )
+    parser.add_argument("--quick", action="store_true", help="measure nothing and make no environments")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser.add_argument("--device", default="auto", help="device to measure on (default: auto)")

@@ -1,8 +1,14 @@
-"""Presets: the hyper-parameters of each method for each environment, ``presets/<algo>.yml``."""
+"""
+Presets: the hyper-parameters of each method for each environment, ``presets/<algo>.yml``, and the reduced ones of its
+class, which override them.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import sb3_mpc
+from sb3_mpc.common.presets import find_preset, schedule
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -33,18 +39,17 @@ def _of_gymnasium(env_id: str) -> bool:
     return env_id in gym.registry and str(gym.registry[env_id].entry_point).startswith("gymnasium.envs")
 
 
-def reduced(entries: Mapping[str, Any], name: str | None) -> dict[str, Any]:
+def reduced(algo: str, entries: Mapping[str, Any], name: str | None) -> dict[str, Any]:
     """
-    :param entries: content of a file of presets
+    :param algo: key of a method
+    :param entries: content of a file of presets, which may be the user's, with further presets
     :param name: value of ``--preset``, None if it is not given
     :return: settings that override those of the environment
-    :raises ValueError: if there is no such entry
+    :raises ValueError: if there is no such preset
     """
     if name is None:
         return {}
-    if name not in entries:
-        raise ValueError(f'There is no preset "{name}": "cpu" and "small" are two, or give single settings by -params.')
-    return dict(entries[name])
+    return dict(entries[name]) if name in entries else find_preset(sb3_mpc.ALGORITHMS[algo].presets, name)
 
 
 def load_preset(algo: str, env_id: str, preset: str | None = None) -> dict[str, Any]:
@@ -55,11 +60,7 @@ def load_preset(algo: str, env_id: str, preset: str | None = None) -> dict[str, 
     :return: arguments of the class, and ``policy``, ``n_timesteps``, ``n_envs`` and so on of rl_zoo3
     """
     import yaml
-    from stable_baselines3.common.utils import LinearSchedule
 
     entries = yaml.safe_load(preset_file(algo).read_text())
-    settings = {**entries[preset_key(entries, env_id)], **reduced(entries, preset)}
-    rate = str(settings.get("learning_rate"))
-    if rate.startswith("lin_"):  # rl_zoo3's name for a rate that falls to zero
-        settings["learning_rate"] = LinearSchedule(float(rate.removeprefix("lin_")), 0.0, 1.0)
-    return settings
+    settings = {**entries[preset_key(entries, env_id)], **reduced(algo, entries, preset)}
+    return {name: schedule(value) if name == "learning_rate" else value for name, value in settings.items()}

@@ -116,7 +116,7 @@ class Experiment(ExperimentManager):
         entries = yaml.safe_load(Path(self.config).read_text())
         # rl_zoo3 looks for the id alone
         env_name, self.env_name = self.env_name, EnvironmentName(preset_key(entries, self.env_name.gym_id))
-        self.custom_hyperparams = {**reduced(entries, self.preset), **(self.custom_hyperparams or {})}
+        self.custom_hyperparams = {**reduced(self.algo, entries, self.preset), **(self.custom_hyperparams or {})}
         try:
             return super().read_hyperparameters()
         finally:

@@ -37,7 +37,7 @@ from sb3_mpc.common.planning.planner import MPPIPlanner
 
 # Arguments that belong to the machine or to the training run, not to the agent
 NOT_KEPT = {"policy", "env", "expert", "action_noise", "replay_buffer_class", "replay_buffer_kwargs", "device"}
-NOT_KEPT |= {"stats_window_size", "tensorboard_log", "verbose", "_init_setup_model"}
+NOT_KEPT |= {"stats_window_size", "tensorboard_log", "verbose", "preset", "_init_setup_model"}
 STATISTICS = "vec_normalize/"  # prefix of the tensors that do not belong to the policy
 
 

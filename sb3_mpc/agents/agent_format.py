@@ -116,7 +116,7 @@ def _check(path: str | Path, metadata: dict[str, str] | None) -> dict[str, Any]:
     if number > FORMAT:
         raise ValueError(
             f"{path} has format version {number}, and sb3_mpc {sb3_mpc.__version__} reads up to {FORMAT}: "
-            "pip install --upgrade sb3-mpc"
+            "update sb3-mpc, by git pull in your clone of it."
         )
     environment = card.get("environment") or {"id": ""}
     env_id = environment.get("id") if isinstance(environment, dict) else None

@@ -17,6 +17,7 @@ from sb3_mpc.common.networks.losses import UpdateNoise, temporal_weights, time_s
 from sb3_mpc.common.planning.plan import Plan, PlanNoise
 from sb3_mpc.common.policies.multitask import MultitaskWorldModelPolicy
 from sb3_mpc.common.policies.world_model_policy import WorldModelPolicy
+from sb3_mpc.common.presets import takes_preset
 
 SelfBMPC = TypeVar("SelfBMPC", bound="BMPC")
 
@@ -64,6 +65,7 @@ class BMPC(WorldModelAlgorithm):
     )
     trains_policy_in_pretraining: ClassVar[bool] = False
 
+    @takes_preset
     def __init__(
         self,
         policy: str | type[WorldModelPolicy],
@@ -82,6 +84,7 @@ class BMPC(WorldModelAlgorithm):
         optimize_memory_usage: bool = False,
         n_steps: int = 1,
         *,
+        preset: str | None = None,
         horizon: int = 3,
         rho: float = 0.5,
         consistency_coef: float = 20.0,

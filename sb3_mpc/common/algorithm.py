@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import time
 from collections.abc import Callable, Hashable
 from typing import Any, ClassVar
 
@@ -38,6 +39,7 @@ from sb3_mpc.common.persistence import Persistence
 from sb3_mpc.common.planning.plan import Plan
 from sb3_mpc.common.policies.multitask import MultitaskWorldModelPolicy
 from sb3_mpc.common.policies.world_model_policy import CnnPolicy, MultiInputPolicy, WorldModelPolicy
+from sb3_mpc.common.presets import PRESETS, complete, find_preset, takes_preset
 
 # Random steps before the first update: 5 episodes, at least 1000 (official code)
 SEED_EPISODES, MIN_SEED_STEPS = 5, 1000
@@ -118,6 +120,7 @@ class WorldModelAlgorithm(Collection, Persistence, OffPolicyAlgorithm):
 
     # -- Construction --------------------------------------------------------------------------------------------------
 
+    @takes_preset
     def __init__(
         self,
         policy: str | type[WorldModelPolicy],
@@ -136,6 +139,7 @@ class WorldModelAlgorithm(Collection, Persistence, OffPolicyAlgorithm):
         optimize_memory_usage: bool = False,
         n_steps: int = 1,
         *,
+        preset: str | None = None,
         horizon: int = 3,
         rho: float = 0.5,
         consistency_coef: float = 20.0,
@@ -196,6 +200,7 @@ class WorldModelAlgorithm(Collection, Persistence, OffPolicyAlgorithm):
             sde_support=False,
             supported_action_spaces=(spaces.Box,),
         )
+        self.preset = preset
         self.horizon, self.rho = horizon, rho
         self.consistency_coef, self.reward_coef, self.value_coef = consistency_coef, reward_coef, value_coef
         self.termination_coef, self.entropy_coef = termination_coef, entropy_coef
@@ -310,10 +315,19 @@ class WorldModelAlgorithm(Collection, Persistence, OffPolicyAlgorithm):
             if self._n_updates == 0 and int(self.pretrain_gradient_steps) > 0:
                 if self.verbose > 0:
                     print(f"Seeding finished: {self.pretrain_gradient_steps} updates on the collected data follow")
-                self._updates(int(self.pretrain_gradient_steps), batch_size, pretraining=True)
-            self._updates(gradient_steps, batch_size)
+                self._timed_updates(int(self.pretrain_gradient_steps), batch_size, pretraining=True)
+            self._timed_updates(gradient_steps, batch_size)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.policy.set_training_mode(False)
+
+    def _timed_updates(self, count: int, batch_size: int, pretraining: bool = False) -> None:
+        """As :meth:`_updates`; the first ones of a run tell how long it will take."""
+        for part in self._estimate.parts(count) if self._estimate is not None and pretraining else [count]:
+            started = time.perf_counter()
+            self._updates(part, batch_size, pretraining)
+            if self._estimate is not None:
+                self._estimate.updated(part, time.perf_counter() - started)
+                self._tell_estimate()
 
     def _updates(self, count: int, batch_size: int, pretraining: bool = False) -> None:
         """
@@ -448,6 +462,7 @@ class WorldModelAlgorithm(Collection, Persistence, OffPolicyAlgorithm):
         "MultitaskPolicy": MultitaskWorldModelPolicy,
     }
     policy_defaults: ClassVar[dict[str, Any]] = {}  # arguments of the policy whose defaults the method changes
+    presets: ClassVar[dict[str, dict[str, Any]]] = PRESETS  # in rl_zoo3's format
     buffer_class: ClassVar[type[SequenceReplayBuffer]] = SequenceReplayBuffer  # or one derived from it
     trains_policy_in_pretraining: ClassVar[bool] = True  # whether the updates on the seeding data train the policy
     # Attributes, plain values, that an agent file keeps besides the arguments and the policy's tensors
@@ -459,6 +474,16 @@ class WorldModelAlgorithm(Collection, Persistence, OffPolicyAlgorithm):
             ("learning_starts", "pretrain_gradient_steps", "temperature", "min_std", "max_grad_norm"), (0,)
         ),
     }
+
+    @classmethod
+    def preset_arguments(cls, name: str, given: dict[str, Any]) -> dict[str, Any]:
+        """
+        :param name: one of :attr:`presets`
+        :param given: arguments that the user gives, which win
+        :return: arguments that the preset adds, and ``policy_kwargs``, which are merged key by key
+        :raises ValueError: if there is no such preset
+        """
+        return complete(find_preset(cls.presets, name), given)
 
     def value_target(self, next_z: th.Tensor, batch: SequenceBatch, noise: UpdateNoise) -> th.Tensor:
         """

@@ -2,6 +2,7 @@
 
 import os
 import time
+import warnings
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,18 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.type_aliases import MaybeCallback, RolloutReturn, TrainFrequencyUnit
+from stable_baselines3.common.type_aliases import MaybeCallback, RolloutReturn
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_mpc.common.buffers.plan_buffer import PlanReplayBuffer
 from sb3_mpc.common.buffers.sequence_buffer import SequenceReplayBuffer
 from sb3_mpc.common.checks.data import check_finite_observation, check_observation_shape, raised_by_sb3
+from sb3_mpc.common.estimate import (
+    SECONDS_WORTH_COMPILING,
+    SECONDS_WORTH_SAYING,
+    RunEstimate,
+    number_of_updates,
+)
 from sb3_mpc.common.execution.acceleration import choose_acceleration, is_large
 from sb3_mpc.common.execution.processor import choose_threads
 from sb3_mpc.common.planning.plan import Plan
@@ -35,6 +42,8 @@ class Collection(OffPolicyAlgorithm):
     replay_buffer: SequenceReplayBuffer
     episodic: bool | str
     compile: bool | str
+    preset: str | None
+    pretrain_gradient_steps: int | str
 
     def forget_compiled(self) -> None:
         """Discard compiled functions; called whenever networks are replaced or added."""
@@ -60,6 +69,7 @@ class Collection(OffPolicyAlgorithm):
         self._last_plan: Plan | None = None
         self._plan_seconds = 0.0
         self._threads: int | None = None
+        self._estimate: RunEstimate | None = None
 
     def _setup_learn(
         self,
@@ -80,18 +90,63 @@ class Collection(OffPolicyAlgorithm):
         if self._last_obs is not None:
             check_finite_observation(self._last_obs, "returned by reset()", batched=True)
         self._accelerate(result[0])
+        self._estimate = self._start_estimate(result[0]) if self.verbose > 0 or not progress_bar else None
         return result
+
+    def _start_estimate(self, decisions: int) -> RunEstimate:
+        """
+        :param decisions: number of decisions of the whole run, past ones included
+        :return: estimate of the time that this call of ``learn`` takes
+        """
+        left, planned = (max(0, decisions - done) for done in (self.num_timesteps, self._first_planned()))
+        updates = number_of_updates(planned, self.n_envs, self.train_freq, self.gradient_steps)  # type: ignore[arg-type]
+        updates += int(self.pretrain_gradient_steps) if self._n_updates == 0 else 0
+        steps, plans = left // self.n_envs, planned // self.n_envs
+        return RunEstimate(steps, plans, updates, self.policy.acceleration.compiles)
+
+    def _first_planned(self) -> int:
+        return max(self.num_timesteps, int(self.learning_starts))
+
+    def _tell_estimate(self) -> None:
+        """
+        Say once in a call of ``learn`` how long it will take, if that is more than a few minutes. With ``verbose=0`` it
+        is a warning, unless there is a progress bar: it would be long before there is any other sign of it.
+        """
+        if self._estimate is None or (seconds := self._estimate.remaining()) is None:
+            return
+        estimate, self._estimate = self._estimate, None
+        if seconds < SECONDS_WORTH_SAYING:
+            return
+        sentence = estimate.sentence(self._ways_to_shorten(seconds))
+        if self.verbose > 0:
+            print(sentence)
+        else:
+            warnings.warn(sentence, stacklevel=2)
+
+    def _ways_to_shorten(self, seconds: float) -> list[str]:
+        """
+        :param seconds: length of the run
+        :return: arguments that would make it shorter
+        """
+        reduced = {None: 'preset="small" for easy tasks or preset="cpu"', "cpu": 'preset="small" for easy tasks'}
+        many = self.gradient_steps < 0 or self.gradient_steps >= self.train_freq.frequency * self.n_envs  # type: ignore[union-attr]
+        compilable = self.compile == "auto" and not self.policy.acceleration.compiles
+        ways = {
+            reduced.get(self.preset, ""): self.preset in reduced,
+            "several environments by make_vec_env": self.n_envs == 1,
+            "fewer updates by train_freq=2": many,
+            "compile=True": compilable and seconds >= SECONDS_WORTH_COMPILING,
+        }
+        return [way for way, helps in ways.items() if helps]
 
     def _accelerate(self, decisions: int) -> None:
         """
         :param decisions: number of decisions of the whole run, past ones included, so that a resumed run computes as
             before
         """
-        plans, updates = decisions // self.n_envs, decisions
-        if self.gradient_steps >= 0:  # -1 stands for one update per decision
-            frequency, unit = self.train_freq  # type: ignore[misc]
-            updates = self.gradient_steps * plans // frequency if unit == TrainFrequencyUnit.STEP else 0
-        chosen = choose_acceleration(self.compile, self.policy.world_model, self.device, plans + updates)
+        updates = number_of_updates(decisions, self.n_envs, self.train_freq, self.gradient_steps)  # type: ignore[arg-type]
+        calls = decisions // self.n_envs + updates
+        chosen = choose_acceleration(self.compile, self.policy.world_model, self.device, calls)
         if self.policy.acceleration.compiles:  # already compiled, at no further cost
             chosen = chosen._replace(compiles=True)
         if self.compile is not False and self.device.type == "cpu":
@@ -135,6 +190,9 @@ class Collection(OffPolicyAlgorithm):
             actions = plan.action.cpu().numpy().reshape(n_envs, *self.action_space.shape)  # type: ignore[misc]
             self._plan_state = (plan.mean.cpu().numpy(),)
             self._last_plan, self._plan_seconds = plan, time.perf_counter() - started
+            if self._estimate is not None:
+                self._estimate.planned(self._plan_seconds)
+                self._tell_estimate()
         if action_noise is not None:
             actions = np.clip(actions + action_noise(), -1, 1).astype(np.float32)
         return self.policy.to_env_actions(actions), actions

@@ -64,7 +64,7 @@ class Persistence(OffPolicyAlgorithm):
             self.action_space.seed(seed)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_compiled", "_last_plan"]
+        return [*super()._excluded_save_params(), "_compiled", "_last_plan", "_estimate"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.model_optimizer", "policy.pi_optimizer"], []
@@ -129,8 +129,10 @@ class Persistence(OffPolicyAlgorithm):
         :param force_reset: whether training starts with a reset
         :param kwargs: arguments to change
         :return: the model
-        :raises ValueError: if the file is damaged, or the spaces of the environment differ
+        :raises ValueError: if the file is damaged, the spaces of the environment differ, or a preset is given
         """
+        if "preset" in kwargs:
+            raise ValueError("A preset is for new agents, load() keeps the saved settings: leave preset out.")
         saved_by = _read_method(path)
         if saved_by not in (None, _method_name(cls)):
             raise ValueError(f"{path} was saved by {saved_by}, not by {_method_name(cls)}: use {saved_by}.load().")

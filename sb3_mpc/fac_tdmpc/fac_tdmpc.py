@@ -30,6 +30,7 @@ from sb3_mpc.common.files import explain_damage
 from sb3_mpc.common.networks.losses import temporal_weights, time_slice
 from sb3_mpc.common.policies.multitask import MultitaskWorldModelPolicy
 from sb3_mpc.common.policies.world_model_policy import WorldModelPolicy
+from sb3_mpc.common.presets import PRESETS, takes_preset
 from sb3_mpc.fac_tdmpc.distillation import expert_scores, imitation_loss, ranking_loss, student_scores
 from sb3_mpc.fac_tdmpc.policies import FactoredCnnPolicy, FactoredMultiInputPolicy, FactoredPolicy
 from sb3_mpc.tdmpc2.tdmpc2 import TDMPC2
@@ -38,6 +39,8 @@ SelfFacTDMPC = TypeVar("SelfFacTDMPC", bound="FacTDMPC")
 
 MAX_DISTILL_STEPS = 100_000  # the paper's number
 LOG_EVERY = 1_000  # updates
+# Sizes of the student in the preset "small"
+STUDENT_OF_SMALL = dict(student_latent_dim=384, student_net_arch=[64, 64])
 # Settings that the student takes from a given expert
 SHARED_SETTINGS = ("gamma", "horizon", "batch_size", "num_samples", "num_elites", "num_pi_trajs", "temperature")
 
@@ -122,6 +125,15 @@ class FacTDMPC(TDMPC2):
         "_expert_given",
         "_distill_seed",
     )
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "cpu": {**PRESETS["cpu"], "distill_steps": "auto"},
+        "small": {
+            **PRESETS["small"],
+            # A share of so small an expert would be too small for the groups of the student
+            "policy_kwargs": {**PRESETS["small"]["policy_kwargs"], **STUDENT_OF_SMALL},
+            **dict(distill_steps=10_000, distill_batch_size=64, distill_learning_rate=0.001),
+        },
+    }
     ranges: ClassVar[dict[str, tuple[float, ...]]] = {
         **TDMPC2.ranges,
         "distill_steps": (0,),
@@ -132,6 +144,7 @@ class FacTDMPC(TDMPC2):
     }
     policy: FactoredPolicy
 
+    @takes_preset
     def __init__(
         self,
         policy: str | type[WorldModelPolicy],
@@ -150,6 +163,7 @@ class FacTDMPC(TDMPC2):
         optimize_memory_usage: bool = False,
         n_steps: int = 1,
         *,
+        preset: str | None = None,
         horizon: int | None = None,
         rho: float = 0.5,
         consistency_coef: float = 20.0,
@@ -221,6 +235,16 @@ class FacTDMPC(TDMPC2):
             if arguments[name] is None:
                 arguments[name] = self._shared_setting(name)
         super().__init__(**arguments)
+
+    @classmethod
+    def preset_arguments(cls, name: str, given: dict[str, Any]) -> dict[str, Any]:
+        """As in the base class; with a given expert, what concerns the student and its distillation alone."""
+        arguments = super().preset_arguments(name, given)
+        if given.get("expert") is None:
+            return arguments
+        own = given.get("policy_kwargs") or {}
+        sizes = {k: v for k, v in arguments["policy_kwargs"].items() if k in own or k.startswith("student_")}
+        return {k: v for k, v in arguments.items() if k.startswith("distill_")} | {"policy_kwargs": sizes}
 
     def _shared_setting(self, name: str) -> Any:
         """:return: value of an argument that is None: the given expert's, or else TD-MPC2's default"""

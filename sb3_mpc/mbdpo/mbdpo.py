@@ -13,6 +13,7 @@ from sb3_mpc.common.buffers.batch import SequenceBatch
 from sb3_mpc.common.networks.layers import draw_members
 from sb3_mpc.common.networks.losses import UpdateNoise
 from sb3_mpc.common.policies.world_model_policy import WorldModelPolicy
+from sb3_mpc.common.presets import PRESETS, takes_preset
 from sb3_mpc.mbdpo.planner import DiffusionPlanner
 from sb3_mpc.tdmpc2.tdmpc2 import TDMPC2
 
@@ -68,6 +69,11 @@ class MBDPO(TDMPC2):
         for each next state, which is too slow without a score network
     """
 
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        # The 19 denoising steps stay: fewer would change the noise they begin with
+        "cpu": dict(policy_kwargs=dict(model_size=1), num_samples=128, num_elites=16),
+        "small": {**PRESETS["small"], "iterations": 8},  # more than MPPI: the diffusion needs small steps
+    }
     ranges: ClassVar[dict[str, tuple[float, ...]]] = {
         **TDMPC2.ranges,
         **dict(contrastive_momentum=(0, 1), contrastive_clip=(0,), exploration_std=(0,), init_noise=(0,)),
@@ -75,6 +81,7 @@ class MBDPO(TDMPC2):
     }
     policy_defaults: ClassVar[dict[str, Any]] = dict(planner_class=DiffusionPlanner)
 
+    @takes_preset
     def __init__(
         self,
         policy: str | type[WorldModelPolicy],
@@ -93,6 +100,7 @@ class MBDPO(TDMPC2):
         optimize_memory_usage: bool = False,
         n_steps: int = 1,
         *,
+        preset: str | None = None,
         horizon: int = 3,
         rho: float = 0.5,
         consistency_coef: float = 20.0,

@@ -38,6 +38,9 @@ class TDMPC2(WorldModelAlgorithm):
     :param replay_buffer_kwargs: arguments of the replay buffer
     :param optimize_memory_usage: has no effect, observations are never stored twice
     :param n_steps: must be 1
+    :param preset: "small" (easy tasks, 0.2M parameters) or "cpu" (1M parameters) instead of the paper's settings.
+        Arguments that are given, too, win, ``policy_kwargs`` key by key. Updates per decision are those of the preset,
+        however many environments there are
     :param horizon: length H of plans and of training windows
     :param rho: weight of step t in the losses is ``rho ** t``
     :param consistency_coef: weight of the latent consistency loss

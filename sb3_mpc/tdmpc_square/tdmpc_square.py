@@ -14,6 +14,7 @@ from sb3_mpc.common.buffers.plan_buffer import PlanReplayBuffer
 from sb3_mpc.common.networks.gaussian import LOG_SQRT_2PI, gaussian_log_prob, squash_correction
 from sb3_mpc.common.networks.losses import UpdateNoise, temporal_weights
 from sb3_mpc.common.policies.world_model_policy import WorldModelPolicy
+from sb3_mpc.common.presets import takes_preset
 from sb3_mpc.tdmpc2.tdmpc2 import TDMPC2
 
 SelfTDMPCSquare = TypeVar("SelfTDMPCSquare", bound="TDMPCSquare")
@@ -59,6 +60,7 @@ class TDMPCSquare(TDMPC2):
     buffer_class = PlanReplayBuffer
     constraint_scalings: ClassVar[tuple[str, ...]] = ("code", "readme", "paper")
 
+    @takes_preset
     def __init__(
         self,
         policy: str | type[WorldModelPolicy],
@@ -77,6 +79,7 @@ class TDMPCSquare(TDMPC2):
         optimize_memory_usage: bool = False,
         n_steps: int = 1,
         *,
+        preset: str | None = None,
         horizon: int = 3,
         rho: float = 0.5,
         consistency_coef: float = 20.0,

@@ -271,7 +271,7 @@ def test_rewritten_card_alone_is_accepted(agent: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        (dict(format=2), "format version 2, .* reads up to 1: pip install --upgrade"),
+        (dict(format=2), "format version 2, .* reads up to 1: update sb3-mpc, by git pull"),
         (dict(format="1"), "unknown format version"),
         (dict(format=0), "unknown format version"),
         (dict(algorithm="os.system"), "'os.system', which this sb3_mpc does not have: it has tdmpc2"),

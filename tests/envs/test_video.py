@@ -98,5 +98,5 @@ def test_bad_input(monkeypatch, tmp_path):
     with pytest.raises(ValueError, match="episodes must be at least 1, but is 0"):
         record_video(model, "dmc/cartpole-swingup-v0", tmp_path, episodes=0)
     monkeypatch.setattr("sb3_mpc.envs.video.find_spec", lambda _: None)
-    with pytest.raises(gym.error.DependencyNotInstalled, match=r'pip install "sb3-mpc\[extra\]"'):
+    with pytest.raises(gym.error.DependencyNotInstalled, match=r'pip install -e "\.\[extra\]" in your clone'):
         record_video(model, "dmc/cartpole-swingup-v0", tmp_path)

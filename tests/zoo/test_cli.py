@@ -49,8 +49,8 @@ def build(algo: str, preset: dict[str, Any], env: Any = None) -> WorldModelAlgor
 def test_presets(algo: str) -> None:
     """Every entry is made of arguments of the class, and every registered id finds one."""
     entries = yaml.safe_load(preset_file(algo).read_text())
-    for name in entries:
-        preset = {**entries["default"], **entries[name]}
+    for name in (*entries, *sb3_mpc.ALGORITHMS[algo].presets):
+        preset = load_preset(algo, name) if name in entries else load_preset(algo, "dmc/walker-walk-v0", name)
         build(algo, preset)
         assert preset["n_timesteps"] > 0 and preset["policy"] in ("MlpPolicy", "CnnPolicy")
         if "/" in name or name[0].isupper():
@@ -289,7 +289,7 @@ def test_missing_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     monkeypatch.delitem(sys.modules, "sb3_mpc.zoo.rl_zoo")
     monkeypatch.delattr("sb3_mpc.zoo.rl_zoo")
     assert main(["train", "--algo", "tdmpc2", "--env", "Pendulum-v1"]) == 1
-    assert 'needs rl_zoo3: pip install "sb3-mpc[zoo,extra]"' in capsys.readouterr().err
+    assert 'needs rl_zoo3: pip install -e ".[zoo,extra]" in your clone' in capsys.readouterr().err
 
 
 @pytest.mark.slow
