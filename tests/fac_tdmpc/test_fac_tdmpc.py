@@ -399,3 +399,22 @@ def test_policy_prior_does_not_slow_the_model_down(expert: Any) -> None:
         results.append([p for n, p in model.policy.student.named_parameters() if not n.startswith("prior_net")])
     for one, other in zip(*results, strict=True):
         th.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_groups_policies_propose_plans(three: Any) -> None:
+    """Where all other sequences are worse, the plan is what they propose."""
+    planner, model = three.policy.student_planner, three.policy.student
+    z = model.encode(th.randn(2, 4))
+    noise = planner.draw(1, th.Generator().manual_seed(0), explore=False)  # shared by both environments
+    assert noise.proposals.shape == (planner.horizon, 2, planner.num_pi_trajs, 2)
+    proposals = planner.propose(model.split(z), noise.proposals.repeat_interleave(2, dim=1))
+    mean, log_std = model.prior(model.split(z).unsqueeze(1))
+    first = (mean + noise.proposals.repeat_interleave(2, dim=1)[0] * log_std.exp()).clamp(-1, 1)
+    th.testing.assert_close(proposals[0], first)
+    planner.evaluate = lambda z, actions, *_: -1e3 * (actions - proposals[:, :, :1]).abs().sum((0, 3))
+    try:
+        plan = planner.plan(z, th.zeros(2, planner.horizon, 3), noise)
+    finally:
+        del planner.evaluate
+    wanted = model.groups.join(proposals[:, :, 0].movedim(0, 1)[:, 0])
+    th.testing.assert_close(plan.action, wanted, rtol=0, atol=0.2)
