@@ -38,8 +38,8 @@ from sb3_mpc.common.files import atomic_target, explain_damage
 
 SelfAlgorithm = TypeVar("SelfAlgorithm", bound=WorldModelAlgorithm)
 
-# Attributes of other callbacks that are restored: when they are due, and the results of an EvalCallback or an
-# OverestimationCallback
+# Attributes of other callbacks that are restored: when they are due, and the results of an EvalCallback or a
+# Measurement
 CALLBACK_STATE = (
     "n_calls",
     "results",
