@@ -38,8 +38,8 @@ from sb3_mpc.common.files import atomic_target, explain_damage
 
 SelfAlgorithm = TypeVar("SelfAlgorithm", bound=WorldModelAlgorithm)
 
-# Attributes of other callbacks that are restored: when they are due, and the results of an EvalCallback, an
-# OverestimationCallback or a MeasuredEvaluation
+# Attributes of other callbacks that are restored: when they are due, and the results of an EvalCallback, a
+# Measurement or a MeasuredEvaluation
 CALLBACK_STATE = (
     "n_calls",
     "results",

@@ -63,11 +63,11 @@ class Measure(BaseCallback):
         if self.num_timesteps % self.every < self.model.n_envs and self.num_timesteps > self.model.learning_starts:  # type: ignore[attr-defined]
             returns, _ = evaluate_policy(self.model, self.env, EPISODES, return_episode_rewards=True)
             network, _ = evaluate_policy(self.model.actor, self.env, EPISODES)  # type: ignore[attr-defined]
-            value, mc_return = self.overestimation.measure()
+            found = self.overestimation.measure()
             frames = self.num_timesteps * self.action_repeat
             row = dict(self.run, decisions=self.num_timesteps, frames=frames)
             row |= {"return": np.mean(returns), "std": np.std(returns), "network": network}
-            append({**row, "value": value, "mc_return": mc_return}, self.output)
+            append({**row, "value": found["value"], "mc_return": found["mc_return"]}, self.output)
         return True
 
 
