@@ -21,6 +21,7 @@ from sb3_mpc.common.buffers.batch import SequenceBatch
 from sb3_mpc.common.buffers.her import HINDSIGHT_BUFFERS
 from sb3_mpc.common.buffers.sequence_buffer import SequenceReplayBuffer
 from sb3_mpc.common.checks.arguments import (
+    Absent,
     check_action_space,
     check_keywords,
     check_no_unknown_arguments,
@@ -29,6 +30,7 @@ from sb3_mpc.common.checks.arguments import (
     known_arguments,
     make_env,
     warn_of_changes,
+    without_defaults_of_sac,
 )
 from sb3_mpc.common.checks.data import check_finite_losses
 from sb3_mpc.common.collection import Collection
@@ -117,6 +119,9 @@ class WorldModelAlgorithm(Collection, Persistence, OffPolicyAlgorithm):
     Data collection is in :mod:`sb3_mpc.common.collection`, saving and loading in :mod:`sb3_mpc.common.persistence`. The
     arguments are described in :class:`sb3_mpc.TDMPC2`.
     """
+
+    log_ent_coef = Absent("the weight of the entropy is entropy_coef, a constant")
+    ent_coef_optimizer = Absent("the weight of the entropy is entropy_coef, a constant that is not learned")
 
     # -- Construction --------------------------------------------------------------------------------------------------
 
@@ -224,7 +229,10 @@ class WorldModelAlgorithm(Collection, Persistence, OffPolicyAlgorithm):
             check_range(name, getattr(self, name), *limits)
         check_policy_class(self.policy_class, WorldModelPolicy, type(self).__name__)
         check_keywords(
-            "policy_kwargs", self.policy_class, self.policy_kwargs, ("observation_space", "action_space", "lr_schedule")
+            "policy_kwargs",
+            self.policy_class,
+            without_defaults_of_sac(self.policy_class, self.policy_kwargs),
+            ("observation_space", "action_space", "lr_schedule"),
         )
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
@@ -569,7 +577,8 @@ class WorldModelAlgorithm(Collection, Persistence, OffPolicyAlgorithm):
             running_scale_tau=self.tau,
             planner_kwargs=self.planner_arguments(),
         )
-        return {**self.policy_defaults, **arguments, **self.policy_kwargs}
+        given = without_defaults_of_sac(self.policy_class, self.policy_kwargs)
+        return {**self.policy_defaults, **arguments, **given}
 
     def forget_compiled(self) -> None:
         """Discard compiled functions; called whenever networks are replaced or added."""

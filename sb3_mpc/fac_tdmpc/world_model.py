@@ -149,7 +149,8 @@ class FactoredWorldModel(nn.Module):
         :param z: latent states ``[E, G * m]``
         :return: blocks of the groups ``[G * E, m]``
         """
-        return th.cat(z.chunk(self.groups.num_groups, dim=-1))
+        block = z.shape[-1] // self.groups.num_groups
+        return th.cat([z[..., i * block : (i + 1) * block] for i in range(self.groups.num_groups)])
 
     def apply_groups(self, network: nn.Module, x: th.Tensor) -> th.Tensor:
         """
@@ -189,16 +190,19 @@ class FactoredWorldModel(nn.Module):
         :param z: blocks of latent states ``[G * E, N, m]``
         :return: mean in [-1, 1] and log standard deviation of the groups' policies, both ``[G * E, N, a]``
         """
-        mean, raw = self.apply_groups(self.prior_net, z).chunk(2, dim=-1)
+        out = self.apply_groups(self.prior_net, z)
+        mean, raw = out[..., : self.groups.width], out[..., self.groups.width :]
         return th.tanh(mean), bound_log_std(raw, LOG_STD_MIN, LOG_STD_MAX)
 
     def act(self, z: th.Tensor, noise: th.Tensor | None) -> th.Tensor:
         """
-        :param z: latent states ``[E, G * m]``
-        :param noise: standard normal draws ``[E, A]``; the mode if None
-        :return: joint actions of the groups' policies ``[E, A]``
+        :param z: latent states ``[..., G * m]``
+        :param noise: standard normal draws ``[..., A]``; the mode if None
+        :return: joint actions of the groups' policies ``[..., A]``
         """
-        mean, log_std = (self.groups.join(part.squeeze(1)) for part in self.prior(self.split(z).unsqueeze(1)))
+        blocks = self.split(z.reshape(-1, z.shape[-1])).unsqueeze(1)
+        parts = (self.groups.join(part.squeeze(1)) for part in self.prior(blocks))
+        mean, log_std = (part.reshape(*z.shape[:-1], -1) for part in parts)
         return mean if noise is None else (mean + noise * log_std.exp()).clamp(-1, 1)
 
     def mask_actions(self, z: th.Tensor, x: th.Tensor) -> th.Tensor:

@@ -99,7 +99,7 @@ def test_wrong_key_in_policy_kwargs_names_the_right_one(algorithm: Any, wrong: s
 def test_keys_of_sac_alone_in_policy_kwargs_are_refused(algorithm: Any) -> None:
     for key in ("share_features_extractor", "use_sde", "activation_fn"):
         with pytest.raises(TypeError) as error:
-            make_agent(algorithm, PointEnv(), policy_kwargs={key: False})
+            make_agent(algorithm, PointEnv(), policy_kwargs={key: True})
         assert_one_clear_sentence(error.value, key, "leave it out")
 
 
@@ -118,8 +118,51 @@ def test_unknown_argument_names_the_right_one(algorithm: Any, wrong: str, hint: 
     assert_one_clear_sentence(error.value, algorithm.__name__, wrong, hint)
 
 
-def test_defaults_of_sac_may_be_said(algorithm: Any) -> None:
+def test_defaults_of_sac_may_be_said(algorithm: Any, tmp_path: Path) -> None:
     make_agent(algorithm, PointEnv(), ent_coef="auto", use_sde=False, target_update_interval=1, target_entropy="auto")
+    defaults: dict[str, Any] = dict(share_features_extractor=False, use_sde=False, log_std_init=-3, clip_mean=2.0)
+    model = make_agent(algorithm, PointEnv(), policy_kwargs=defaults)
+    model.save(tmp_path / "model")
+    loaded = algorithm.load(tmp_path / "model", env=PointEnv(), policy_kwargs=model.policy_kwargs)
+    assert_same_state(loaded.policy.state_dict(), model.policy.state_dict())
+
+
+def test_advice_on_the_entropy_does_not_invite_the_scale_of_sac(algorithm: Any) -> None:
+    with pytest.raises(TypeError) as error:
+        make_agent(algorithm, PointEnv(), ent_coef=0.2)
+    assert_one_clear_sentence(error.value, "leave it out", "another scale", "1e-4")
+
+
+def test_what_is_no_environment_is_refused(algorithm: Any) -> None:
+    def make() -> gym.Env:
+        return PointEnv()
+
+    for wrong, kind, fix in (
+        ([make, make], "a list", "DummyVecEnv"),
+        (make, "the function make", "call it"),
+        (PointEnv, "the class PointEnv", "call it"),
+        (7, "type int", "gymnasium.Env"),
+        (gym.make_vec("Pendulum-v1", 2), "Vec", "VecEnv of SB3"),
+    ):
+        with pytest.raises(ValueError) as error:
+            make_agent(algorithm, wrong)
+        assert_one_clear_sentence(error.value, kind, "not an environment", fix)
+
+
+def test_environments_of_old_gym_are_adapted_by_sb3(algorithm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is asked of them: their spaces are of classes of their own."""
+
+    class OldEnv:
+        """Neither of Gymnasium nor with its spaces."""
+
+        action_space = observation_space = "a space of another library"
+
+    def adapt(env: Any) -> gym.Env:
+        assert isinstance(env, OldEnv)
+        return PointEnv()
+
+    monkeypatch.setattr("sb3_mpc.common.checks.arguments._patch_env", adapt)
+    assert make_agent(algorithm, OldEnv()).learn(12).num_timesteps == 12
 
 
 def test_setting_changed_on_the_agent_is_warned_about(algorithm: Any, tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.base_class import maybe_make_env
 from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.patch_gym import _patch_env
 
 
 class UnsupportedObservationError(AssertionError, ValueError):
@@ -24,9 +26,25 @@ def make_env(env: GymEnv | str | None, verbose: int) -> GymEnv | None:
     """
     :param env: environment, its id, or None
     :param verbose: whether to print that an environment is made from its id
-    :return: the environment
+    :return: the environment; one of old Gym is adapted by Shimmy, as SB3 does it
+    :raises ValueError: if it is none
     """
-    return None if env is None else maybe_make_env(env, verbose)
+    made = None if env is None else maybe_make_env(env, verbose)
+    if made is None or isinstance(made, VecEnv):
+        return made
+    try:
+        return _patch_env(made)
+    except ValueError as error:
+        kind, fix = f"an object of type {type(made).__name__}", "give a gymnasium.Env, its id, or a VecEnv of SB3"
+        if isinstance(made, (list, tuple)):
+            kind, fix = (
+                f"a {type(made).__name__}",
+                "give a VecEnv, such as DummyVecEnv([make, make]) or make_vec_env(id, 2)",
+            )
+        elif callable(made):
+            kind = f"the {'class' if isinstance(made, type) else 'function'} {getattr(made, '__name__', made)}"
+            fix = "call it and give the environment, or use make_vec_env for several"
+        raise ValueError(f"env is {kind}, not an environment: {fix}.") from error
 
 
 def check_action_space(space: spaces.Space, method: str) -> None:
@@ -59,8 +77,11 @@ def check_action_space(space: spaces.Space, method: str) -> None:
 
 # Arguments of SB3's SAC and TD3, and of their policies, that have no counterpart here
 FOREIGN_ARGUMENTS = {
-    "ent_coef": "entropy_coef is the weight of the entropy",
-    "target_entropy": "entropy_coef is the weight of the entropy",
+    **dict.fromkeys(
+        ("ent_coef", "target_entropy"),
+        "leave it out; the weight of the entropy is entropy_coef, on another scale than SAC's (1e-4 by default, for "
+        "values scaled to 1), so that a number that suits SAC does not suit it",
+    ),
     "target_update_interval": "the target networks are updated with tau in every update, leave it out",
     **dict.fromkeys(
         ("use_sde", "sde_sample_freq", "use_sde_at_warmup", "log_std_init", "use_expln", "clip_mean"),
@@ -86,6 +107,30 @@ WITHOUT_EFFECT: dict[str, Any] = dict(
     sde_sample_freq=-1,
     use_sde_at_warmup=False,
 )
+# Likewise those of SAC's policy, in policy_kwargs
+WITHOUT_EFFECT_IN_POLICY: dict[str, Any] = dict(
+    share_features_extractor=False, use_sde=False, log_std_init=-3, use_expln=False, clip_mean=2.0
+)
+
+
+class Absent:
+    """
+    Attribute of SAC that has no counterpart: reading it raises AttributeError, with advice.
+
+    :param advice: what to use instead
+    """
+
+    def __init__(self, advice: str) -> None:
+        self.advice = advice
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, instance: object, owner: type) -> Any:
+        """:raises AttributeError: if asked by an object"""
+        if instance is None:
+            return self
+        raise AttributeError(f"{owner.__name__} has no attribute {self.name!r}: {self.advice}.")
 
 
 def known_arguments(cls: type) -> list[str]:
@@ -167,6 +212,17 @@ def check_policy_class(policy_class: type, base: type, method: str) -> None:
             f"{method} needs a policy derived from {base.__name__}, got {policy_class.__name__}: use 'MlpPolicy', "
             "'CnnPolicy' or 'MultiInputPolicy'; a file saved by another algorithm must be loaded by that algorithm."
         )
+
+
+def without_defaults_of_sac(policy_class: type, keywords: dict[str, Any]) -> dict[str, Any]:
+    """
+    :param policy_class: class of the policy
+    :param keywords: the user's ``policy_kwargs``
+    :return: those but default values of SAC's policy that this policy has no argument for
+    """
+    known, none = known_arguments(policy_class), object()
+    ignored = WITHOUT_EFFECT_IN_POLICY
+    return {key: value for key, value in keywords.items() if key in known or value != ignored.get(key, none)}
 
 
 def check_keywords(argument: str, target: type, keywords: dict[str, Any], given: Iterable[str]) -> None:

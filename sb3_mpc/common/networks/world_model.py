@@ -166,7 +166,9 @@ class WorldModel(nn.Module):
         :param z: latent states ``[..., D]``
         :return: mean before tanh and log standard deviation of the policy prior, both ``[..., A]``
         """
-        mean, raw = self.prior_net(self.inputs(z)).chunk(2, dim=-1)
+        # Slices and not chunk(): PyTorch's exporter would write a file of opset 17 that ONNX Runtime refuses
+        out = self.prior_net(self.inputs(z))
+        mean, raw = out[..., : self.action_dim], out[..., self.action_dim :]
         return mean, bound_log_std(raw, self.log_std_min, self.log_std_max)
 
     def act(self, z: th.Tensor, noise: th.Tensor | None) -> th.Tensor:

@@ -15,6 +15,7 @@ from sb3_mpc.common.networks.encoders import SHIFT_PAD
 from sb3_mpc.common.networks.world_model import WorldModel
 from sb3_mpc.common.planning.plan import Plan, PlanNoise
 from sb3_mpc.common.planning.planner import MPPIPlanner
+from sb3_mpc.common.policies.views import PriorPolicy
 
 # Seed of the fixed random numbers that all deterministic plans use
 BANK_SEED = 20240131
@@ -32,6 +33,7 @@ class PlanningPolicy(BasePolicy):
     world_model: WorldModel
     planner: MPPIPlanner
     augment_at_inference: bool
+    actor: PriorPolicy
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, squash_output=True, **kwargs)
@@ -243,8 +245,13 @@ class PlanningPolicy(BasePolicy):
         """
         :param observation: ``[E, *shape]``
         :param deterministic: see :meth:`predict`
-        :return: actions planned without warm start ``[E, A]`` in [-1, 1]
+        :return: actions planned without warm start ``[E, A]`` in [-1, 1]; in training mode, where gradients are
+            recorded, those of the policy prior, because a plan has no gradient: a loss of them trains the prior (by
+            SB3's recipe for imitation, for example)
         """
+        if self.training and th.is_grad_enabled():
+            actions: th.Tensor = self.actor(observation, deterministic)
+            return actions
         return self._predict(observation, deterministic)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:

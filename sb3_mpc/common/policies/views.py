@@ -1,6 +1,6 @@
 """Actor and critic, as users of SAC know them: views of the world model that share its parameters."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch as th
@@ -21,7 +21,21 @@ def share_parts(view: BaseModel, world_model: WorldModel) -> None:
     object.__setattr__(view, "features_extractor", world_model.encoder.features_extractor)
 
 
-class PriorPolicy(BasePolicy):
+class _View(BaseModel):
+    """A view has no optimiser of its own: says which one trains its part."""
+
+    trained_by: ClassVar[str]
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "optimizer":
+            raise AttributeError(
+                f"The {type(self).__name__} is a part of the policy and has no optimizer of its own: "
+                f"use {self.trained_by}."
+            )
+        return super().__getattr__(name)
+
+
+class PriorPolicy(_View, BasePolicy):
     """
     The policy prior with its encoder: acts without planning, for export and comparison.
 
@@ -33,6 +47,7 @@ class PriorPolicy(BasePolicy):
     """
 
     world_model: WorldModel
+    trained_by = "policy.pi_optimizer, or one of your own for actor.parameters()"
 
     def __init__(self, observation_space: spaces.Space, action_space: spaces.Box, world_model: WorldModel) -> None:
         super().__init__(observation_space, action_space, squash_output=True)
@@ -51,12 +66,12 @@ class PriorPolicy(BasePolicy):
 
     def forward(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         """
-        :param observation: ``[B, *shape]``
+        :param observation: ``[..., *shape]``
         :param deterministic: the mode of the prior instead of a sample
-        :return: actions ``[B, A]`` in [-1, 1]
+        :return: actions ``[..., A]`` in [-1, 1]
         """
         z = self.world_model.encode(observation)
-        noise = None if deterministic else th.randn(z.shape[0], self.world_model.action_dim, device=z.device)
+        noise = None if deterministic else th.randn(*z.shape[:-1], self.world_model.action_dim, device=z.device)
         return self.world_model.act(z, noise)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
@@ -69,7 +84,7 @@ class PriorPolicy(BasePolicy):
         return actions
 
 
-class ValueFunctions(BaseModel):
+class ValueFunctions(_View):
     """
     The value ensemble, applied to encoded observations. The encoder is not among its parameters.
 
@@ -80,6 +95,7 @@ class ValueFunctions(BaseModel):
     """
 
     world_model: WorldModel
+    trained_by = "policy.model_optimizer, which trains the whole model"
 
     def __init__(
         self, observation_space: spaces.Space, action_space: spaces.Box, world_model: WorldModel, target: bool = False
@@ -91,9 +107,9 @@ class ValueFunctions(BaseModel):
 
     def forward(self, observation: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, ...]:
         """
-        :param observation: ``[B, *shape]``
-        :param actions: ``[B, A]`` in [-1, 1]
-        :return: the value of each network ``[B, 1]``
+        :param observation: ``[..., *shape]``
+        :param actions: ``[..., A]`` in [-1, 1]
+        :return: the value of each network ``[..., 1]``
         """
         model = self.world_model
         logits = model.value(model.encode(observation), actions, target=self.target)

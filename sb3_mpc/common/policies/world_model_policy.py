@@ -125,6 +125,7 @@ class WorldModelPolicy(PlanningPolicy):
             check_range("n_critics", n_critics, 1)
         count = n_critics if num_q is None else num_q
         sizes = resolve_sizes(model_size, latent_dim, enc_dim, mlp_dim, num_enc_layers, count, net_arch, simnorm_dim)
+        self.net_arch = sizes.hidden if net_arch is None else net_arch  # under SB3's name
         encoder = Encoder(
             observation_space,
             self.make_features_extractor(),
@@ -157,6 +158,7 @@ class WorldModelPolicy(PlanningPolicy):
         self._build_optimizers(lr_schedule, enc_lr_scale)
         if episodic:
             self.enable_termination()
+        self.set_training_mode(False)
 
     def make_world_model(self, **kwargs: Any) -> WorldModel:
         """

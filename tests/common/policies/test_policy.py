@@ -3,11 +3,13 @@
 import copy
 import importlib
 import pickle
+import re
 import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
@@ -17,7 +19,7 @@ from torch import nn
 import sb3_mpc
 from sb3_mpc import BMPC, TDMPC2
 from sb3_mpc.common.networks.world_model import WorldModel
-from tests.support.agents import PointEnv, assert_same_state, make_agent, observations_of
+from tests.support.agents import PointEnv, assert_one_clear_sentence, assert_same_state, make_agent, observations_of
 
 
 def test_actor_can_be_exported(algorithm: Any, tmp_path: Path) -> None:
@@ -45,7 +47,80 @@ def test_actor_can_be_exported(algorithm: Any, tmp_path: Path) -> None:
     assert th.allclose(traced(observation), expected, atol=1e-6)
     program = th.export.export(exported, (observation,), dynamic_shapes=dict(observation={0: th.export.Dim("batch")}))
     assert th.allclose(program.module()(observation[:2]), expected[:2], atol=1e-6)
+    # torch.onnx.export with SB3's opset 17 turns these into nodes that ONNX Runtime refuses
+    assert not [node for node in program.graph.nodes if re.search("split|chunk", str(node.target))]
     assert model.actor is not None  # as for SAC
+
+
+def test_actor_acts_on_windows(algorithm: Any) -> None:
+    """Each observation of a window of the replay buffer has its own draw, also where the window is as long as wide."""
+    model = make_agent(algorithm, PointEnv())
+    model.policy.world_model.prior_net[-1].bias.data[2:].fill_(-10)  # narrow, so that no action is at its bound
+    for actor in (model.actor, make_agent(algorithm, PointEnv()).learn(12).actor):
+        for shape in ((8,), (4, 8), (4, 4), (2, 3, 4)):
+            observations = th.zeros(*shape, 3)
+            with th.no_grad():
+                actions, mode = actor(observations), actor(observations, deterministic=True)
+            assert actions.shape == mode.shape == (*shape, 2)
+            assert len(actions.flatten(0, -2).unique(dim=0)) == observations[..., 0].numel()
+            assert th.allclose(mode, mode.flatten(0, -2)[0].expand_as(mode), atol=1e-6)
+
+
+@pytest.mark.parametrize("through", ["policy", "actor"])
+def test_actions_can_be_imitated(algorithm: Any, through: str) -> None:
+    """SB3's script for pre-training from demonstrations: ``policy(observations)`` in training mode, own optimiser."""
+    model = make_agent(algorithm, PointEnv(), seed=0)
+    policy = model.policy if through == "policy" else model.actor
+    observations = th.as_tensor(observations_of(model.get_env(), 64))
+    demonstrated = 0.8 * th.sin(3 * observations[:, :2])
+    optimizer = th.optim.Adam(policy.parameters(), lr=1e-2)
+    policy.train()
+    for _ in range(150):
+        loss = (policy(observations, deterministic=True) - demonstrated).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.05
+    assert th.isfinite(policy(observations)).all()
+    policy.eval()
+    with th.no_grad():
+        acted = model.actor(observations, deterministic=True)
+    assert (acted - demonstrated).square().mean() < 0.05
+
+
+def test_a_call_of_the_policy_plans_unless_gradients_are_asked_for(algorithm: Any) -> None:
+    model = make_agent(algorithm, PointEnv()).learn(12)
+    observation = observations_of(model.get_env(), 3)
+    planned = model.policy.scale_action(model.predict(observation, deterministic=True)[0])
+    tensor = th.as_tensor(observation)
+    for policy in (model.policy, copy.deepcopy(model.policy)):
+        assert np.allclose(policy(tensor, deterministic=True).numpy(), planned, atol=1e-6)
+        policy.train()
+        with th.no_grad():
+            assert np.allclose(policy(tensor, deterministic=True).numpy(), planned, atol=1e-6)
+        policy.train()
+        assert policy(tensor, deterministic=True).requires_grad
+    assert not make_agent(algorithm, PointEnv()).policy(tensor).requires_grad  # new agents plan, too
+
+
+def test_attributes_of_sac_exist_or_say_what_to_use(algorithm: Any) -> None:
+    model = make_agent(algorithm, PointEnv())
+    assert model.policy.net_arch == [16]
+    sizes = dict(pi=[8], qf=[16])
+    assert make_agent(algorithm, PointEnv(), policy_kwargs=dict(net_arch=sizes)).policy.net_arch == sizes
+    for owner, name, instead in (
+        (model.actor, "optimizer", "policy.pi_optimizer"),
+        (model.critic, "optimizer", "policy.model_optimizer"),
+        (model.critic_target, "optimizer", "policy.model_optimizer"),
+        (model, "log_ent_coef", "entropy_coef"),
+        (model, "ent_coef_optimizer", "entropy_coef"),
+    ):
+        assert not hasattr(owner, name)
+        with pytest.raises(AttributeError) as error:
+            getattr(owner, name)
+        assert_one_clear_sentence(error.value, name, instead)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = model.actor.nothing
 
 
 def test_actor_and_critics_are_parts_of_the_model(algorithm: Any) -> None:
