@@ -58,7 +58,8 @@ def work(args: argparse.Namespace) -> None:
     :param args: command line
     :raises RuntimeError: if runs have failed
     """
-    runs, jobs, begin = runs_in(args.folder), args.jobs or 1, functools.partial(queue.start, nice=args.nice)
+    runs, jobs = runs_in(args.folder), args.jobs or 1
+    begin: Any = functools.partial(queue.start, nice=args.nice)
     if args.launcher == "ray":
         from sb3_mpc.zoo import on_ray
 

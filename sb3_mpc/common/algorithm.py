@@ -343,7 +343,7 @@ class WorldModelAlgorithm(Collection, Persistence, OffPolicyAlgorithm):
         :param batch_size: number of windows in a batch
         :param pretraining: whether these are the first updates, on the seeding data
         """
-        update = self._compiled.get("update", self.update)
+        update: Callable[..., dict[str, th.Tensor]] = self._compiled.get("update", self.update)
         sums: th.Tensor | None = None
         for done in range(1, count + 1):
             batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)

@@ -10,6 +10,7 @@ from stable_baselines3.common.policies import BaseModel
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from torch import nn
 
 from sb3_mpc.common.networks.encoders import DictExtractor, Encoder, PixelExtractor
 from sb3_mpc.common.networks.sizes import MODEL_SIZES
@@ -66,7 +67,8 @@ class FactoredValueFunctions(ValueFunctions):
         BaseModel.__init__(self, observation_space, action_space)
         share_parts(self, world_model)  # type: ignore[arg-type]
         self.target, self.n_critics = target, world_model.num_q
-        self.q_networks = copy.deepcopy(world_model.q_heads) if target else world_model.q_heads
+        networks = copy.deepcopy(world_model.q_heads) if target else world_model.q_heads
+        self.q_networks: nn.ModuleList = networks  # type: ignore[assignment]
 
     def forward(self, observation: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, ...]:
         """

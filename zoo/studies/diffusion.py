@@ -51,10 +51,10 @@ def milliseconds(model: MBDPO, env: VecEnv, runs: int) -> float:
     :param runs: number of plans, after three that do not count
     :return: median time of a plan in one environment
     """
-    observation, times = env.reset()[:1], []
+    observation, times = np.asarray(env.reset())[:1], []
     for _ in range(runs + 3):
         started = time.perf_counter()
-        model.predict(observation, deterministic=True)  # type: ignore[arg-type]
+        model.predict(observation, deterministic=True)
         times.append(1e3 * (time.perf_counter() - started))
     return round(float(np.median(times[3:])), 2)
 

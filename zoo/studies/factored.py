@@ -244,9 +244,10 @@ def group_networks(network: GroupedMLP) -> list[nn.Sequential]:
     :return: the network of each group by itself
     """
     groups = []
-    for index in range(network.layers[0].weight.shape[0]):
+    layers: list[Any] = list(network.layers)
+    for index in range(layers[0].weight.shape[0]):
         parts: list[nn.Module] = []
-        for layer in network.layers:
+        for layer in layers:
             linear = nn.Linear(*reversed(layer.weight.shape[1:]))
             linear.weight.data, linear.bias.data = layer.weight[index].detach(), layer.bias[index].detach()
             parts.append(linear)

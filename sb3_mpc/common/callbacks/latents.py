@@ -92,7 +92,7 @@ class TaskEmbeddingCallback(Measurement):
         plane, method = to_plane(self.embeddings(), self.method)
         figure.set_size_inches(6.5, 5.5)
         axes = figure.subplots()
-        axes.scatter(*plane.T, c=np.arange(len(plane)), cmap="turbo", s=30)
+        axes.scatter(plane[:, 0], plane[:, 1], c=np.arange(len(plane)), cmap="turbo", s=30)
         for index, point in enumerate(plane):
             label = str(index) if self.names is None else self.names[index]
             axes.annotate(label, point, xytext=(4, 3), textcoords="offset points", fontsize=7)
@@ -176,7 +176,7 @@ class LatentTrajectoryCallback(EpisodeMeasurement):
             axes.plot(*((segment - mean) @ plane).T, color="0.25", lw=1, zorder=3, label=label)
         points = (self.states - mean) @ plane
         axes.plot(*points.T, color="0.8", lw=0.8, zorder=1)
-        shown = axes.scatter(*points.T, c=np.arange(len(points)), cmap="viridis", s=10, zorder=2)
+        shown = axes.scatter(points[:, 0], points[:, 1], c=np.arange(len(points)), cmap="viridis", s=10, zorder=2)
         figure.colorbar(shown, label="decision")
         axes.set(title=f"latent states of an episode of {len(points)} decisions", xlabel="first axis", ylabel="second")
         axes.legend(fontsize=8)

@@ -38,7 +38,7 @@ class PlannerGapCallback(EpisodeMeasurement):
         for agent in (self.model, self.model.actor):
             self.eval_env.seed(SEED)
             returns, _ = evaluate_policy(
-                agent,  # type: ignore[arg-type]
+                agent,
                 self.eval_env,
                 self.n_eval_episodes,
                 return_episode_rewards=True,
@@ -104,7 +104,7 @@ class SearchMismatchCallback(Measurement):
         if model.values_actions:
             value = self.value(z, batch.actions[0])
             actions = (model.act(following, None), self.plan(following).action)
-            discount = model.discount(z, self.model.gamma) * (1 - batch.terminated[0])  # type: ignore[arg-type]
+            discount = model.discount(z, self.model.gamma) * (1 - batch.terminated[0])
             errors = [batch.rewards[0] + discount * self.value(following, a) - value for a in actions]
         else:
             errors = [self.model_error(z, action) for action in (sequence[0], plan.action)]
@@ -158,6 +158,6 @@ class SearchMismatchCallback(Measurement):
         """
         model = self.model.policy.world_model
         following = model.next(z, action)
-        discount = model.discount(z, self.model.gamma) * model.continues(following)  # type: ignore[arg-type]
+        discount = model.discount(z, self.model.gamma) * model.continues(following)
         reward = model.two_hot.decode(model.reward(z, action))
         return reward + discount * self.value(following) - self.value(z)

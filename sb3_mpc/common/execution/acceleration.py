@@ -13,7 +13,8 @@ import torch as th
 from torch import nn
 
 from sb3_mpc.common.execution.cuda_graphs import GraphedFunction
-from sb3_mpc.common.execution.processor import has_bfloat16_units, is_faster_with_onednn
+from sb3_mpc.common.execution.processor import has_bfloat16_units as has_bfloat16_units
+from sb3_mpc.common.execution.processor import is_faster_with_onednn
 
 # Compiling takes one to two minutes and saves up to half the time of a plan or an update on a CPU (zoo/benchmarks); it
 # pays off from this number of plans and updates
@@ -47,7 +48,7 @@ class Acceleration(NamedTuple):
             process; the previous ones are restored
         """
         threads = th.get_num_threads()
-        products = th.backends.mkldnn.matmul if self.onednn else None
+        products: Any = th.backends.mkldnn.matmul if self.onednn else None  # type: ignore[attr-defined]
         # PyTorch's switch to oneDNN, which stays in float32 without AMX. A user's own setting stays, too
         switched = products is not None and products.fp32_precision == "none"
         try:

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ OBSERVED_SECONDS = 0.2
 STATISTICS = Path("/proc/stat")
 
 
-def capabilities() -> dict[str, Any]:
+def capabilities() -> Mapping[str, Any]:
     """:return: name and features of the processor; nothing for versions of PyTorch that do not tell"""
     return th.cpu.get_capabilities() if hasattr(th.cpu, "get_capabilities") else {}
 

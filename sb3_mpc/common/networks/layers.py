@@ -123,9 +123,9 @@ def apply_to_parts(network: nn.Sequential, shared: th.Tensor, x: th.Tensor) -> t
     first = network[0]
     if not isinstance(first, NormedLinear):  # a network without hidden layers
         return network(th.cat([shared.expand(*x.shape[:-1], -1), x], dim=-1))
-    known, rest = first.weight.split([shared.shape[-1], x.shape[-1]], dim=1)
+    known, rest = first.weight[:, : shared.shape[-1]], first.weight[:, shared.shape[-1] :]
     x = first.finish(F.linear(shared, known, first.bias).float() + F.linear(x, rest))
-    for layer in network[1:]:
+    for layer in list(network)[1:]:
         x = layer(x)
     return x
 

@@ -138,7 +138,7 @@ class MultitaskWorldModelPolicy(MultiInputPolicy):
         self._tasks: dict[str, Any] = dict(task_dim=task_dim, action_dims=list(action_dims), gammas=list(gammas))
         # The encoder's input has the embedding in place of the task index
         embedded = {**observation_space.spaces, TASK: spaces.Box(-np.inf, np.inf, (task_dim,), np.float32)}
-        sizes = dict(model_size=model_size, latent_dim=latent_dim)
+        sizes: dict[str, Any] = dict(model_size=model_size, latent_dim=latent_dim)
         super().__init__(spaces.Dict(embedded), action_space, lr_schedule, **sizes, **kwargs)
         self.observation_space = observation_space
         self._init_kwargs |= self._tasks

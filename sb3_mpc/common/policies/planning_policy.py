@@ -33,7 +33,6 @@ class PlanningPolicy(BasePolicy):
     world_model: WorldModel
     planner: MPPIPlanner
     augment_at_inference: bool
-    actor: PriorPolicy
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, squash_output=True, **kwargs)
@@ -250,7 +249,8 @@ class PlanningPolicy(BasePolicy):
             SB3's recipe for imitation, for example)
         """
         if self.training and th.is_grad_enabled():
-            actions: th.Tensor = self.actor(observation, deterministic)
+            actor: PriorPolicy = self.actor  # type: ignore[assignment]  # of the derived class
+            actions: th.Tensor = actor(observation, deterministic)
             return actions
         return self._predict(observation, deterministic)
 
