@@ -62,6 +62,11 @@ COMMANDS = {
         "options:add_benchmark",
         "benchmark:main",
     ),
+    "report": Command(
+        "tables and pictures of what `benchmark` has measured, beside what was published",
+        "options:add_report",
+        "report:main",
+    ),
     "bench": Command("measure the speed on this machine", "bench:add_arguments", "bench:main"),
 }
 

@@ -186,3 +186,21 @@ def add_benchmark(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--status", action="store_true", help="print the state of the queue and the time left")
     parser.add_argument("--dry-run", action="store_true", help="print the runs and how long they will take")
     parser.add_argument("--run", type=Path, metavar="RUN", help="do one run of a queue in this process, and no other")
+
+
+def add_report(parser: argparse.ArgumentParser) -> None:
+    """
+    :param parser: parser of ``report``
+    """
+    parser.epilog = (
+        "report.md has a table of single tasks for each set of tasks. Where these have a common scale (DMControl, and\n"
+        "suites whose metric is success) it adds the mean and the interquartile mean over them, with stratified\n"
+        "bootstrap intervals, performance profiles, and curves against simulator frames and minutes of one core.\n"
+        "Published curves begin with their first published point.\n\n"
+        "example: python -m sb3_mpc.zoo report dmc32 --output report"
+    )
+    parser.add_argument(
+        "sources", nargs="+", type=Path, metavar="FOLDER", help="folders of `benchmark`, or results.csv"
+    )
+    parser.add_argument("--output", type=Path, default=Path("report"), help="folder to write to (default: report)")
+    parser.add_argument("--no-published", action="store_true", help="leave the published curves out")
