@@ -67,6 +67,11 @@ COMMANDS = {
         "options:add_doctor",
         "doctor:main",
     ),
+    "report": Command(
+        "tables and pictures of what `benchmark` has measured, beside what was published",
+        "options:add_report",
+        "report:main",
+    ),
     "bench": Command("measure the speed on this machine", "bench:add_arguments", "bench:main"),
 }
 

@@ -14,6 +14,8 @@ import pandas as pd
 RESAMPLES = 2_000
 # Points of a curve
 MAX_POINTS = 200
+# Points of a curve over all tasks
+MAX_CURVE = 40
 # Thresholds of the performance profiles
 THRESHOLDS = np.linspace(0, 1, 101)
 
@@ -103,6 +105,7 @@ class Aggregate(NamedTuple):
 
     :param method: its label
     :param iqm: interquartile mean, and the ends of its 95 % interval
+    :param mean: mean, and the ends of its 95 % interval
     :param profile: performance profile ``[101]``, and its band ``[2, 101]``
     :param tasks: number of tasks
     :param runs: number of runs
@@ -111,6 +114,7 @@ class Aggregate(NamedTuple):
 
     method: str
     iqm: tuple[float, float, float]
+    mean: tuple[float, float, float]
     profile: tuple[np.ndarray, np.ndarray]
     tasks: int
     runs: int
@@ -130,8 +134,44 @@ def aggregates(table: pd.DataFrame, full: float) -> list[Aggregate]:
     for method in table["method"].unique():
         by_task = [scores[method, task].to_numpy() for task in table["task"].unique()]
         flat, drawn = np.concatenate(by_task), resampled(by_task)
-        low, high = np.percentile(interquartile_mean(drawn), [2.5, 97.5])
         band = np.percentile(profile(drawn), [2.5, 97.5], axis=0)
-        iqm = (float(interquartile_mean(flat)), float(low), float(high))
-        found.append(Aggregate(method, iqm, (profile(flat), band), len(by_task), len(flat), frames))
+        iqm = (float(interquartile_mean(flat)), *interval(interquartile_mean(drawn)))
+        mean = (float(flat.mean()), *interval(drawn.mean(-1)))
+        found.append(Aggregate(method, iqm, mean, (profile(flat), band), len(by_task), len(flat), frames))
     return found
+
+
+def interval(samples: np.ndarray) -> tuple[float, float]:
+    """
+    :param samples: bootstrap samples ``[R]``
+    :return: ends of the 95 % interval
+    """
+    low, high = np.percentile(samples, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def aggregate_curves(table: pd.DataFrame, x: str, full: float) -> pd.DataFrame:
+    """
+    :param table: returns of runs, with the column ``x``
+    :param x: what the curves are drawn against, such as ``"frames"``
+    :param full: return that counts as 1
+    :return: points of the curve of each method over all tasks and seeds: ``method``, ``x``, the interquartile mean
+        ``iqm`` with the ends ``iqm_low`` and ``iqm_high`` of its 95 % interval, and ``mean`` likewise. A curve begins
+        where the last run has been evaluated for the first time, and ends where the first run ends
+    """
+    found = []
+    for method, rows in table.groupby("method", sort=False):
+        runs = {key: run.sort_values(x) for key, run in rows.groupby(["task", "seed"])}
+        first = max(run[x].iloc[0] for run in runs.values())
+        last = min(run[x].iloc[-1] for run in runs.values())
+        points = np.unique(rows[x][rows[x].between(first, last)])
+        if len(points) > MAX_CURVE:
+            points = np.linspace(first, last, MAX_CURVE)
+        scores = {key: np.interp(points, run[x], run["return"]) / full for key, run in runs.items()}
+        by_task = [np.stack([scores[key] for key in scores if key[0] == task]) for task in rows["task"].unique()]
+        for column, point in enumerate(points):
+            own = [values[:, column] for values in by_task]
+            flat, drawn = np.concatenate(own), resampled(own)
+            iqm = (float(interquartile_mean(flat)), *interval(interquartile_mean(drawn)))
+            found.append((method, point, *iqm, float(flat.mean()), *interval(drawn.mean(-1))))
+    return pd.DataFrame(found, columns=["method", x, "iqm", "iqm_low", "iqm_high", "mean", "mean_low", "mean_high"])

@@ -7,8 +7,9 @@ import re
 import signal
 import statistics
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from sb3_mpc import METHODS
 from sb3_mpc.zoo import queue
 from sb3_mpc.zoo.queue import Run
 from sb3_mpc.zoo.tasks import SUITES
+
+# Decisions of a run that is only measured
+REHEARSAL = 1_000
 
 
 def main(args: argparse.Namespace) -> None:
@@ -144,39 +148,63 @@ def plan(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     return dict(sorted(found.items(), key=lambda item: (item[1]["seed"], item[1]["order"])))
 
 
-def seconds_per_frame(runs: Sequence[Run], method: str) -> float | None:
+def rates_of(runs: Sequence[Run]) -> dict[str, float]:
     """
-    :param runs: runs of which some have rows
-    :param method: method, with its preset
-    :return: seconds of training and evaluation per simulator frame, the median over runs; None if nothing is known
+    :param runs: runs
+    :return: seconds of training and evaluation per simulator frame, of each method that has been evaluated: the median
+        over its runs
     """
-    known = []
+    known: dict[str, list[float]] = {}
     for run in runs:
         rows = run.rows
-        if rows and rows[-1]["method"] == method:
-            last = rows[-1]
-            known.append((float(last["train_wall_s"]) + float(last["eval_wall_s"])) / int(last["frames"]))
-    return statistics.median(known) if known else None
+        if rows:
+            seconds = float(rows[-1]["train_wall_s"]) + float(rows[-1]["eval_wall_s"])
+            known.setdefault(rows[-1]["method"], []).append(seconds / int(rows[-1]["frames"]))
+    return {method: statistics.median(rates) for method, rates in known.items()}
 
 
-def forecast(runs: Sequence[Run], left: Sequence[dict[str, Any]], jobs: int) -> str:
+def rehearse(settings: dict[str, Any]) -> float:
     """
-    :param runs: runs that rates are taken from
+    Measure how long a run would take, by the first decisions of one that is thrown away.
+
+    :param settings: settings of the run
+    :return: seconds per simulator frame
+    :raises RuntimeError: if it fails
+    """
+    print(f"Measuring {settings['method']} on {settings['task']}: a minute or more", flush=True)
+    short = {**settings, "decisions": REHEARSAL, "eval_decisions": REHEARSAL // 2, "save_data": False}
+    if settings["algo"] != "sac":
+        short["hyperparams"] = [f"learning_starts:{REHEARSAL // 5}", "pretrain_gradient_steps:1"]
+    with tempfile.TemporaryDirectory() as folder:
+        run = queue.add(Path(folder), "rehearsal", short)
+        queue.start(run).wait()
+        if not run.finished:
+            log = (run.folder / "log.txt").read_text().strip().splitlines()
+            raise RuntimeError(f"A run of {settings['method']} on {settings['task']} fails: {log[-1] if log else ''}")
+        (train, evaluate), (train_2, evaluate_2) = (
+            [float(row[name]) for name in ("train_wall_s", "eval_wall_s")] for row in run.rows
+        )
+    # Both have compiled before the first evaluation ends. The updates at the end of seeding are as many as would have
+    # come with the seeded decisions
+    of_decision, of_evaluation = (train_2 - train) / (REHEARSAL / 2), evaluate_2 - evaluate
+    once = train + evaluate - of_decision * REHEARSAL / 2 - of_evaluation
+    evaluations = -(-settings["decisions"] // settings["eval_decisions"])
+    total = once + of_decision * settings["decisions"] + of_evaluation * evaluations
+    return max(0.0, total) / settings["frames"]
+
+
+def forecast(rates: Mapping[str, float], left: Sequence[dict[str, Any]], jobs: int) -> str:
+    """
+    :param rates: seconds per frame of each method
     :param left: settings of runs to do, of which ``done`` frames are done
     :param jobs: runs at the same time
     :return: time left, in words
     """
-    total, unknown = 0.0, set()
-    for settings in left:
-        rate = seconds_per_frame(runs, settings["method"])
-        if rate is None:
-            unknown.add(settings["method"])
-        else:
-            total += rate * (settings["frames"] - settings.get("done", 0))
-    text = (
-        f"{len(left)} runs left: {total / jobs / 3600:.1f} hours with --jobs {jobs}, by the median of the runs so far"
-    )
-    return text + (f"; without {', '.join(sorted(unknown))}, of which there is no run yet" if unknown else "")
+    known = [settings for settings in left if settings["method"] in rates]
+    seconds = sum(rates[settings["method"]] * (settings["frames"] - settings.get("done", 0)) for settings in known)
+    text = f"{len(left)} runs left, about {seconds / jobs / 3600:.1f} hours with {jobs} at the same time"
+    unknown = sorted({settings["method"] for settings in left} - rates.keys())
+    return text + (f", without {', '.join(unknown)}: no run has been evaluated yet" if unknown else "")
 
 
 def print_plan(folder: Path, planned: dict[str, dict[str, Any]], jobs: int) -> None:
@@ -192,7 +220,11 @@ def print_plan(folder: Path, planned: dict[str, dict[str, Any]], jobs: int) -> N
     finished = {run.name for run in runs if run.finished}
     for name in planned:
         print(f"{name}{', finished' if name in finished else ''}")
-    print(forecast(runs, [settings for name, settings in planned.items() if name not in finished], jobs))
+    left, rates = [settings for name, settings in planned.items() if name not in finished], rates_of(runs)
+    for settings in left:
+        if settings["method"] not in rates:
+            rates[settings["method"]] = rehearse(settings)
+    print(forecast(rates, left, jobs))
 
 
 def print_status(folder: Path, jobs: int) -> None:
@@ -202,8 +234,7 @@ def print_status(folder: Path, jobs: int) -> None:
     :param folder: the queue
     :param jobs: runs at the same time
     """
-    runs = runs_in(folder)
-    left = []
+    runs, left = runs_in(folder), []
     width = max(len(run.name) for run in runs)
     counts = dict.fromkeys(("finished", "running", "interrupted", "waiting"), 0)
     for run in runs:
@@ -217,4 +248,4 @@ def print_status(folder: Path, jobs: int) -> None:
         evaluated = f"  {done:>9,} frames  return {float(rows[-1]['return']):8.1f}" if rows else ""
         print(f"{run.name:<{width}}  {state:<11}{evaluated}".rstrip())
     print(", ".join(f"{count} {state}" for state, count in counts.items() if count))
-    print(forecast(runs, left, max(jobs, counts["running"])))
+    print(forecast(rates_of(runs), left, max(jobs, counts["running"])))

@@ -199,3 +199,21 @@ def add_doctor(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="measure nothing and make no environments")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument("--device", default="auto", help="device to measure on (default: auto)")
+
+
+def add_report(parser: argparse.ArgumentParser) -> None:
+    """
+    :param parser: parser of ``report``
+    """
+    parser.epilog = (
+        "report.md has a table of single tasks for each set of tasks. Where these have a common scale (DMControl, and\n"
+        "suites whose metric is success) it adds the mean and the interquartile mean over them, with stratified\n"
+        "bootstrap intervals, performance profiles, and curves against simulator frames and minutes of one core.\n"
+        "Published curves begin with their first published point.\n\n"
+        "example: python -m sb3_mpc.zoo report dmc32 --output report"
+    )
+    parser.add_argument(
+        "sources", nargs="+", type=Path, metavar="FOLDER", help="folders of `benchmark`, or results.csv"
+    )
+    parser.add_argument("--output", type=Path, default=Path("report"), help="folder to write to (default: report)")
+    parser.add_argument("--no-published", action="store_true", help="leave the published curves out")

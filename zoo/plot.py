@@ -11,12 +11,19 @@ from sb3_mpc.zoo import returns
 from sb3_mpc.zoo.aggregate import THRESHOLDS, Aggregate, aggregates, curves
 
 
-def draw(found: pd.DataFrame, output: Path, label: str, episodes: pd.DataFrame | None = None) -> None:
+def draw(
+    found: pd.DataFrame,
+    output: Path,
+    label: str,
+    episodes: pd.DataFrame | None = None,
+    against: str = "simulator frames",
+) -> None:
     """
     :param found: curves, see :func:`sb3_mpc.zoo.aggregate.curves`; published ones are dashed
     :param output: picture to write
     :param label: what is measured
     :param episodes: training episodes, drawn as dots
+    :param against: what the column ``frames`` holds
     """
     plt = pyplot()
     tasks = found["task"].nunique()
@@ -45,7 +52,7 @@ def draw(found: pd.DataFrame, output: Path, label: str, episodes: pd.DataFrame |
                 axis.plot(
                     dots["frames"], dots["return"], ".", color=colors.get(method, "gray"), alpha=0.3, markersize=4
                 )
-        axis.set(title=task, xlabel="simulator frames", ylabel=label)
+        axis.set(title=task, xlabel=against, ylabel=label)
         if own:
             axis.set_xlim(0, 1.05 * end)
         if (of_task["mean"] >= 0).all():

@@ -182,8 +182,10 @@ def execute(run: Run, wall_begin: float) -> None:
         *("--eval-freq", "-1", "--n-eval-envs", str(min(settings["episodes"], 10))),
         *("--num-threads", str(settings["threads"]), "--log-interval", "-2"),
     ]
+    hyperparams = settings.get("hyperparams", [])
     if settings["algo"] == "sac":  # never full in so few steps; the checkpoint holds all of it, filled or not
-        options += ["--hyperparams", f"buffer_size:{min(decisions, 1_000_000)}"]
+        hyperparams = [*hyperparams, f"buffer_size:{min(decisions, 1_000_000)}"]
+    options += ["--hyperparams", *hyperparams] if hyperparams else []
     rl_zoo.train(
         options,
         preset=settings["preset"] or None,

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ray = pytest.importorskip("ray", reason="needs the extra ray")
+from ray._private import services
 from ray.cluster_utils import Cluster
 
 from sb3_mpc.zoo import on_ray, queue
@@ -19,8 +20,23 @@ RUNS = 6
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """:return: a head without processors, to which nodes can be added"""
+    once = services.get_node
+
+    def patiently(*args: object) -> object:
+        end = time.monotonic() + 300
+        while True:
+            try:
+                return once(*args)
+            except RuntimeError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.5)
+
+    # A busy core needs more time than Ray gives
+    monkeypatch.setattr(services, "get_node", patiently)
+    monkeypatch.setenv("RAY_agent_register_timeout_ms", "300000")
     cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=0, include_dashboard=False))
     ray.init(address=cluster.address, log_to_driver=False)
     yield cluster
