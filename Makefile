@@ -58,6 +58,11 @@ commit-checks: format type lint  ## what to run before a commit
 docs: $(INSTALLED)  ## build the documentation into docs/site
 	$(BIN)/python -m mkdocs build --strict --config-file docs/mkdocs.yml
 
+# From a clean folder: setuptools would pack what an old build/ still holds.
+wheel: $(INSTALLED)  ## build the wheel into dist
+	rm -rf build dist
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
 clean:  ## remove the virtual environment, the built pages and all caches
 	rm -rf $(VENV) $(VENV)-envs docs/site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
@@ -80,4 +85,4 @@ $(ENVS_INSTALLED): pyproject.toml .ci/constraints.txt
 	$(ENVS_BIN)/python $(INSTALL) --no-deps metaworld
 	touch $@
 
-.PHONY: help demo test pytest coverage test-fast test-envs type lint format check-codestyle commit-checks docs clean
+.PHONY: help demo test pytest coverage test-fast test-envs type lint format check-codestyle commit-checks docs wheel clean
