@@ -26,6 +26,7 @@ import sb3_mpc.envs  # noqa: F401
 from sb3_mpc import TDMPC2
 from sb3_mpc.agents.provenance import git_commit, package_versions
 from sb3_mpc.common.execution import acceleration
+from sb3_mpc.common.execution.processor import capabilities
 from sb3_mpc.zoo.train import check_options
 
 MODES = ("eager", "compiled", "compiled-bfloat16")
@@ -151,7 +152,7 @@ def machine(device: str) -> dict[str, Any]:
     :param device: device that is measured
     :return: description of machine and software, for the report
     """
-    cpu = th.cpu.get_capabilities() if hasattr(th.cpu, "get_capabilities") else {}
+    cpu = capabilities()
     return dict(
         cpu=cpu.get("cpu_name", platform.processor()),
         cores=multiprocessing.cpu_count(),

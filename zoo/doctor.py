@@ -16,7 +16,6 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
@@ -29,9 +28,11 @@ from sb3_mpc.common.buffers.memory import available_memory
 from sb3_mpc.common.buffers.sequence_buffer import SequenceReplayBuffer
 from sb3_mpc.common.estimate import duration, number_of_updates
 from sb3_mpc.common.execution import acceleration
+from sb3_mpc.common.execution.processor import capabilities
 from sb3_mpc.envs import SUITES
 from sb3_mpc.envs.__main__ import examine, quiet
 from sb3_mpc.envs.gl import set_headless_backend
+from sb3_mpc.zoo.bench import IdleEnv
 
 Facts = dict[str, Any]
 
@@ -117,7 +118,7 @@ def software() -> Facts:
 
 def processor() -> Facts:
     """:return: processor, its units and who else uses it"""
-    known = th.cpu.get_capabilities() if hasattr(th.cpu, "get_capabilities") else {}
+    known = capabilities()
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     found: Facts = dict(
         name=known.get("cpu_name") or platform.processor() or platform.machine(),
@@ -201,23 +202,6 @@ def suites(quick: bool) -> Facts:
     return found
 
 
-class IdleEnv(gym.Env):
-    """An environment that costs nothing."""
-
-    observation_space = spaces.Box(-1, 1, (NUMBERS,), np.float32)
-    action_space = spaces.Box(-1, 1, (ACTIONS,), np.float32)
-    observation = np.linspace(-1, 1, NUMBERS, dtype=np.float32)
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
-        """See Gymnasium."""
-        super().reset(seed=seed)
-        return self.observation.copy(), {}
-
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
-        """See Gymnasium."""
-        return self.observation.copy(), 1.0, False, False, {}
-
-
 def seconds_of(function: Callable[[], Any], limit: float) -> float:
     """
     :param function: function to measure, after one call that does not count
@@ -240,7 +224,7 @@ def expected_time(preset: str | None, device: str) -> Facts:
     :return: what would be chosen for it, and how long it would take
     """
     n_envs = TDMPC2.presets.get(preset, {}).get("n_envs", 1) if preset else 1
-    env = DummyVecEnv([IdleEnv] * n_envs)
+    env = DummyVecEnv([lambda: IdleEnv(NUMBERS, ACTIONS)] * n_envs)
     given: Facts = dict(preset=preset, learning_starts=FILLED, pretrain_gradient_steps=0, buffer_size=10 * FILLED)
     with quiet():
         model = TDMPC2("MlpPolicy", env, device=device, seed=0, **given).learn(FILLED)
@@ -248,6 +232,7 @@ def expected_time(preset: str | None, device: str) -> Facts:
     plans = DECISIONS // n_envs
     updates = number_of_updates(DECISIONS, n_envs, model.train_freq, model.gradient_steps)  # type: ignore[arg-type]
     chosen = acceleration.choose_acceleration("auto", network, model.device, plans + updates)
+    chosen = chosen._replace(threads=model.policy.acceleration.threads)
     model.policy.acceleration = chosen._replace(compiles=False)
     observation, started, used = env.reset(), time.perf_counter(), time.process_time()
     # On a GPU both wait for the result
@@ -255,8 +240,6 @@ def expected_time(preset: str | None, device: str) -> Facts:
     update = seconds_of(lambda: model.train(1, model.batch_size), SECONDS)
     total = plans * plan + updates * update
     share = (time.process_time() - used) / (time.perf_counter() - started)
-    # A later version may say it in words
-    describe = getattr(chosen, "describe", None) or (lambda: text(chosen._asdict()))
     compiles = " (the default compiles a run of this length, which makes it shorter)" if chosen.compiles else ""
     found: Facts = dict(
         time=f"about {duration(total)}, not compiled{compiles}, without the environment's own time",
@@ -267,7 +250,7 @@ def expected_time(preset: str | None, device: str) -> Facts:
         updates=updates,
         parameters=sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad),
         device=str(get_device(device)),
-        chosen_for_a_run_of_this_length=describe(),
+        chosen_for_a_run_of_this_length=chosen.describe(),
     )
     if model.device.type == "cpu" and share < ENOUGH:
         found["busy"] = f"the measurement got {share:.0%} of a core, other programs the rest: alone it is faster"

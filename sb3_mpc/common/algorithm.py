@@ -36,6 +36,7 @@ from sb3_mpc.common.checks.data import check_finite_losses
 from sb3_mpc.common.collection import Collection
 from sb3_mpc.common.discount import discount_from_episode_length, episode_length
 from sb3_mpc.common.execution.acceleration import choose_acceleration, compile_function, graphed, set_learning_rate
+from sb3_mpc.common.execution.gradients import Gradients, apply_gradients, clipped_gradients, trained_parameters
 from sb3_mpc.common.networks.losses import UpdateNoise, draw_update_noise, model_losses, time_slice, unroll
 from sb3_mpc.common.persistence import Persistence
 from sb3_mpc.common.planning.plan import Plan
@@ -57,47 +58,10 @@ RESERVED = (
     "optimize_memory_usage",
     "horizon",
 )
-
-
 # Parts of an update that are compiled, one graph each; optimisers are fused kernels already
 COMPILED = ("model_gradients", "policy_gradients")
-Gradients = list[th.Tensor | None]  # of each parameter, None if it was not used
 
 argument_names = functools.cache(known_arguments)  # asked for in every recorded update
-
-
-def trained_parameters(optimizer: th.optim.Optimizer) -> list[th.Tensor]:
-    """:return: parameters of the optimiser that are not frozen"""
-    return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-
-
-def clipped_gradients(loss: th.Tensor, parameters: list[th.Tensor], max_norm: float) -> tuple[Gradients, th.Tensor]:
-    """
-    :param loss: scalar
-    :param parameters: parameters that it trains
-    :param max_norm: bound on the norm of all gradients together
-    :return: gradients, and their norm before they are scaled to the bound
-    """
-    found = th.autograd.grad(loss, parameters, allow_unused=True) if parameters else ()
-    # Fused optimisers read gradients in the order of the parameters in memory; those of products may be transposed
-    gradients = [gradient.contiguous() for gradient in found if gradient is not None]
-    if not gradients:  # the user has frozen them
-        return [], th.zeros((), device=loss.device)
-    norm = th.linalg.vector_norm(th.stack(th._foreach_norm(gradients)))
-    clipped = iter(th._foreach_mul(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0)))
-    return [None if gradient is None else next(clipped) for gradient in found], norm
-
-
-def apply_gradients(optimizer: th.optim.Optimizer, parameters: list[th.Tensor], gradients: Gradients) -> None:
-    """
-    :param optimizer: optimiser, which does not step without any gradient
-    :param parameters: parameters that it trains
-    :param gradients: their gradients
-    """
-    if gradients:
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
-        optimizer.step()
 
 
 def inherited(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -433,17 +397,6 @@ class WorldModelAlgorithm(Collection, Persistence, OffPolicyAlgorithm):
         arguments = (getattr(self, name, None) for name in argument_names(type(self)))
         plain = tuple(value for value in arguments if isinstance(value, (bool, int, float, str)))
         return plain, tuple(parameter.requires_grad for parameter in self.policy.parameters())
-
-    def _step(self, optimizer: th.optim.Optimizer, loss: th.Tensor) -> th.Tensor:
-        """
-        :param optimizer: optimiser of the parameters that the loss trains
-        :param loss: scalar
-        :return: norm of the gradient before clipping
-        """
-        parameters = trained_parameters(optimizer)
-        gradients, norm = clipped_gradients(loss, parameters, self.max_grad_norm)
-        apply_gradients(optimizer, parameters, gradients)
-        return norm
 
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
         rate = self.lr_schedule(self._current_progress_remaining)

@@ -1,6 +1,5 @@
 """Data collection with the planner, within SB3's off-policy loop."""
 
-import os
 import time
 import warnings
 from typing import Any
@@ -24,7 +23,7 @@ from sb3_mpc.common.estimate import (
     number_of_updates,
 )
 from sb3_mpc.common.execution.acceleration import choose_acceleration, is_large
-from sb3_mpc.common.execution.processor import choose_threads
+from sb3_mpc.common.execution.processor import choose_threads, usable_cores
 from sb3_mpc.common.planning.plan import Plan
 from sb3_mpc.common.policies.views import PriorPolicy, ValueFunctions
 from sb3_mpc.common.policies.world_model_policy import WorldModelPolicy
@@ -152,7 +151,7 @@ class Collection(OffPolicyAlgorithm):
         if self.compile is not False and self.device.type == "cpu":
             # Kept, because sums over another number of threads are rounded otherwise
             self._threads = self._threads or choose_threads(is_large(self.policy.world_model))
-            chosen = chosen._replace(threads=self._threads and min(self._threads, os.cpu_count() or 1))
+            chosen = chosen._replace(threads=self._threads and min(self._threads, len(usable_cores())))
         self.policy.acceleration = chosen
         if self.verbose > 0:
             print(f"Execution: {chosen.describe()}; compile=False is the float32 reference")

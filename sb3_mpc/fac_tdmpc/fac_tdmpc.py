@@ -26,6 +26,7 @@ from sb3_mpc.common.buffers.sequence_buffer import SequenceReplayBuffer
 from sb3_mpc.common.checks.arguments import check_range
 from sb3_mpc.common.checks.data import check_finite_losses
 from sb3_mpc.common.execution.acceleration import compile_function, graphed, set_learning_rate
+from sb3_mpc.common.execution.gradients import gradient_step
 from sb3_mpc.common.files import explain_damage
 from sb3_mpc.common.networks.losses import temporal_weights, time_slice
 from sb3_mpc.common.policies.multitask import MultitaskWorldModelPolicy
@@ -455,7 +456,7 @@ class FacTDMPC(TDMPC2):
                 batch = buffer.sample(batch_size, env=self._vec_normalize_env)
                 noise = self.draw_distill_noise(batch_size, generator)
                 with self.policy.acceleration.applied():
-                    logs = update(batch._replace(plans=None, buffer_index=None), noise)
+                    logs = update(batch._replace(plans=None, planned=None, buffer_index=None), noise)
                 self._student_updates += 1
                 self._counted_updates += 1
                 self.num_timesteps += 1
@@ -532,10 +533,5 @@ class FacTDMPC(TDMPC2):
         logs = dict(reward_kl=losses[0], value_kl=losses[1], loss=loss, imitation_loss=imitation)
         optimizers = dict(grad_norm=self.policy.student_optimizer, pi_grad_norm=self.policy.student_pi_optimizer)
         for (name, optimizer), objective in zip(optimizers.items(), (loss, imitation), strict=True):
-            parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-            if parameters:  # unless the user has frozen them
-                optimizer.zero_grad(set_to_none=True)
-                objective.backward()  # type: ignore[no-untyped-call]
-                logs[name] = th.nn.utils.clip_grad_norm_(parameters, self.distill_max_grad_norm)
-                optimizer.step()
+            logs[name] = gradient_step(optimizer, objective, self.distill_max_grad_norm)
         return {name: value.detach() for name, value in logs.items()}

@@ -12,6 +12,7 @@ import torch as th
 
 from sb3_mpc import TDMPCSquare
 from sb3_mpc.common.buffers.sequence_buffer import SequenceBatch
+from sb3_mpc.common.execution.gradients import gradient_step
 from sb3_mpc.common.networks.gaussian import gaussian_log_prob, squash_correction
 from sb3_mpc.common.networks.losses import UpdateNoise
 from sb3_mpc.common.planning.plan import PlanNoise
@@ -97,7 +98,7 @@ def test_golden_tdmpc_square_policy_loss(variant: str, file: str) -> None:
     )
     assert logs["constraint_active"] == (scale.value > model.scale_threshold)
     gradients = policy_gradients(golden, loss)
-    norm = model._step(golden.policy.pi_optimizer, loss)
+    norm = gradient_step(golden.policy.pi_optimizer, loss, model.max_grad_norm)
     compare(ours | dict(grad_norm=norm), {name: v for name, v in record.items() if name in (*ours, "grad_norm")}, file)
     for kind, found in (("grad_", gradients), ("after_", golden.world.state_dict())):
         parts = {name.removeprefix(kind): value for name, value in record.items() if name.startswith(f"{kind}_pi")}

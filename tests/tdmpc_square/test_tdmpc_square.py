@@ -5,6 +5,7 @@ import pytest
 import torch as th
 
 from sb3_mpc import TDMPCSquare
+from sb3_mpc.common.execution.gradients import gradient_step
 from tests.support.agents import make_agent, sample_windows, two_envs
 
 
@@ -50,6 +51,6 @@ def test_constraint_pulls_the_prior_to_the_plans() -> None:
         loss, _ = model.policy_loss(
             zs, batch._replace(plans=plans.expand(2, 2, 8, 2), planned=None), model.draw_noise(8)
         )
-        model._step(model.policy.pi_optimizer, loss)
+        gradient_step(model.policy.pi_optimizer, loss, model.max_grad_norm)
     with th.no_grad():
         assert (model.policy.world_model.act(zs, None) - plans[0]).abs().max() < 0.15

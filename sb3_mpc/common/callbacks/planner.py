@@ -24,9 +24,6 @@ class PlannerGapCallback(EpisodeMeasurement):
 
     name = "planner_gap"
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-
     def panels(self) -> dict[str, list[str]]:
         """:return: both returns together"""
         return {"return": ["planner", "policy"], "planner minus policy": ["gap"]}

@@ -48,12 +48,22 @@ def is_faster_with_onednn() -> bool:
     return amd and has_units("avx512_f") and not has_units("amx_bf16", "amx_tile")
 
 
-def busy_cores() -> float:
-    """:return: cores in use by others, from the kernel's counters over a fifth of a second; 0 where there are none"""
+def usable_cores() -> set[int]:
+    """:return: numbers of the cores that this process may use"""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
+def busy_cores(cores: set[int]) -> float:
+    """
+    :param cores: numbers of cores
+    :return: how many of them others use, from the kernel's counters over a fifth of a second; 0 where there are none
+    """
 
     def read() -> tuple[float, float]:
-        fields = [float(number) for number in STATISTICS.read_text().split("\n", 1)[0].split()[1:]]
-        return sum(fields[:8]), fields[3] + fields[4]  # all time, and the idle part of it
+        lines = (line.split() for line in STATISTICS.read_text().splitlines())
+        known = {f"cpu{core}" for core in cores}
+        times = [[float(number) for number in line[1:9]] for line in lines if line and line[0] in known]
+        return sum(map(sum, times)), sum(time[3] + time[4] for time in times)  # all time, and the idle part of it
 
     try:
         total, idle = read()
@@ -62,7 +72,7 @@ def busy_cores() -> float:
     except (OSError, ValueError, IndexError):
         return 0.0
     passed = later - total
-    return (os.cpu_count() or 1) * (1 - (later_idle - idle) / passed) if passed > 0 else 0.0
+    return len(cores) * (1 - (later_idle - idle) / passed) if passed > 0 else 0.0
 
 
 def choose_threads(large: bool) -> int | None:
@@ -76,5 +86,5 @@ def choose_threads(large: bool) -> int | None:
     available = th.get_num_threads()  # the user's number, if it was set by torch.set_num_threads
     if not large or available == 1:
         return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(available, cores - round(busy_cores())))
+    cores = usable_cores()
+    return max(1, min(available, len(cores) - round(busy_cores(cores))))

@@ -27,7 +27,7 @@ def four_cores(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(processor.os, "sched_getaffinity", lambda pid: {0, 1, 2, 3}, raising=False)
 
     def busy(cores: float) -> None:
-        monkeypatch.setattr(processor, "busy_cores", lambda: cores)
+        monkeypatch.setattr(processor, "busy_cores", lambda usable: cores)
 
     busy(0.0)
     return busy
@@ -53,16 +53,15 @@ def test_a_users_number_of_threads_stays(four_cores: Any, monkeypatch: pytest.Mo
 def test_busy_cores_by_the_kernels_counters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     statistics = tmp_path / "stat"
     monkeypatch.setattr(processor, "STATISTICS", statistics)
-    monkeypatch.setattr(processor.os, "cpu_count", lambda: 4)
-    statistics.write_text("cpu 100 0 0 900 0 0 0 0 0 0\ncpu0 ...\n")
-
-    def pass_time(seconds: float) -> None:  # of 80 ticks of four cores, 20 are idle
-        statistics.write_text("cpu 140 10 10 910 10 0 0 0 0 0\ncpu0 ...\n")
-
-    monkeypatch.setattr(processor.time, "sleep", pass_time)
-    assert busy_cores() == 3.0
+    before = "cpu 0 0 0 0\ncpu0 100 0 0 900 0 0 0 0 0 0\ncpu1 0 0 0 100 0 0 0 0 0 0\ncpu2 0 0 0 0 0 0 0 0 0 0\n"
+    after = "cpu 0 0 0 0\ncpu0 115 3 2 900 0 0 0 0 0 0\ncpu1 5 2 3 107 3 0 0 0 0 0\ncpu2 20 0 0 0 0 0 0 0 0 0\n"
+    statistics.write_text(before)
+    monkeypatch.setattr(processor.time, "sleep", lambda seconds: statistics.write_text(after))
+    assert busy_cores({0, 1}) == 1.5  # all and a half of 20 ticks; the third core is not ours
+    statistics.write_text(before)
+    assert busy_cores({2}) == 1.0
     monkeypatch.setattr(processor, "STATISTICS", tmp_path / "missing")
-    assert busy_cores() == 0.0
+    assert busy_cores({0, 1}) == 0.0
 
 
 @needs_switch
