@@ -15,7 +15,6 @@ from sb3_mpc.common.buffers.plan_buffer import PlanReplayBuffer
 from sb3_mpc.common.networks.gaussian import gaussian_kl, gaussian_log_prob
 from sb3_mpc.common.networks.losses import UpdateNoise, temporal_weights, time_slice
 from sb3_mpc.common.planning.plan import Plan, PlanNoise
-from sb3_mpc.common.policies.multitask import MultitaskWorldModelPolicy
 from sb3_mpc.common.policies.world_model_policy import WorldModelPolicy
 from sb3_mpc.common.presets import takes_preset
 
@@ -131,10 +130,8 @@ class BMPC(WorldModelAlgorithm):
         self._updates_to_reanalyze = reanalyze_interval
         super().__init__(**arguments)
 
-    def _setup_model(self) -> None:
-        if issubclass(self.policy_class, MultitaskWorldModelPolicy):
-            raise ValueError("BMPC learns one task: use TDMPC2 with MultitaskWorldModelPolicy.")
-        super()._setup_model()
+    def _make_policy(self) -> None:
+        super()._make_policy()
         arguments = self.policy_arguments()["planner_kwargs"]
         log_std_range = (self.expl_log_std_min, self.expl_log_std_max)
         self._reanalyzer = ReanalyzePlanner(self.policy.world_model, log_std_range=log_std_range, **arguments)
@@ -176,11 +173,11 @@ class BMPC(WorldModelAlgorithm):
         model, scale, zs = self.policy.world_model, self.policy.running_scale, zs[:-1]
         assert isinstance(model, StateValueModel)
         mean, log_std = model.gaussian(zs)
-        policy, expert = (mean, log_std.exp()), batch.plans_or(0.0, 1.0)
+        policy, expert = (mean, log_std.exp()), model.mask_gaussian(zs, *batch.plans_or(0.0, 1.0))
         pair = (*policy, *expert) if self.kl_direction == "reverse" else (*expert, *policy)
-        kl = gaussian_kl(*pair).mean(-1, keepdim=True)
+        kl = gaussian_kl(*pair).sum(-1, keepdim=True) / model.num_actions(zs)
         scale.update(kl[0])
-        log_prob = gaussian_log_prob(noise.policy_actions[: len(zs)], log_std)
+        log_prob = gaussian_log_prob(model.mask_actions(zs, noise.policy_actions[: len(zs)]), log_std)
         entropy = -model.num_actions(zs) * log_prob  # scaled by the number of actions as in TD-MPC2
         weights = temporal_weights(self.rho, zs) * batch.mask
         loss = (weights * (scale(kl) - self.entropy_coef * entropy)).mean()

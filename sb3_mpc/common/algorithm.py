@@ -34,7 +34,7 @@ from sb3_mpc.common.checks.arguments import (
 )
 from sb3_mpc.common.checks.data import check_finite_losses
 from sb3_mpc.common.collection import Collection
-from sb3_mpc.common.discount import discount_from_episode_length, episode_length
+from sb3_mpc.common.discount import DEFAULT_GAMMA, discount_from_episode_length, episode_length
 from sb3_mpc.common.execution.acceleration import choose_acceleration, compile_function, graphed, set_learning_rate
 from sb3_mpc.common.execution.gradients import Gradients, apply_gradients, clipped_gradients, trained_parameters
 from sb3_mpc.common.networks.losses import UpdateNoise, draw_update_noise, model_losses, time_slice, unroll
@@ -46,7 +46,6 @@ from sb3_mpc.common.presets import PRESETS, complete, find_preset, takes_preset
 
 # Random steps before the first update: 5 episodes, at least 1000 (official code)
 SEED_EPISODES, MIN_SEED_STEPS = 5, 1000
-DEFAULT_GAMMA = 0.99  # for environments whose episode length is unknown
 CHECK_LOSSES_EVERY = 100  # updates; a copy to the host in each of them would cost time
 # Arguments of the replay buffer that the agent sets itself
 RESERVED = (
@@ -192,6 +191,7 @@ class WorldModelAlgorithm(Collection, Persistence, OffPolicyAlgorithm):
         for name, limits in self.ranges.items():
             check_range(name, getattr(self, name), *limits)
         check_policy_class(self.policy_class, WorldModelPolicy, type(self).__name__)
+        self.policy_kwargs = {**self.policy_class.arguments_of_env(self.env), **self.policy_kwargs}
         check_keywords(
             "policy_kwargs",
             self.policy_class,
@@ -341,6 +341,7 @@ class WorldModelAlgorithm(Collection, Persistence, OffPolicyAlgorithm):
         parameters = trained_parameters(policy.model_optimizer)
         zs, gradients, logs = self.maybe_compiled("model_gradients")(batch, noise, parameters)
         apply_gradients(policy.model_optimizer, parameters, gradients)
+        policy.world_model.constrain()
         if train_policy:
             parameters = trained_parameters(policy.pi_optimizer)
             gradients, more = self.maybe_compiled("policy_gradients")(zs, batch, noise, parameters)

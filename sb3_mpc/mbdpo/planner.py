@@ -165,6 +165,7 @@ class DiffusionPlanner(MPPIPlanner):
         """
         samples, terminal, members = noise
         alpha_bar = self.alpha_bar[tau].reshape(-1, 1)
+        x = self.world_model.mask_actions(z, x)
         std = self.world_model.mask_actions(z, ((1 - alpha_bar) / alpha_bar).sqrt().expand_as(x))
         actions = self.sample(x / alpha_bar.sqrt(), std, proposals, samples)
         values = self.evaluate_in_parts(z, actions, terminal, members)
@@ -179,8 +180,10 @@ class DiffusionPlanner(MPPIPlanner):
         :return: score predicted by the network ``[H, E, A]``
         """
         assert self.score_net is not None, "the score network does not exist"
+        mask = self.world_model.mask_actions
+        x = mask(z, x)
         inputs = [self.world_model.inputs(z), x.transpose(0, 1).flatten(1), self.embed_time(tau)]
-        return self.score_net(th.cat(inputs, dim=-1)).view(-1, self.horizon, self.action_dim).transpose(0, 1)
+        return mask(z, self.score_net(th.cat(inputs, dim=-1)).view(-1, self.horizon, self.action_dim).transpose(0, 1))
 
     def embed_time(self, tau: th.Tensor) -> th.Tensor:
         """

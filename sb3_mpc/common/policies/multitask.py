@@ -5,22 +5,28 @@ Observations are dicts with the index of the task under ``task``. Observations a
 task: the environment pads shorter observations with zeros, and the model masks the missing action dimensions.
 """
 
+import difflib
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
 from sb3_mpc.common.checks.arguments import UnsupportedObservationError
+from sb3_mpc.common.discount import DEFAULT_GAMMA, discount_from_episode_length, env_attribute
 from sb3_mpc.common.networks.sizes import multitask_sizes
 from sb3_mpc.common.networks.world_model import WorldModel
 from sb3_mpc.common.policies.world_model_policy import MultiInputPolicy
 
 TASK = "task"  # key of the task index in the observation
 EMBEDDING_INIT = 0.02  # bound of the uniform initialisation of embeddings (official code)
+# Longest embedding. The tolerance keeps the bits of one that was shortened already, so that resumed runs stay exact
+MAX_NORM, NORM_TOLERANCE = 1.0, 1e-5
 
 
 class MultitaskWorldModel(WorldModel):
@@ -41,11 +47,20 @@ class MultitaskWorldModel(WorldModel):
 
     def __init__(self, task_dim: int, action_dims: Sequence[int], gammas: Sequence[float], **kwargs: Any) -> None:
         super().__init__(**kwargs, context_dim=task_dim)
-        self.task_embedding = nn.Embedding(len(action_dims), task_dim, max_norm=1.0)
+        # Without max_norm, which changes the weights in every look-up: `constrain` does that where they change
+        self.task_embedding = nn.Embedding(len(action_dims), task_dim)
         nn.init.uniform_(self.task_embedding.weight, -EMBEDDING_INIT, EMBEDDING_INIT)
+        self.register_load_state_dict_post_hook(_constrain_loaded)
         masks = th.arange(self.action_dim) < th.tensor(action_dims).unsqueeze(1)
         self.register_buffer("action_masks", masks.float(), persistent=False)  # [T, A]
         self.register_buffer("gammas", th.tensor(gammas, dtype=th.float32).unsqueeze(1), persistent=False)  # [T, 1]
+
+    @th.no_grad()
+    def constrain(self) -> None:
+        """Shorten embeddings to a norm of 1."""
+        weight = self.task_embedding.weight
+        norm = weight.norm(dim=1, keepdim=True)
+        weight.mul_(th.where(norm > MAX_NORM + NORM_TOLERANCE, MAX_NORM / norm, 1.0))
 
     def task(self, z: th.Tensor) -> th.Tensor:
         """
@@ -87,6 +102,11 @@ class MultitaskWorldModel(WorldModel):
         """:return: x ``[..., A]``, zero in dimensions that the task does not have"""
         return x * self.action_masks[self.task(z)]
 
+    def mask_gaussian(self, z: th.Tensor, mean: th.Tensor, std: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """:return: mean and standard deviation ``[..., A]``, 0 and 1 in dimensions that the task does not have"""
+        exists = self.action_masks[self.task(z)] > 0
+        return th.where(exists, mean, 0.0), th.where(exists, std, 1.0)
+
     def num_actions(self, z: th.Tensor) -> th.Tensor:
         """:return: number of action dimensions of the tasks ``[..., 1]``"""
         return self.action_masks[self.task(z)].sum(-1, keepdim=True)
@@ -94,6 +114,32 @@ class MultitaskWorldModel(WorldModel):
     def discount(self, z: th.Tensor, gamma: float) -> th.Tensor:
         """:return: discount factors of the tasks ``[..., 1]``; ``gamma`` is ignored"""
         return self.gammas[self.task(z)]
+
+
+def _constrain_loaded(model: nn.Module, _: Any) -> None:
+    assert isinstance(model, MultitaskWorldModel)
+    model.constrain()
+
+
+@cache
+def multitask(world_model_class: type[WorldModel]) -> type[MultitaskWorldModel]:
+    """
+    :param world_model_class: world model of a single task
+    :return: that of several ones
+    """
+    if world_model_class is WorldModel:
+        return MultitaskWorldModel
+    name = f"Multitask{world_model_class.__name__}"
+    return type(name, (MultitaskWorldModel, world_model_class), {"__doc__": f"{name}: {world_model_class.__doc__}"})
+
+
+def short_name(task: str) -> str:
+    """
+    :param task: name or id of a task
+    :return: its name without suite and version, ``"walker-walk"`` of ``"dmc/walker-walk-v0"``
+    """
+    name, _, version = task.rpartition("/")[2].rpartition("-v")
+    return name if version.isdigit() else task.rpartition("/")[2]
 
 
 class MultitaskWorldModelPolicy(MultiInputPolicy):
@@ -106,6 +152,7 @@ class MultitaskWorldModelPolicy(MultiInputPolicy):
     :param lr_schedule: learning rate schedule
     :param action_dims: number of action dimensions of each task; an environment ignores the others
     :param gammas: discount factor of each task, see :func:`sb3_mpc.common.discount.discount_from_episode_length`
+    :param task_names: name of each task, such as its id; None if they have none
     :param task_dim: size of the task embedding; None for the papers', 96, but 64 with 30 tasks (mt30) in models of 5,
         19 and 48 million parameters
     :param model_size: see :class:`sb3_mpc.common.policies.world_model_policy.WorldModelPolicy`
@@ -121,6 +168,7 @@ class MultitaskWorldModelPolicy(MultiInputPolicy):
         lr_schedule: Schedule,
         action_dims: Sequence[int],
         gammas: Sequence[float],
+        task_names: Sequence[str] | None = None,
         task_dim: int | None = None,
         model_size: int = 5,
         latent_dim: int | None = None,
@@ -133,6 +181,9 @@ class MultitaskWorldModelPolicy(MultiInputPolicy):
                 f"with one entry of action_dims and gammas for each task, got {observation_space}, {action_dims=}, "
                 f"{gammas=}."
             )
+        if task_names is not None and len(set(task_names)) != task.n:
+            raise ValueError(f"task_names={list(task_names)} must be {task.n} different names, one for each task.")
+        self.task_names = None if task_names is None else list(task_names)
         papers_latent_dim, papers_task_dim = multitask_sizes(model_size, len(action_dims))
         latent_dim, task_dim = latent_dim or papers_latent_dim, task_dim or papers_task_dim
         self._tasks: dict[str, Any] = dict(task_dim=task_dim, action_dims=list(action_dims), gammas=list(gammas))
@@ -141,8 +192,42 @@ class MultitaskWorldModelPolicy(MultiInputPolicy):
         sizes: dict[str, Any] = dict(model_size=model_size, latent_dim=latent_dim)
         super().__init__(spaces.Dict(embedded), action_space, lr_schedule, **sizes, **kwargs)
         self.observation_space = observation_space
-        self._init_kwargs |= self._tasks
+        self._init_kwargs |= self._tasks | dict(task_names=self.task_names)
 
     def make_world_model(self, **kwargs: Any) -> WorldModel:
         """:return: the world model of all tasks"""
-        return MultitaskWorldModel(**self._tasks, **kwargs)
+        return multitask(self._init_kwargs["world_model_class"])(**self._tasks, **kwargs)
+
+    @classmethod
+    def arguments_of_env(cls, env: VecEnv | None) -> dict[str, Any]:
+        """
+        :param env: environment
+        :return: names, numbers of actions and discount factors of its tasks, if it knows them, as those of
+            ``sb3_mpc.envs.make_multitask`` do
+        """
+        names, action_dims, lengths = (
+            env_attribute(env, name) for name in ("task_names", "action_dims", "task_lengths")
+        )
+        if action_dims is None or lengths is None:
+            return {}
+        gammas = [DEFAULT_GAMMA if length is None else discount_from_episode_length(length) for length in lengths]
+        return dict(task_names=None if names is None else list(names), action_dims=list(action_dims), gammas=gammas)
+
+    def task_index(self, task: str | int) -> int:
+        """
+        :param task: index of a task, its name, or its name without suite and version, such as ``"walker-walk"``
+        :return: its index
+        :raises ValueError: if there is none, or there are several of that name
+        """
+        names = self.task_names or []
+        if isinstance(task, str):
+            found = [i for i, name in enumerate(names) if name == task]
+            found = found or [i for i, name in enumerate(names) if short_name(name) == short_name(task)]
+            if len(found) == 1:
+                return found[0]
+        elif 0 <= task < len(self._tasks["action_dims"]):
+            return int(task)
+        close = difflib.get_close_matches(str(task), [*names, *map(short_name, names)], n=3)
+        known = ", ".join(close or names[:8]) or "no names, use an index"
+        count = len(self._tasks["action_dims"])
+        raise ValueError(f"The agent has no task {task!r}, or several: of its {count} tasks, known are {known}.")
