@@ -43,6 +43,7 @@ from sb3_mpc.common.planning.plan import Plan
 from sb3_mpc.common.policies.multitask import MultitaskWorldModelPolicy
 from sb3_mpc.common.policies.world_model_policy import CnnPolicy, MultiInputPolicy, WorldModelPolicy
 from sb3_mpc.common.presets import PRESETS, complete, find_preset, takes_preset
+from sb3_mpc.common.tasks import SeveralTasks
 
 # Random steps before the first update: 5 episodes, at least 1000 (official code)
 SEED_EPISODES, MIN_SEED_STEPS = 5, 1000
@@ -72,7 +73,7 @@ def inherited(arguments: dict[str, Any]) -> dict[str, Any]:
     return {name: arguments[name] for name in known} | arguments["unknown"]
 
 
-class WorldModelAlgorithm(Collection, Persistence, OffPolicyAlgorithm):
+class WorldModelAlgorithm(Collection, Persistence, SeveralTasks, OffPolicyAlgorithm):
     """
     Base class of the methods: collects transitions with the planner, and updates model, values and policy on windows of
     consecutive transitions from the replay buffer.

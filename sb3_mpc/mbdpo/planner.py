@@ -93,6 +93,16 @@ class DiffusionPlanner(MPPIPlanner):
         plan_dim = self.horizon * self.action_dim
         self.score_net = make_mlp(inputs + plan_dim + time_embed_dim, hidden, plan_dim) if use_score_network else None
 
+    def action_parts(self) -> dict[tuple[str, int], list[int]]:
+        """:return: parts of the parameters of energy and score network, see :class:`MPPIPlanner`"""
+        inputs, plan = self.world_model.input_dim, [self.action_dim] * self.horizon
+        parts = {("energy_head.0.weight", 1): [inputs, self.action_dim]}
+        if self.score_net is not None:
+            last = f"score_net.{len(self.score_net) - 1}"
+            parts |= {("score_net.0.weight", 1): [inputs, *plan, self.time_embed_dim]}
+            parts |= {(f"{last}.weight", 0): plan, (f"{last}.bias", 0): plan}
+        return parts
+
     # -- Energy --------------------------------------------------------------------------------------------------------
 
     def energy(self, z: th.Tensor, actions: th.Tensor) -> th.Tensor:

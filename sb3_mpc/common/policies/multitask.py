@@ -24,6 +24,7 @@ from sb3_mpc.common.networks.world_model import WorldModel
 from sb3_mpc.common.policies.world_model_policy import MultiInputPolicy
 
 TASK = "task"  # key of the task index in the observation
+OBSERVATION = "obs"  # and of the numbers that are padded
 EMBEDDING_INIT = 0.02  # bound of the uniform initialisation of embeddings (official code)
 # Longest embedding. The tolerance keeps the bits of one that was shortened already, so that resumed runs stay exact
 MAX_NORM, NORM_TOLERANCE = 1.0, 1e-5
@@ -142,6 +143,20 @@ def short_name(task: str) -> str:
     return name if version.isdigit() else task.rpartition("/")[2]
 
 
+def widened(x: th.Tensor, axes: dict[int, tuple[list[int], list[int]]]) -> th.Tensor:
+    """
+    :param x: any shape
+    :param axes: by axis, the sizes of the parts that it consists of, and those that they are to have
+    :return: x with parts of these sizes, each filled up with zeros
+    """
+    for axis, (before, after) in axes.items():
+        starts = np.cumsum([0, *after[:-1]])
+        places = [np.arange(size) + start for size, start in zip(before, starts, strict=True)]
+        shape = [*x.shape[:axis], sum(after), *x.shape[axis + 1 :]]
+        x = x.new_zeros(shape).index_copy(axis, th.as_tensor(np.concatenate(places), device=x.device), x)
+    return x
+
+
 class MultitaskWorldModelPolicy(MultiInputPolicy):
     """
     World-model policy for environments with a ``spaces.Discrete`` observation ``task``, as in
@@ -186,17 +201,17 @@ class MultitaskWorldModelPolicy(MultiInputPolicy):
         self.task_names = None if task_names is None else list(task_names)
         papers_latent_dim, papers_task_dim = multitask_sizes(model_size, len(action_dims))
         latent_dim, task_dim = latent_dim or papers_latent_dim, task_dim or papers_task_dim
-        self._tasks: dict[str, Any] = dict(task_dim=task_dim, action_dims=list(action_dims), gammas=list(gammas))
+        self.tasks: dict[str, Any] = dict(task_dim=task_dim, action_dims=list(action_dims), gammas=list(gammas))
         # The encoder's input has the embedding in place of the task index
         embedded = {**observation_space.spaces, TASK: spaces.Box(-np.inf, np.inf, (task_dim,), np.float32)}
         sizes: dict[str, Any] = dict(model_size=model_size, latent_dim=latent_dim)
         super().__init__(spaces.Dict(embedded), action_space, lr_schedule, **sizes, **kwargs)
         self.observation_space = observation_space
-        self._init_kwargs |= self._tasks | dict(task_names=self.task_names)
+        self._init_kwargs |= self.tasks | dict(task_names=self.task_names)
 
     def make_world_model(self, **kwargs: Any) -> WorldModel:
         """:return: the world model of all tasks"""
-        return multitask(self._init_kwargs["world_model_class"])(**self._tasks, **kwargs)
+        return multitask(self._init_kwargs["world_model_class"])(**self.tasks, **kwargs)
 
     @classmethod
     def arguments_of_env(cls, env: VecEnv | None) -> dict[str, Any]:
@@ -213,6 +228,57 @@ class MultitaskWorldModelPolicy(MultiInputPolicy):
         gammas = [DEFAULT_GAMMA if length is None else discount_from_episode_length(length) for length in lengths]
         return dict(task_names=None if names is None else list(names), action_dims=list(action_dims), gammas=gammas)
 
+    def parts(self) -> dict[tuple[str, int], list[int]]:
+        """
+        :return: where the number of tasks, observations or actions determines the size of a parameter: by its name and
+            axis, the sizes of the parts that it consists of there
+        """
+        model = self.world_model
+        extractors: Any = getattr(model.encoder.features_extractor, "extractors", [])
+        inputs, last, takes_action = [model.input_dim, model.action_dim], len(model.prior_net) - 1, model.values_actions
+        found = {
+            ("task_embedding.weight", 0): [len(self.tasks["action_dims"])],
+            ("encoder.head.0.weight", 1): [extractor.features_dim for extractor in extractors],
+            **{(f"{head}.0.weight", 1): inputs for head in ("dynamics", "reward_head")},
+            **{(f"{q}.layers.0.weight", 2): inputs for q in ("q_ensemble", "q_target") if takes_action},
+            **{(f"prior_net.{last}.{kind}", 0): [model.action_dim] * 2 for kind in ("weight", "bias")},
+        }
+        named = {(f"world_model.{name}", axis): sizes for (name, axis), sizes in found.items()}
+        return named | {(f"planner.{name}", axis): sizes for (name, axis), sizes in self.planner.action_parts().items()}
+
+    def take_over(self, other: "MultitaskWorldModelPolicy", like: int) -> None:
+        """
+        Take over parameters, state of the optimisers and random numbers of a policy with one task less. Where there are
+        more observations or actions, new entries are zero.
+
+        :param other: the policy
+        :param like: task whose embedding the new one, the last, begins with
+        """
+        axes: dict[str, dict[int, tuple[list[int], list[int]]]] = {}
+        after = self.parts()
+        for (name, axis), sizes in other.parts().items():
+            axes.setdefault(name, {})[axis] = (sizes, after[name, axis])
+
+        def moved(name: str, x: th.Tensor) -> th.Tensor:
+            return widened(x, axes[name]) if name in axes else x
+
+        state = {name: moved(name, value) for name, value in other.state_dict().items()}
+        embeddings = state["world_model.task_embedding.weight"]
+        embeddings[-1] = embeddings[like]
+        self.load_state_dict(state)
+        own = dict(self.named_parameters())
+        for name, parameter in other.named_parameters():
+            own[name].requires_grad_(parameter.requires_grad)
+            for mine, theirs in (
+                (self.model_optimizer, other.model_optimizer),
+                (self.pi_optimizer, other.pi_optimizer),
+            ):
+                for key, value in theirs.state.get(parameter, {}).items():
+                    same = isinstance(value, th.Tensor) and value.shape == parameter.shape
+                    mine.state[own[name]][key] = moved(name, value) if same else value
+        self._seed = other._seed
+        self.set_rng_state(other.get_rng_state())
+
     def task_index(self, task: str | int) -> int:
         """
         :param task: index of a task, its name, or its name without suite and version, such as ``"walker-walk"``
@@ -225,9 +291,9 @@ class MultitaskWorldModelPolicy(MultiInputPolicy):
             found = found or [i for i, name in enumerate(names) if short_name(name) == short_name(task)]
             if len(found) == 1:
                 return found[0]
-        elif 0 <= task < len(self._tasks["action_dims"]):
+        elif 0 <= task < len(self.tasks["action_dims"]):
             return int(task)
         close = difflib.get_close_matches(str(task), [*names, *map(short_name, names)], n=3)
         known = ", ".join(close or names[:8]) or "no names, use an index"
-        count = len(self._tasks["action_dims"])
+        count = len(self.tasks["action_dims"])
         raise ValueError(f"The agent has no task {task!r}, or several: of its {count} tasks, known are {known}.")
