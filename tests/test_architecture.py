@@ -13,7 +13,18 @@ from tests.support import ROOT
 
 FOLDERS = {"sb3_mpc": ROOT / "sb3_mpc", "sb3_mpc.envs": ROOT / "envs", "sb3_mpc.zoo": ROOT / "zoo"}
 # Of sb3_mpc.common: each may import those before it
-ROOMS = ["checks", "discount", "estimate", "files", "execution", "buffers", "networks", "planning", "policies"]
+ROOMS = [
+    "processes",
+    "checks",
+    "discount",
+    "estimate",
+    "files",
+    "execution",
+    "buffers",
+    "networks",
+    "planning",
+    "policies",
+]
 ROOMS += ["presets", "tasks", "collection", "persistence", "algorithm", "callbacks"]
 
 

@@ -9,6 +9,7 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 
 from sb3_mpc.bmpc.planner import ReanalyzePlanner, StateValueModel, StateValuePlanner
+from sb3_mpc.common import processes
 from sb3_mpc.common.algorithm import WorldModelAlgorithm, inherited
 from sb3_mpc.common.buffers.batch import SequenceBatch
 from sb3_mpc.common.buffers.plan_buffer import PlanReplayBuffer
@@ -199,7 +200,7 @@ class BMPC(WorldModelAlgorithm):
         if self._updates_to_reanalyze > 0:
             return batch
         self._updates_to_reanalyze = self.reanalyze_interval
-        count = min(self.reanalyze_batch_size, batch.actions.shape[1])
+        count = min(processes.part(self.reanalyze_batch_size), batch.actions.shape[1])
         noise = self._reanalyzer.draw(self.horizon * count, self.policy.generator, explore=True)
         return self.reanalyze(batch, count, noise)
 

@@ -17,6 +17,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
+from sb3_mpc.common import processes
 from sb3_mpc.common.buffers.batch import SequenceBatch
 from sb3_mpc.common.buffers.her import HINDSIGHT_BUFFERS
 from sb3_mpc.common.buffers.sequence_buffer import SequenceReplayBuffer
@@ -163,7 +164,7 @@ class WorldModelAlgorithm(Collection, Persistence, SeveralTasks, OffPolicyAlgori
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
             verbose=verbose,
-            device=device,
+            device=processes.own_device(device),
             support_multi_env=True,
             seed=seed,
             sde_support=False,
@@ -199,6 +200,8 @@ class WorldModelAlgorithm(Collection, Persistence, SeveralTasks, OffPolicyAlgori
             without_defaults_of_sac(self.policy_class, self.policy_kwargs),
             ("observation_space", "action_space", "lr_schedule"),
         )
+        if processes.rank() > 0:
+            self.verbose, self.tensorboard_log = 0, None
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         self._resolve_auto()
@@ -208,7 +211,7 @@ class WorldModelAlgorithm(Collection, Persistence, SeveralTasks, OffPolicyAlgori
             self.policy.disable_termination()
         self.forget_compiled()
         self.replay_buffer.seed(int(th.randint(2**31, ()).item()))
-        self._seed_generators(self.seed)
+        self._seed_generators(processes.own_seed(self.seed, self.n_envs))
         self._convert_train_freq()
 
     def _make_policy(self) -> None:
@@ -279,6 +282,7 @@ class WorldModelAlgorithm(Collection, Persistence, SeveralTasks, OffPolicyAlgori
         :raises ValueError: if a loss becomes NaN or infinite; looked at every 100 updates, and at the end
         """
         batch_size = batch_size or self.batch_size
+        self.keep_together(gradient_steps)
         self.policy.set_training_mode(True)
         self._update_learning_rate([self.policy.model_optimizer, self.policy.pi_optimizer])
         if self.policy.acceleration.compiles and not self._compiled:
@@ -309,6 +313,7 @@ class WorldModelAlgorithm(Collection, Persistence, SeveralTasks, OffPolicyAlgori
         :param pretraining: whether these are the first updates, on the seeding data
         """
         update: Callable[..., dict[str, th.Tensor]] = self._compiled.get("update", self.update)
+        batch_size = processes.share(batch_size)
         sums: th.Tensor | None = None
         for done in range(1, count + 1):
             batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)

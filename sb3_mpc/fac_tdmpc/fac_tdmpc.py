@@ -20,6 +20,7 @@ from stable_baselines3.common.save_util import load_from_pkl
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import configure_logger
 
+from sb3_mpc.common import processes
 from sb3_mpc.common.algorithm import WorldModelAlgorithm, inherited
 from sb3_mpc.common.buffers.batch import SequenceBatch
 from sb3_mpc.common.buffers.sequence_buffer import SequenceReplayBuffer
@@ -436,10 +437,13 @@ class FacTDMPC(TDMPC2):
             with th.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
                 th.manual_seed(seed)
                 self.policy.reset_student()
+        processes.join(self.device)
+        processes.broadcast(self.policy.state_dict().values())
+        seed += processes.rank()
         generator = th.Generator(self.device).manual_seed(seed)
-        buffer, batch_size = self.replay_buffer, int(self.distill_batch_size)
+        buffer, batch_size = self.replay_buffer, processes.share(int(self.distill_batch_size))
         kept = {name: getattr(buffer, name) for name in ("_rng", "horizon", "device")}
-        compiles = self.policy.acceleration.compiles
+        compiles = self.policy.acceleration.compiles and not processes.joined()
         update = self.distill_update
         if compiles:
             update = graphed(compile_function(update), self.recorded_constants)

@@ -7,6 +7,7 @@ from typing import Any
 import torch as th
 from torch import nn
 
+from sb3_mpc.common import processes
 from sb3_mpc.common.execution.acceleration import full_precision
 from sb3_mpc.common.networks.layers import make_mlp
 from sb3_mpc.common.networks.world_model import WorldModel
@@ -127,6 +128,7 @@ class DiffusionPlanner(MPPIPlanner):
         :param energies: energies of data and negatives ``[2, H, B, 1]``
         :param weights: 1 for transitions of the episode, 0 past its end ``[H, B, 1]``
         """
+        energies, weights = processes.gather(energies, dim=2), processes.gather(weights, dim=1)
         total = 2 * weights.sum()
         mean = (weights * energies).sum() / total
         std = ((weights * (energies - mean).square()).sum() / total).sqrt().clamp(min=1e-6)
