@@ -175,7 +175,7 @@ class Collection(OffPolicyAlgorithm):
         episodic, most, least = processes.greatest(self.policy.episodic, updates, -updates)
         if most != -least:
             raise ValueError(
-                f"Processes that train together make different numbers of updates, {-least:g} to {most:g}: give "
+                f"Processes that train together make different numbers of updates, {-int(least)} to {int(most)}: give "
                 "train_freq in steps, and all of them as many environments."
             )
         if episodic and not self.policy.episodic:

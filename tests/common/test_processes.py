@@ -15,6 +15,9 @@ from tests.support import ROOT
 from tests.support.two_processes import METHODS, updated
 
 pytestmark = pytest.mark.slow
+# A ranking does not depend on what is added to all scores: the gradient is rounding, which Adam scales up
+HEADS = ("reward_head", "q_heads.0", "q_heads.1")
+WITHOUT_GRADIENT = [f"student.{head}.layers.1.bias" for head in HEADS]
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +56,8 @@ def test_two_halves_are_the_whole(run: dict[str, Any], algorithm: Any) -> None:
     moved = 0.0
     for name, value in alone.items():
         assert th.equal(first[name], second[name]), name
+        if name in WITHOUT_GRADIENT:
+            continue
         th.testing.assert_close(first[name], value, rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
         moved += float((value != 0).sum())
     assert moved > 1000
