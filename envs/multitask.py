@@ -113,22 +113,21 @@ class TaskEnv(gym.Wrapper):
         sizes: Sizes | None = None,
     ) -> None:
         name = env.spec.id if env.spec is not None else type(env.unwrapped).__name__
-        own, given = sizes_of(env, name), observation_space
-        padded = given.spaces.get("obs") if isinstance(given, spaces.Dict) else None
-        tasks = given.spaces.get("task") if isinstance(given, spaces.Dict) else None
-        if (
-            not isinstance(padded, spaces.Box)
-            or not isinstance(tasks, spaces.Discrete)
-            or set(given) != {"obs", "task"}
-        ):
-            raise ValueError(f"{name} needs a space Dict(obs=Box, task=Discrete) of several tasks, got {given}.")
+        own, parts = sizes_of(env, name), {}
+        if isinstance(observation_space, spaces.Dict):
+            parts = observation_space.spaces
+        padded, tasks = parts.get("obs"), parts.get("task")
+        if not isinstance(padded, spaces.Box) or not isinstance(tasks, spaces.Discrete) or len(parts) != 2:
+            raise ValueError(
+                f"{name} needs a space Dict(obs=Box, task=Discrete) of several tasks, got {observation_space}."
+            )
         room = (*padded.shape, *(action_space.shape or ()))
         if len(room) != 2 or own.observation_dims[0] > room[0] or own.action_dims[0] > room[1]:
             raise ValueError(
                 f"{name} has {own.observation_dims[0]} observations and {own.action_dims[0]} actions, and the "
                 f"spaces of the agent have room for {room}: give add_task its observation_dim and action_dim."
             )
-        if not 0 <= task < tasks.n:
+        if not 0 <= task < int(tasks.n):
             raise ValueError(f"{name} cannot be task {task} of {tasks.n}: the first one is 0.")
         actions = env.action_space
         assert isinstance(actions, spaces.Box)
@@ -147,7 +146,7 @@ class TaskEnv(gym.Wrapper):
             )
 
     @property
-    def spec(self) -> None:
+    def spec(self) -> None:  # type: ignore[override]
         """:return: None: no id makes this environment"""
         return None
 

@@ -193,7 +193,8 @@ class WorldModelAlgorithm(Collection, Persistence, SeveralTasks, OffPolicyAlgori
         for name, limits in self.ranges.items():
             check_range(name, getattr(self, name), *limits)
         check_policy_class(self.policy_class, WorldModelPolicy, type(self).__name__)
-        self.policy_kwargs = {**self.policy_class.arguments_of_env(self.env), **self.policy_kwargs}
+        read: dict[str, Any] = self.policy_class.arguments_of_env(self.env)  # type: ignore[attr-defined]
+        self.policy_kwargs = {**read, **self.policy_kwargs}
         check_keywords(
             "policy_kwargs",
             self.policy_class,

@@ -113,7 +113,7 @@ def average(tensors: list[th.Tensor]) -> list[th.Tensor]:
     flat = th.cat([tensor.flatten() for tensor in tensors])
     with _together():
         dist.all_reduce(flat)
-    pieces = flat.div_(size()).split([tensor.numel() for tensor in tensors])
+    pieces = th.split(flat.div_(size()), [tensor.numel() for tensor in tensors])
     return [piece.view_as(tensor) for piece, tensor in zip(pieces, tensors, strict=True)]
 
 

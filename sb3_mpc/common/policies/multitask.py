@@ -51,7 +51,7 @@ class MultitaskWorldModel(WorldModel):
         # Without max_norm, which changes the weights in every look-up: `constrain` does that where they change
         self.task_embedding = nn.Embedding(len(action_dims), task_dim)
         nn.init.uniform_(self.task_embedding.weight, -EMBEDDING_INIT, EMBEDDING_INIT)
-        self.register_load_state_dict_post_hook(_constrain_loaded)
+        self.register_load_state_dict_post_hook(_constrain_loaded)  # type: ignore[no-untyped-call]
         masks = th.arange(self.action_dim) < th.tensor(action_dims).unsqueeze(1)
         self.register_buffer("action_masks", masks.float(), persistent=False)  # [T, A]
         self.register_buffer("gammas", th.tensor(gammas, dtype=th.float32).unsqueeze(1), persistent=False)  # [T, 1]
