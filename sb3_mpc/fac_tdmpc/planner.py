@@ -14,8 +14,8 @@ class FactoredPlanner(MPPIPlanner):
 
     :param world_model: factored model that evaluates the sequences; owned by the policy
     :param horizon: number H of predicted steps
-    :param num_pi_trajs: number P of sequences proposed by the groups' policies
-    :param kwargs: arguments of :class:`MPPIPlanner`
+    :param kwargs: arguments of :class:`MPPIPlanner`; ``num_pi_trajs`` is the number P of sequences proposed by the
+        groups' policies
     """
 
     world_model: FactoredWorldModel  # type: ignore[assignment]
