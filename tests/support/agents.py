@@ -46,6 +46,14 @@ def make_agent(
     return algorithm(policy, env, **{**settings, **kwargs})
 
 
+def training_alone(algorithm: type[OffPolicyAlgorithm]) -> dict[str, Any]:
+    """
+    :param algorithm: class to build
+    :return: arguments by which nothing follows the training: FacTDMPC does not distil
+    """
+    return dict(distill_steps=0) if issubclass(algorithm, FacTDMPC) else {}
+
+
 class PointEnv(gym.Env):
     """
     A point in the plane that actions push around, with the step count as third observation.

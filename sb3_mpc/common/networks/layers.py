@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sb3_mpc.common.execution.acceleration import full_precision
-from sb3_mpc.common.execution.kernels import mish
+from sb3_mpc.common.execution.kernels import grouped_softmax, mish
 
 INIT_STD = 0.02
 
@@ -39,7 +39,7 @@ class SimNorm(nn.Module):
         :param x: features ``[..., D]``
         :return: ``[..., D]``, each group non-negative and summing to one
         """
-        return F.softmax(x.reshape(*x.shape[:-1], -1, self.group_size), dim=-1).flatten(-2)
+        return grouped_softmax(x, self.group_size)
 
     def extra_repr(self) -> str:
         """:return: arguments to show in ``repr``"""
