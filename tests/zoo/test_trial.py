@@ -96,7 +96,7 @@ def test_plan_and_status(tmp_path: Path, capsys: pytest.CaptureFixture[str], mon
     out = capsys.readouterr().out
     assert "tdmpc2-small-dmc-cup-catch-v0-0  waiting         50,000 frames  return    500.0\n" in out
     assert "about 0.8 hours with 1 at the same time, without sac: no run has been evaluated yet" in out
-    with pytest.raises(ValueError, match="frames 100000, not 50000"):
+    with pytest.raises(ValueError, match="100000, not 50000"):
         run(*options.split(), "--frames", 50_000)
 
 
