@@ -166,10 +166,17 @@ class BMPC(WorldModelAlgorithm):
             raise ValueError("BMPC learns one task: use TDMPC2 with MultitaskWorldModelPolicy.")
         super()._setup_model()
         horizon = self.horizon if isinstance(self.reanalyze_horizon, str) else self.reanalyze_horizon
-        arguments = {**self.policy_arguments()["planner_kwargs"], "horizon": horizon}
-        log_std_range = (self.expl_log_std_min, self.expl_log_std_max)
-        reanalyzer_class = CLASSES[self.values_of][2]
-        self._reanalyzer = reanalyzer_class(self.policy.world_model, log_std_range=log_std_range, **arguments)
+        self._reanalyzer = self.make_reanalyzer(
+            log_std_range=(self.expl_log_std_min, self.expl_log_std_max),
+            **{**self.policy_arguments()["planner_kwargs"], "horizon": horizon},
+        )
+
+    def make_reanalyzer(self, **arguments: Any) -> MPPIPlanner:
+        """
+        :param arguments: of the planner, and the bounds of the log standard deviation of its proposals
+        :return: planner of the reanalysis; a variant may have another one
+        """
+        return CLASSES[self.values_of][2](self.policy.world_model, **arguments)
 
     def policy_arguments(self) -> dict[str, Any]:
         """:return: arguments of the policy, with the classes for the kind of values"""
