@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch as th
 from torch import nn
@@ -9,7 +10,7 @@ from torch import nn
 from sb3_mpc import TDMPC2
 from sb3_mpc.common.networks.layers import EnsembleMLP, SimNorm
 from sb3_mpc.common.networks.two_hot import Regression, TwoHot, make_coding
-from tests.support.agents import PointEnv, make_agent, sample_windows, two_envs
+from tests.support.agents import PointEnv, make_agent, observations_of, sample_windows, two_envs
 
 NUMBERS = th.tensor([[-7.0], [0.0], [0.5], [300.0]])
 
@@ -47,6 +48,12 @@ def test_losses_of_an_agent_that_regresses(num_bins: int, coded: Any) -> None:
     logs = model.update(batch._replace(buffer_index=None), noise)
     th.testing.assert_close(logs["reward_loss"], expected)
     th.testing.assert_close(logs["value_loss"], expected)
+
+
+def test_every_method_takes_them(algorithm: Any) -> None:
+    without = dict(num_bins=1, simnorm_dim=None, layer_norm=False)
+    model = make_agent(algorithm, two_envs(terminate=True), policy_kwargs=without).learn(20)
+    assert model._n_updates > 0 and np.isfinite(model.predict(observations_of(model, 3))[0]).all()
 
 
 def test_latent_states_without_simnorm() -> None:
