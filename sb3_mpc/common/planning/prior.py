@@ -12,7 +12,7 @@ from sb3_mpc.common.planning.planner import MPPIPlanner
 class PriorPlanner(MPPIPlanner):
     """
     The policy prior in place of a planner, with ``policy_kwargs=dict(planner_class=PriorPlanner)``: training collects,
-    and ``predict`` acts, without planning. This is TD-MPC2's ablation of its planner, and takes a fraction of the time.
+    and ``predict`` acts, without planning (TD-MPC2's ablation of its planner).
 
     The arguments are those of the base class; of them only ``horizon`` is used, for the shape of the state of
     ``predict``, on which no action depends. A stored plan is the prior's Gaussian (official code of TD-M(PC)²).
