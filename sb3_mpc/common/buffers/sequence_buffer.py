@@ -10,6 +10,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_mpc.common.buffers.batch import SequenceBatch as SequenceBatch
 from sb3_mpc.common.buffers.memory import check_memory
+from sb3_mpc.common.execution.transfer import to_device
 
 # Where the next observation of a transition is stored: in the next row, or in the head, which holds the newest
 # observation of each environment; a value >= 0 is an index into the final observations
@@ -333,6 +334,14 @@ class SequenceReplayBuffer(ReplayBuffer):
         :return: windows with the plans that a derived buffer stores; unchanged here
         """
         return batch
+
+    def to_torch(self, array: np.ndarray, copy: bool = True) -> th.Tensor:
+        """
+        :param array: array
+        :param copy: whether the tensor must not share its memory; sampled windows are the buffer's own copies
+        :return: tensor on the buffer's device, see :func:`sb3_mpc.common.execution.transfer.to_device`
+        """
+        return to_device(array.copy() if copy else array, th.device(self.device))
 
     def set_env(self, env: VecEnv | None) -> None:
         """
