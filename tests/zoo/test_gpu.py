@@ -1,4 +1,4 @@
-"""``python -m sb3_mpc.zoo gpu``, tried on a CPU: every part comes through, and one that fails takes nothing else along."""
+"""``python -m sb3_mpc.zoo gpu``, tried on a CPU: every part comes through, and a failure takes nothing else along."""
 
 import json
 from pathlib import Path
