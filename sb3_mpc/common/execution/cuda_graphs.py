@@ -2,7 +2,7 @@
 Functions of tensors that are recorded as one CUDA graph and replayed: one launch instead of hundreds of kernels.
 
 Written from PyTorch's documentation of CUDA graphs (https://docs.pytorch.org/docs/stable/notes/cuda.html) and tested
-with a mock of the device; not yet run on a GPU.
+with stand-ins for the device; not yet run on a GPU, which ``make gpu`` does.
 """
 
 import warnings
