@@ -40,6 +40,7 @@ FILLED = 300  # transitions in the replay buffer
 DECISIONS, EVALUATIONS, EPISODES = 50_000, 10, 5
 IMAGE = (9, 64, 64)
 TESTS = ("tests",)
+TEST_MINUTES = 170
 SMALL: Facts = dict(horizon=2, num_samples=16, num_elites=4, num_pi_trajs=2, iterations=1, batch_size=16)
 SMALL_POLICY: Facts = dict(latent_dim=16, net_arch=[16], num_q=2, num_bins=11)
 ROOT = Path(__file__).resolve().parents[1]
@@ -280,7 +281,7 @@ def tests(work: Work, write: Write) -> None:
     command = [sys.executable, "-m", "pytest", *TESTS, "-q", "-p", "no:cacheprovider", f"--junitxml={file}"]
     work.folder.mkdir(parents=True, exist_ok=True)
     with open(work.folder / "tests.txt", "w") as log:
-        status = subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=log).returncode
+        done = subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=log, timeout=60 * TEST_MINUTES)
     cases = list(ElementTree.parse(file).iter("testcase"))
     failed = [
         f"{case.get('classname')}::{case.get('name')}"
@@ -288,4 +289,4 @@ def tests(work: Work, write: Write) -> None:
         if case.find("failure") is not None or case.find("error") is not None
     ]
     skipped = sum(case.find("skipped") is not None for case in cases)
-    write(dict(status=status, tests=len(cases), skipped=skipped, failed=failed))
+    write(dict(status=done.returncode, tests=len(cases), skipped=skipped, failed=failed))
