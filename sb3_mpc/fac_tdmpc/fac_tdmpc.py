@@ -467,8 +467,7 @@ class FacTDMPC(TDMPC2):
         if compiles:
             update = graphed(compile_function(update), self.recorded_constants)
         for optimizer in (self.policy.student_optimizer, self.policy.student_pi_optimizer):
-            for group in optimizer.param_groups:
-                set_learning_rate(group, self.distill_learning_rate, compiles and self.device.type == "cuda")
+            set_learning_rate(optimizer, self.distill_learning_rate, compiles and self.device.type == "cuda")
         self.policy.set_training_mode(False)
         self._use_student(True)
         try:

@@ -24,6 +24,16 @@ class FactoredPlanner(MPPIPlanner):
         super().__init__(world_model, horizon=horizon, **kwargs)  # type: ignore[arg-type]
         self.horizon += 1
 
+    @property
+    def rows_per_environment(self) -> int:
+        """:return: number of groups"""
+        return self.world_model.groups.num_groups
+
+    @property
+    def width(self) -> int:
+        """:return: size of the largest output of a group's layer for one sequence"""
+        return max([self.world_model.latent_dim // self.world_model.groups.num_groups, *self.world_model.hidden])
+
     def draw(self, n_envs: int, generator: th.Generator, explore: bool) -> PlanNoise:
         """
         :param n_envs: number E of environments

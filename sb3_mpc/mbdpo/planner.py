@@ -43,6 +43,7 @@ class DiffusionPlanner(MPPIPlanner):
     """
 
     iterated = ("evaluate", "propose")
+    environment_axes = {**MPPIPlanner.environment_axes, "proposals": 2}
     alpha: th.Tensor
     alpha_bar: th.Tensor
     energy_mean: th.Tensor
