@@ -190,6 +190,7 @@ class Persistence(OffPolicyAlgorithm):
             if processes.rank() > 0:
                 loaded.seed(processes.seed_after(self._n_updates))
             loaded.sampling = self.replay_buffer_kwargs.get("sampling", loaded.sampling)
+            loaded.storage = self.replay_buffer_kwargs.get("storage", loaded.storage)
         except Exception:
             self.replay_buffer = current
             raise

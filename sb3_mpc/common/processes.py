@@ -14,6 +14,8 @@ import numpy as np
 import torch as th
 import torch.distributed as dist
 
+_joined = False  # set by `join`
+
 
 def size() -> int:
     """:return: number of processes that train together; torchrun sets it for each of them"""
@@ -26,8 +28,8 @@ def rank() -> int:
 
 
 def joined() -> bool:
-    """:return: whether there are several processes and they are connected"""
-    return size() > 1 and dist.is_available() and dist.is_initialized()
+    """:return: whether there are several processes and they are connected; a constant for compiled functions"""
+    return _joined
 
 
 def own_device(device: th.device | str) -> th.device | str:
@@ -82,11 +84,14 @@ def join(device: th.device) -> None:
 
     :param device: device of the agent
     """
+    global _joined
     if size() > 1 and not joined():
         if device.type == "cuda":
             th.cuda.set_device(device)
         with _together():
-            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+            if not dist.is_initialized():  # as it is if the user's script has connected them
+                dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        _joined = True
 
 
 @contextmanager

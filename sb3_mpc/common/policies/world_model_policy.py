@@ -43,10 +43,12 @@ class WorldModelPolicy(PlanningPolicy):
     :param n_critics: SB3's name for ``num_q``
     :param net_arch: sizes of the hidden layers of all networks but the encoder; or a dict with those of the policy
         prior (``pi``) and of the others (``qf``)
-    :param num_bins: bins of the two-hot coding of rewards and values
+    :param num_bins: bins of the two-hot coding of rewards and values; instead of it, 1 for a regression of their symlog
+        and 0 for one of the plain numbers
     :param vmin: symlog value of the first bin
     :param vmax: symlog value of the last bin
-    :param simnorm_dim: features per simplex of the latent state
+    :param simnorm_dim: features per simplex of the latent state, None for latent states without SimNorm
+    :param layer_norm: whether all layers but the outputs are normed by LayerNorm
     :param dropout: dropout rate of the value networks' first layer
     :param log_std_min: smallest log standard deviation of the prior
     :param log_std_max: largest log standard deviation of the prior
@@ -84,7 +86,7 @@ class WorldModelPolicy(PlanningPolicy):
         num_bins: int = 101,
         vmin: float = -10.0,
         vmax: float = 10.0,
-        simnorm_dim: int = 8,
+        simnorm_dim: int | None = 8,
         dropout: float = 0.01,
         log_std_min: float = -10.0,
         log_std_max: float = 2.0,
@@ -101,6 +103,7 @@ class WorldModelPolicy(PlanningPolicy):
         normalize_images: bool = True,
         optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
+        layer_norm: bool = True,
     ) -> None:
         init_kwargs = {
             name: value
@@ -122,6 +125,7 @@ class WorldModelPolicy(PlanningPolicy):
         )
         self._init_kwargs = init_kwargs  # arguments to rebuild this policy in `load`
         check_range("dropout", dropout, 0, 0.99)
+        check_range("num_bins", num_bins, 0)
         if n_critics is not None:
             check_range("n_critics", n_critics, 1)
         count = n_critics if num_q is None else num_q
@@ -136,6 +140,7 @@ class WorldModelPolicy(PlanningPolicy):
             simnorm_dim,
             normalize_images,
             image_augmentation,
+            layer_norm,
         )
         self.world_model = self.make_world_model(
             encoder=encoder,
@@ -151,6 +156,7 @@ class WorldModelPolicy(PlanningPolicy):
             dropout=dropout,
             log_std_min=log_std_min,
             log_std_max=log_std_max,
+            layer_norm=layer_norm,
         )
         self.running_scale = RunningScale(running_scale_tau)
         self.planner = planner_class(self.world_model, **(planner_kwargs or {}))
