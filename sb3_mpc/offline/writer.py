@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from sb3_mpc.agents.space_json import space_to_json
 from sb3_mpc.common.checks.arguments import check_action_space
 from sb3_mpc.offline.layout import (
     DESCRIPTION,
@@ -73,6 +74,7 @@ class DatasetWriter:
             raise ValueError(
                 f"The observations {observation_space} are nested: flatten them to arrays or a dict of them."
             )
+        space_to_json(observation_space)  # raises for those that no file can hold
         self.observation_space, self.action_space = observation_space, action_space
         count = len(tasks or ["task"])
         if tells_task(observation_space):
