@@ -31,6 +31,9 @@ EPISODES_AT_ONCE = 2_000
 class Container(dict):
     """What stands for a class of TensorDict: it keeps its arguments and its state."""
 
+    arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+    state: Any = None
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__()
         self.arguments = (args, kwargs)
@@ -106,7 +109,7 @@ def _tensors(content: Any, depth: int) -> Iterator[dict[str, th.Tensor]]:
         yield {key: content[key] for key in KEYS}
     parts: list[Any] = list(content.values() if isinstance(content, dict) else content)
     if isinstance(content, Container):
-        parts += [getattr(content, "state", None), *content.arguments[0], *content.arguments[1].values()]
+        parts += [content.state, *content.arguments[0], *content.arguments[1].values()]
     for part in parts:
         if isinstance(part, (dict, list, tuple)):
             yield from _tensors(part, depth + 1)

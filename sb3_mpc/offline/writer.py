@@ -195,8 +195,8 @@ class DatasetWriter:
 
     def _scaled(self, actions: np.ndarray, scaled: bool) -> np.ndarray:
         """:return: actions in [-1, 1]; what is beyond is cut"""
-        if not scaled:
-            low, high = self.action_space.low.reshape(-1), self.action_space.high.reshape(-1)
+        low, high = self.action_space.low.reshape(-1), self.action_space.high.reshape(-1)
+        if not scaled and not ((low == -1) & (high == 1)).all():
             actions = (2.0 * ((actions - low) / (high - low)) - 1.0).astype(np.float32)
         self._cut += int((np.abs(actions) > 1 + TOLERANCE).any(axis=1).sum())
         return np.clip(actions, -1, 1)

@@ -13,6 +13,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecNormalize
+from torch.utils import _pytree as pytree
 
 from sb3_mpc.common.buffers.plan_buffer import PlanReplayBuffer
 from sb3_mpc.common.buffers.sequence_buffer import SequenceReplayBuffer
@@ -291,6 +292,12 @@ class Teacher:
 def test_from_minari(data_format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A real Minari data set, by its id and by its folder, has what the environment returned."""
     minari = pytest.importorskip("minari")
+    # The collector uses jax for this function alone; hundreds of megabytes
+    jax = types.ModuleType("jax.tree_util")
+    jax.tree_map = pytree.tree_map  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "jax", types.ModuleType("jax"))
+    monkeypatch.setattr(sys.modules["jax"], "tree_util", jax, raising=False)
+    monkeypatch.setitem(sys.modules, "jax.tree_util", jax)
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "cache"))
     collector = minari.DataCollector(gym.make("Pendulum-v1", max_episode_steps=7), data_format=data_format)
     teacher, expected = Teacher(), []
