@@ -61,6 +61,9 @@ def add_train(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="decisions between checkpoints for --resume (default: 25000; 0: none), which hold the replay buffer",
     )
+    parser.add_argument(
+        "--save-data", action="store_true", help="at the end, write what was collected to the data set RUN/data"
+    )
     parser.add_argument("--optimize", action="store_true", help="search hyper-parameters with Optuna instead")
     parser.add_argument("--track", action="store_true", help="log to Weights & Biases (pip install wandb)")
     parser.add_argument("--no-progress", action="store_true", help="no progress bar (there is none without terminal)")

@@ -29,6 +29,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 import sb3_mpc
 import sb3_mpc.envs  # registers the ids
+from sb3_mpc.common.discount import episode_length
 from sb3_mpc.zoo.presets import preset_file, preset_key, reduced
 from sb3_mpc.zoo.resume import ResumableCheckpoint
 from sb3_mpc.zoo.samplers import SAMPLERS
@@ -86,6 +87,7 @@ class Experiment(ExperimentManager):
     :param checkpoint_freq: steps between checkpoints, none if not positive
     :param resume: folder of a run to resume
     :param arguments: command line of rl_zoo3, which is kept in the folder of the run
+    :param save_data: whether to write what was collected to a data set when the training ends
     """
 
     def __init__(
@@ -95,9 +97,11 @@ class Experiment(ExperimentManager):
         checkpoint_freq: int = -1,
         resume: Path | None = None,
         arguments: list[str] | None = None,
+        save_data: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        self.save_data = save_data
         self.preset, self.checkpoint_freq, self.resume, self.arguments = preset, checkpoint_freq, resume, arguments
         if self.args.conf_file is None:
             self.config = str(preset_file(self.algo))
@@ -133,6 +137,7 @@ class Experiment(ExperimentManager):
         super().create_log_folder()  # type: ignore[no-untyped-call]
         if not self.optimize_hyperparameters:
             settings = dict(arguments=self.arguments, preset=self.preset, checkpoint_freq=self.checkpoint_freq)
+            settings |= dict(save_data=True) if self.save_data else {}
             (Path(self.save_path) / RUN_FILE).write_text(json.dumps(settings, indent=1) + "\n")
 
     def create_callbacks(self) -> None:
@@ -185,9 +190,29 @@ class Experiment(ExperimentManager):
                 self.callbacks[0].on_training_end()
             if self.checkpoint is not None and self.checkpoint.newest() is not None:
                 print(f"Resume with: python -m sb3_mpc.zoo train --resume {self.save_path}")
+        else:
+            if self.save_data:
+                self._write_data(model)
         finally:
             assert model.env is not None
             model.env.close()
+
+    def _write_data(self, model: BaseAlgorithm) -> None:
+        """
+        :param model: trained agent
+        """
+        from sb3_mpc.offline import Dataset
+
+        env_id = self.env_name.gym_id
+        data = Dataset.from_replay_buffer(
+            model.replay_buffer,  # type: ignore[attr-defined]
+            Path(self.save_path) / "data",
+            tasks=[env_id],
+            episode_lengths=[episode_length(model.env)],
+            source=f"{env_id}: training of {type(model).__name__}",
+            overwrite=True,
+        )
+        print(f"Wrote {data.path}, {data.rows} transitions")
 
 
 def run_program(program: Callable[[], None], name: str, arguments: list[str]) -> None:

@@ -43,7 +43,7 @@ def main(args: argparse.Namespace) -> None:
     options += ["--gym-packages", module] if module else []
     options += ["--optimize-hyperparameters", "--no-optim-plots"] if args.optimize else []
     frequency = 25_000 if args.checkpoint_freq is None else args.checkpoint_freq
-    rl_zoo.train(options, preset=args.preset, checkpoint_freq=frequency)
+    rl_zoo.train(options, preset=args.preset, checkpoint_freq=frequency, save_data=args.save_data)
 
 
 def check_algorithm(algo: str) -> None:
@@ -110,7 +110,13 @@ def _resume(args: argparse.Namespace, options: list[str]) -> None:
     if args.n_timesteps is not None and "--n-timesteps" in kept:
         at = kept.index("--n-timesteps")
         del kept[at : at + 2]
-    rl_zoo.train([*kept, *options], preset=settings["preset"], resume=args.resume, checkpoint_freq=frequency)
+    rl_zoo.train(
+        [*kept, *options],
+        preset=settings["preset"],
+        resume=args.resume,
+        checkpoint_freq=frequency,
+        save_data=args.save_data or settings.get("save_data", False),
+    )
 
 
 def enjoy(args: argparse.Namespace) -> None:

@@ -40,6 +40,7 @@ from sb3_mpc.common.execution.cuda_graphs import frozen_values
 from sb3_mpc.common.execution.gradients import Gradients, apply_gradients, clipped_gradients, trained_parameters
 from sb3_mpc.common.execution.transfer import with_index
 from sb3_mpc.common.networks.losses import UpdateNoise, draw_update_noise, model_losses, time_slice, unroll
+from sb3_mpc.common.offline_training import OfflineTraining
 from sb3_mpc.common.persistence import Persistence
 from sb3_mpc.common.planning.plan import Plan
 from sb3_mpc.common.policies.multitask import MultitaskWorldModelPolicy
@@ -75,15 +76,16 @@ def inherited(arguments: dict[str, Any]) -> dict[str, Any]:
     return {name: arguments[name] for name in known} | arguments["unknown"]
 
 
-class WorldModelAlgorithm(Collection, Persistence, OffPolicyAlgorithm):
+class WorldModelAlgorithm(Collection, OfflineTraining, Persistence, OffPolicyAlgorithm):
     """
     Base class of the methods: collects transitions with the planner, and updates model, values and policy on windows of
     consecutive transitions from the replay buffer.
 
     :meth:`train` and :meth:`update` are the training step of all methods. A method defines :meth:`value_target` and
     :meth:`policy_loss` and overrides other hooks where it differs; all hooks are listed under the heading "Hooks".
-    Data collection is in :mod:`sb3_mpc.common.collection`, saving and loading in :mod:`sb3_mpc.common.persistence`. The
-    arguments are described in :class:`sb3_mpc.TDMPC2`.
+    Data collection is in :mod:`sb3_mpc.common.collection`, learning from recorded data in
+    :mod:`sb3_mpc.common.offline_training`, saving and loading in :mod:`sb3_mpc.common.persistence`. The arguments are
+    described in :class:`sb3_mpc.TDMPC2`.
     """
 
     log_ent_coef = Absent("the weight of the entropy is entropy_coef, a constant")
@@ -280,12 +282,10 @@ class WorldModelAlgorithm(Collection, Persistence, OffPolicyAlgorithm):
         :param batch_size: number of windows in a batch, the agent's ``batch_size`` if None
         :raises ValueError: if a loss becomes NaN or infinite; looked at every 100 updates, and at the end
         """
+        if self.waits_for_episode():
+            return
         batch_size = batch_size or self.batch_size
-        self.policy.set_training_mode(True)
-        self._update_learning_rate([self.policy.model_optimizer, self.policy.pi_optimizer])
-        if self.policy.acceleration.compiles and not self._compiled:
-            self._compiled = {name: compile_function(getattr(self, name), takes_gradients=True) for name in COMPILED}
-            self._compiled["update"] = graphed(self.update, self.recorded_constants)
+        self.prepare_updates()
         with self.policy.acceleration.applied():
             if self._n_updates == 0 and int(self.pretrain_gradient_steps) > 0:
                 if self.verbose > 0:
@@ -294,6 +294,14 @@ class WorldModelAlgorithm(Collection, Persistence, OffPolicyAlgorithm):
             self._timed_updates(gradient_steps, batch_size)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.policy.set_training_mode(False)
+
+    def prepare_updates(self) -> None:
+        """Training mode, the present learning rate, and compilation if it has been chosen."""
+        self.policy.set_training_mode(True)
+        self._update_learning_rate([self.policy.model_optimizer, self.policy.pi_optimizer])
+        if self.policy.acceleration.compiles and not self._compiled:
+            self._compiled = {name: compile_function(getattr(self, name), takes_gradients=True) for name in COMPILED}
+            self._compiled["update"] = graphed(self.update, self.recorded_constants)
 
     def _timed_updates(self, count: int, batch_size: int, pretraining: bool = False) -> None:
         """As :meth:`_updates`; the first ones of a run tell how long it will take."""
@@ -310,25 +318,32 @@ class WorldModelAlgorithm(Collection, Persistence, OffPolicyAlgorithm):
         :param batch_size: number of windows in a batch
         :param pretraining: whether these are the first updates, on the seeding data
         """
-        update: Callable[..., dict[str, th.Tensor]] = self._compiled.get("update", self.update)
         sums: th.Tensor | None = None
         for done in range(1, count + 1):
-            batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
-            batch = batch if pretraining else self.refresh_batch(batch)
-            noise = self.draw_noise(batch_size)
-            logs = update(
-                batch._replace(buffer_index=None), noise, self.trains_policy_in_pretraining or not pretraining
-            )
+            logs = self.update_once(batch_size, pretraining)
             values = th.stack([value.float() for value in logs.values()])
             sums = values if sums is None else sums + values
             if done % CHECK_LOSSES_EVERY == 0:  # a sum stays NaN or infinite once a loss was
-                check_finite_losses(dict(zip(logs, sums.tolist(), strict=True)), self._n_updates + done)
-        self._n_updates += count
+                check_finite_losses(dict(zip(logs, sums.tolist(), strict=True)), self._n_updates)
         if sums is not None:  # the only other copy of the losses to the host
             means = dict(zip(logs, (sums / count).tolist(), strict=True))
             check_finite_losses(means, self._n_updates)
             for name, value in means.items():
                 self.logger.record(f"train/{name}", value)
+
+    def update_once(self, batch_size: int, pretraining: bool = False) -> dict[str, th.Tensor]:
+        """
+        :param batch_size: number of windows in the batch
+        :param pretraining: whether this is one of the first updates, on the seeding data
+        :return: values to log of one update on newly drawn windows, scalars by name
+        """
+        batch = self.windows.sample(batch_size, env=self._vec_normalize_env)
+        batch = batch if pretraining else self.refresh_batch(batch)
+        noise = self.draw_noise(batch_size)
+        update: Callable[..., dict[str, th.Tensor]] = self._compiled.get("update", self.update)
+        logs = update(batch._replace(buffer_index=None), noise, self.trains_policy_in_pretraining or not pretraining)
+        self._n_updates += 1
+        return logs
 
     def update(self, batch: SequenceBatch, noise: UpdateNoise, train_policy: bool = True) -> dict[str, th.Tensor]:
         """

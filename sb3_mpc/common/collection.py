@@ -88,7 +88,8 @@ class Collection(OffPolicyAlgorithm):
             self.replay_buffer.dones = dones
         if self._last_obs is not None:
             check_finite_observation(self._last_obs, "returned by reset()", batched=True)
-        self._accelerate(result[0])
+        updates = number_of_updates(result[0], self.n_envs, self.train_freq, self.gradient_steps)  # type: ignore[arg-type]
+        self._accelerate(result[0] // self.n_envs + updates)
         self._estimate = self._start_estimate(result[0]) if self.verbose > 0 or not progress_bar else None
         return result
 
@@ -138,13 +139,11 @@ class Collection(OffPolicyAlgorithm):
         }
         return [way for way, helps in ways.items() if helps]
 
-    def _accelerate(self, decisions: int) -> None:
+    def _accelerate(self, calls: int) -> None:
         """
-        :param decisions: number of decisions of the whole run, past ones included, so that a resumed run computes as
-            before
+        :param calls: number of plans and updates of the whole run, past ones included, so that a resumed run computes
+            as before
         """
-        updates = number_of_updates(decisions, self.n_envs, self.train_freq, self.gradient_steps)  # type: ignore[arg-type]
-        calls = decisions // self.n_envs + updates
         chosen = choose_acceleration(self.compile, self.policy.world_model, self.device, calls)
         if self.policy.acceleration.compiles:  # already compiled, at no further cost
             chosen = chosen._replace(compiles=True)

@@ -10,6 +10,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 
 from sb3_mpc.common.algorithm import inherited
 from sb3_mpc.common.buffers.batch import SequenceBatch
+from sb3_mpc.common.buffers.sources import RecordedData
 from sb3_mpc.common.networks.layers import draw_members
 from sb3_mpc.common.networks.losses import UpdateNoise
 from sb3_mpc.common.policies.world_model_policy import WorldModelPolicy
@@ -252,6 +253,19 @@ class MBDPO(TDMPC2):
         tb_log_name: str = "MBDPO",
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
+        offline_data: RecordedData | None = None,
+        offline_fraction: float | Schedule = 0.5,
+        random_seeding: bool | str = "auto",
     ) -> SelfMBDPO:
         """See :meth:`sb3_mpc.TDMPC2.learn`."""
-        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        return super().learn(
+            total_timesteps,
+            callback,
+            log_interval,
+            tb_log_name,
+            reset_num_timesteps,
+            progress_bar,
+            offline_data,
+            offline_fraction,
+            random_seeding,
+        )
