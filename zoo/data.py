@@ -174,11 +174,15 @@ def play(
         rewards = rewards if normalize is None else normalize.get_original_reward()
         behind = seen if normalize is None else normalize.get_original_obs()
         for i in np.flatnonzero(left):
-            for name, value in (("observations", at(original, i)), ("actions", actions[i]), ("rewards", rewards[i])):
+            for name, value in (
+                ("observations", at(original, int(i))),
+                ("actions", actions[i]),
+                ("rewards", rewards[i]),
+            ):
                 now[i][name].append(value)
             left[i] -= 1
             if starts[i] or left[i] == 0:
-                final: Any = at(behind, i)
+                final: Any = at(behind, int(i))
                 if starts[i]:
                     final = infos[i]["terminal_observation"]
                     final = final if normalize is None else normalize.unnormalize_obs(final)

@@ -24,7 +24,17 @@ from sb3_mpc.zoo.train import check_algorithm, check_options, check_setting
 
 SETTINGS, CHECKPOINT, AGENT = "pretrain.json", "checkpoint.zip", "agent.safetensors"
 UPDATES = 100_000
-KEPT = ("algo", "data", "env", "gradient_steps", "preset", "model_size", "batch_size", "sampling", "hyperparams")
+KEPT: tuple[str, ...] = (
+    "algo",
+    "data",
+    "env",
+    "gradient_steps",
+    "preset",
+    "model_size",
+    "batch_size",
+    "sampling",
+    "hyperparams",
+)
 KEPT += ("eval_freq", "eval_episodes", "checkpoint_freq", "seed")
 
 

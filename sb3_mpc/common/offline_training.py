@@ -5,7 +5,7 @@ import math
 import pathlib
 import time
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch as th
@@ -41,7 +41,7 @@ class OfflineTraining(OffPolicyAlgorithm):
     # Provided by the algorithm
     policy: WorldModelPolicy
     replay_buffer: SequenceReplayBuffer
-    buffer_class: type[SequenceReplayBuffer]
+    buffer_class: ClassVar[type[SequenceReplayBuffer]]
     horizon: int
     episodic: bool | str
 
@@ -144,7 +144,7 @@ class OfflineTraining(OffPolicyAlgorithm):
             self._logger = configure_logger(self.verbose, self.tensorboard_log, tb_log_name, reset_num_timesteps)
         self._accelerate(self._total_timesteps)
         self._pretrained = self._pretrained or gradient_steps > 0
-        parts = [] if callback is None else callback if isinstance(callback, list) else [callback]
+        parts: Any = [] if callback is None else callback if isinstance(callback, list) else [callback]
         return self._total_timesteps, self._init_callback([*parts, Progress()] if progress_bar else parts)
 
     def _offline_updates(self, total: int, callback: BaseCallback, log_interval: int | None, batch_size: int) -> None:
@@ -208,7 +208,7 @@ class OfflineTraining(OffPolicyAlgorithm):
 
     # -- Learning from data and experience -----------------------------------------------------------------------------
 
-    def learn(  # type: ignore[override]
+    def learn(
         self: SelfOfflineTraining,
         total_timesteps: int,
         callback: MaybeCallback = None,

@@ -65,7 +65,7 @@ class Dataset:
         self.path = Path(path)
         about = read_description(self.path)
         self.observation_space: spaces.Space = about["observation_space"]
-        self.action_space: spaces.Box = about["action_space"]
+        self.action_space: spaces.Space = about["action_space"]
         self.source = str(about.get("source", ""))
         self.tasks = [Task(task["name"], int(task["action_dim"]), task["episode_length"]) for task in about["tasks"]]
         # Rows of the columns by their names; an observation is in the row of its transition plus its episode's number

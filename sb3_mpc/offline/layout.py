@@ -65,7 +65,9 @@ def columns(observation_space: spaces.Space, action_space: spaces.Space, plans: 
     :return: what one row of each column is
     """
     dim = spaces.flatdim(action_space)
-    found = {name: np.dtype((s.dtype, s.shape)) for name, s in observation_columns(observation_space).values()}
+    found: dict[str, np.dtype] = {
+        name: np.dtype((s.dtype, s.shape)) for name, s in observation_columns(observation_space).values()
+    }
     found |= dict(actions=np.dtype(("<f4", (dim,))), rewards=np.dtype("<f4"))
     return found | (dict(plans=np.dtype(("<f4", (2, dim))), planned=np.dtype("?")) if plans else {})
 
@@ -99,7 +101,7 @@ class ColumnFile:
         """
         :param values: further rows ``[n, *shape]``
         """
-        data = memoryview(np.ascontiguousarray(values, self.row.base)).cast("B") if values.size else memoryview(b"")
+        data = np.ascontiguousarray(values, self.row.base).view(np.uint8).data if values.size else memoryview(b"")
         self.file.write(data)
         self.checksum = zlib.crc32(data, self.checksum)
         self.rows += len(values)

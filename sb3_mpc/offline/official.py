@@ -47,7 +47,7 @@ class TensorUnpickler(pickle.Unpickler):
 
     known = {
         ("collections", "OrderedDict"): collections.OrderedDict,
-        ("torch._utils", "_rebuild_tensor_v2"): th._utils._rebuild_tensor_v2,  # type: ignore[attr-defined]
+        ("torch._utils", "_rebuild_tensor_v2"): th._utils._rebuild_tensor_v2,
         ("torch", "Size"): th.Size,
         ("torch", "device"): th.device,
     }

@@ -31,7 +31,7 @@ def space_of(observations: Observations) -> spaces.Space:
         return spaces.Box(0, 255, array.shape[1:], np.uint8)
     if array.dtype.kind in "iu":
         limits = np.iinfo(array.dtype)
-        return spaces.Box(limits.min, limits.max, array.shape[1:], array.dtype.type)  # type: ignore[arg-type]
+        return spaces.Box(limits.min, limits.max, array.shape[1:], array.dtype.type)
     return spaces.Box(-np.inf, np.inf, array.shape[1:], array.dtype.type if array.dtype.kind == "f" else np.float32)
 
 

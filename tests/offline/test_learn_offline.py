@@ -10,8 +10,8 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_mpc import BMPC, TDMPC2, FacTDMPC
 from sb3_mpc.common.buffers.sources import OF_DATA
@@ -271,6 +271,6 @@ def test_better_than_the_data(tmp_path: Path) -> None:
             writer.add(np.stack(observations), np.stack(actions), np.array(rewards), terminated=False, truncated=True)
     data = Dataset.load(tmp_path / "data")
     model = TDMPC2("MlpPolicy", data.as_env(), preset="small", seed=0, device="cpu", compile=False)
-    model.learn_offline(data, 1_000)
-    mean = evaluate_policy(model, DummyVecEnv([lambda: env]), 5, warn=False)[0]
+    model.learn_offline(data, 600)
+    mean = evaluate_policy(model, make_vec_env("Pendulum-v1", 5, seed=1), 5)[0]
     assert mean > data.returns().mean() + 400

@@ -112,7 +112,7 @@ class MixedWindows:
         if of_data.any():
             self.data.store_plans(plans[:, of_data], rows[of_data], envs[of_data])
         if not of_data.all():
-            self.buffer.store_plans(plans[:, ~of_data], rows[~of_data], envs[~of_data])  # type: ignore[attr-defined]
+            self.buffer.store_plans(plans[:, ~of_data], rows[~of_data], envs[~of_data])
 
 
 def join(first: SequenceBatch, second: SequenceBatch) -> SequenceBatch:
