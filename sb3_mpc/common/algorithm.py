@@ -32,7 +32,7 @@ from sb3_mpc.common.checks.arguments import (
     warn_of_changes,
     without_defaults_of_sac,
 )
-from sb3_mpc.common.checks.data import check_finite_losses
+from sb3_mpc.common.checks.data import CHECK_LOSSES_EVERY, check_finite_losses
 from sb3_mpc.common.collection import Collection
 from sb3_mpc.common.discount import discount_from_episode_length, episode_length
 from sb3_mpc.common.execution.acceleration import choose_acceleration, compile_function, graphed, set_learning_rate
@@ -50,7 +50,6 @@ from sb3_mpc.common.presets import PRESETS, complete, find_preset, takes_preset
 # Random steps before the first update: 5 episodes, at least 1000 (official code)
 SEED_EPISODES, MIN_SEED_STEPS = 5, 1000
 DEFAULT_GAMMA = 0.99  # for environments whose episode length is unknown
-CHECK_LOSSES_EVERY = 100  # updates; a copy to the host in each of them would cost time
 # Arguments of the replay buffer that the agent sets itself
 RESERVED = (
     "buffer_size",

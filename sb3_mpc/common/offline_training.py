@@ -20,7 +20,7 @@ from sb3_mpc.common.buffers.plan_buffer import PlanReplayBuffer
 from sb3_mpc.common.buffers.sequence_buffer import SequenceReplayBuffer
 from sb3_mpc.common.buffers.sources import DataWindows, MixedWindows, RecordedData
 from sb3_mpc.common.checks.arguments import check_range
-from sb3_mpc.common.checks.data import check_finite_losses
+from sb3_mpc.common.checks.data import CHECK_LOSSES_EVERY, check_finite_losses
 from sb3_mpc.common.networks.losses import time_slice
 from sb3_mpc.common.policies.world_model_policy import WorldModelPolicy
 
@@ -165,6 +165,8 @@ class OfflineTraining(OffPolicyAlgorithm):
             values = th.stack([value.float() for value in logs.values()])
             sums, counted = values if sums is None else sums + values, counted + 1
             self.num_timesteps += 1
+            if self.num_timesteps % CHECK_LOSSES_EVERY == 0:  # a sum stays NaN or infinite once a loss was
+                check_finite_losses(dict(zip(logs, sums.tolist(), strict=True)), self._n_updates)
             if self.num_timesteps % (log_interval or LOG_EVERY) == 0 or self.num_timesteps == total:
                 means = dict(zip(logs, (sums / counted).tolist(), strict=True))
                 check_finite_losses(means, self._n_updates)

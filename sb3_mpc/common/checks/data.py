@@ -6,6 +6,7 @@ import numpy as np
 from gymnasium import spaces
 
 Observations = np.ndarray | dict[str, np.ndarray]
+CHECK_LOSSES_EVERY = 100  # updates; a copy to the host in each of them would cost time
 
 
 def named_parts(observation: Observations) -> list[tuple[str, np.ndarray]]:
