@@ -1,5 +1,6 @@
 """Whole agents with recorded plans and updates, on a stand-in for the GPU that freezes what a CUDA graph freezes."""
 
+import copy
 from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Any
@@ -97,6 +98,7 @@ def test_first_termination_and_new_parameters(algorithm: Any, pair: Callable[...
     own = dict(reanalyze_interval=1) if algorithm is BMPC else {}
     agents = pair(algorithm, lambda: vec(lambda: PointEnv(16, terminate=True)), learning_starts=4, **own)
     for agent in agents:
+        th.manual_seed(0)  # the networks that a termination adds
         agent.model.learn(12)
         parameters = agent.model.get_parameters()
         assert not agent.model.policy.episodic
@@ -125,9 +127,10 @@ def test_changed_settings_hold_in_recordings(algorithm: Any, pair: Callable[...,
         planner = agent.model.policy.planner
         planner.temperature, planner.gamma, planner.contrastive_clip = 1.5, 0.5, 0.1
         agent.model.policy.model_optimizer.param_groups[0]["weight_decay"] = 0.1
-        for parameter in agent.model.policy.world_model.reward_head.parameters():
-            parameter.requires_grad_(False)
+        frozen = agent.model.policy.world_model.reward_head.requires_grad_(False)
+        before = copy.deepcopy(frozen.state_dict())
         agent.model.learn(12, reset_num_timesteps=False)
+        assert_same_state(dict(before), dict(frozen.state_dict()))
     assert_equal(agents)
     assert agents[1].recordings("update") == [2]
 
