@@ -98,16 +98,16 @@ def test_first_termination_and_new_parameters(algorithm: Any, pair: Callable[...
     own = dict(reanalyze_interval=1) if algorithm is BMPC else {}
     agents = pair(algorithm, lambda: vec(lambda: PointEnv(16, terminate=True)), learning_starts=4, **own)
     for agent in agents:
-        th.manual_seed(0)  # the networks that a termination adds
         agent.model.learn(12)
-        parameters = agent.model.get_parameters()
+        parameters = copy.deepcopy(agent.model.get_parameters())
         assert not agent.model.policy.episodic
+        th.manual_seed(0)  # of the network that a termination adds
         agent.model.learn(12, reset_num_timesteps=False)
         assert agent.model.policy.episodic
     assert_equal(agents)
     for agent in agents:
         agent.model.set_parameters(parameters)
-        agent.model.learn(8, reset_num_timesteps=False)
+        agent.model.learn(6, reset_num_timesteps=False)
     assert_equal(agents)
     assert all(all(agents[1].recordings(name)) for name in agents[1].runtimes)
 
