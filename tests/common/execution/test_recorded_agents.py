@@ -106,7 +106,7 @@ def test_first_termination_and_new_parameters(algorithm: Any, pair: Callable[...
         assert agent.model.policy.episodic
     assert_equal(agents)
     for agent in agents:
-        agent.model.set_parameters(parameters)
+        agent.model.set_parameters(copy.deepcopy(parameters))  # optimisers keep those given
         agent.model.learn(6, reset_num_timesteps=False)
     assert_equal(agents)
     assert all(all(agents[1].recordings(name)) for name in agents[1].runtimes)
