@@ -9,10 +9,13 @@ is made::
 
     env = gym.make("dmc/walker-walk-v0")
 
+:func:`make_multitask` puts several tasks side by side, for one agent.
+
 ``python -m sb3_mpc.envs`` lists suites and tasks, ``python -m sb3_mpc.envs --check`` tests the installed suites.
 """
 
 from sb3_mpc.envs import dmc, humanoid_bench, maniskill, metaworld, myosuite
+from sb3_mpc.envs.multitask import make_multitask as make_multitask
 from sb3_mpc.envs.registry import Suite
 
 #: The suites by the namespace of their ids

@@ -13,8 +13,8 @@ from tests.support import ROOT
 
 FOLDERS = {"sb3_mpc": ROOT / "sb3_mpc", "sb3_mpc.envs": ROOT / "envs", "sb3_mpc.zoo": ROOT / "zoo"}
 # Of sb3_mpc.common: each may import those before it
-ROOMS = ["checks", "discount", "estimate", "files", "execution", "buffers", "networks", "planning", "policies"]
-ROOMS += ["presets", "collection", "offline_training", "persistence", "algorithm", "callbacks"]
+ROOMS = ["processes", "checks", "discount", "estimate", "files", "execution", "buffers", "networks", "planning"]
+ROOMS += ["policies", "presets", "tasks", "collection", "offline_training", "persistence", "algorithm", "callbacks"]
 
 
 @functools.cache

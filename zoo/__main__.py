@@ -39,6 +39,9 @@ COMMANDS = {
     ),
     "enjoy": Command("watch a trained agent in a window", "options:add_enjoy", "train:enjoy", True),
     "evaluate": Command("measure the mean return of a trained agent", "options:add_evaluate", "evaluate:main"),
+    "finetune": Command(
+        "teach a trained agent of several tasks another one", "options:add_finetune", "multitask:finetune"
+    ),
     "record": Command("record videos of a trained agent", "options:add_record", "evaluate:record"),
     "collect": Command(
         "record what an agent, or random actions, do in an environment", "data_options:add_collect", "data:collect"

@@ -186,6 +186,11 @@ def main(args: argparse.Namespace) -> None:
     """
     :param args: command line of ``evaluate``
     """
+    if args.tasks is not None:
+        from sb3_mpc.zoo import multitask  # which measures by this module
+
+        multitask.main(args)
+        return
     agent = find(args)
     model, env = agent.start(args.n_envs or min(args.episodes, 10))
     print(f"{type(model).__name__} on {agent.env_id}, {args.episodes} episodes, seed {args.seed}")

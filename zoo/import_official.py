@@ -23,6 +23,7 @@ import sb3_mpc.envs  # noqa: F401
 from sb3_mpc import MBDPO, TDMPC2
 from sb3_mpc.agents.agent_files import build_agent, save_agent
 from sb3_mpc.common.discount import discount_from_episode_length
+from sb3_mpc.envs.multitask import TASK_SETS
 
 Tensors = dict[str, th.Tensor]
 
@@ -45,6 +46,7 @@ PLANNER_PARTS = {"_F.": "energy_head.", "_score.": "score_net."}
 STACKED = ("weight", "bias", "ln.weight", "ln.bias")
 # Decisions in an episode of each task in the sets mt30 (DMControl) and mt80 (with Meta-World), by number of tasks
 EPISODE_LENGTHS = {30: [500] * 30, 80: [500] * 30 + [100] * 50}
+NAMES = {len(TASK_SETS[name]): TASK_SETS[name] for name in ("mt30", "mt80")}
 
 
 def official_to_ours(weights: Tensors, parts: dict[str, str] = PARTS) -> Tensors:
@@ -103,6 +105,8 @@ def import_official(
         for name, values in (("episode_lengths", lengths), ("action_dims", dims)):
             if values is None or len(values) != tasks:
                 raise ValueError(f"{path} has {tasks} tasks and does not tell their {name}: give {tasks} numbers.")
+        if tasks in NAMES and episode_lengths is None:
+            inferred["task_names"] = list(NAMES[tasks])
         inferred |= dict(action_dims=list(dims or ()), gammas=[discount_from_episode_length(n) for n in lengths or ()])
     arguments: dict[str, Any] = dict(
         episodic="termination_head.2.weight" in weights or "auto",

@@ -106,8 +106,52 @@ def add_evaluate(parser: argparse.ArgumentParser) -> None:
     """
     _add_source(parser)
     parser.set_defaults(episodes=10)
+    parser.add_argument(
+        "--tasks",
+        nargs="+",
+        metavar="SET or ID",
+        help="of an agent of several tasks (FILE), the score in each: 100 x success at the last step, or return / 10",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("tasks.csv"),
+        help="table of --tasks, with a picture beside it (default: tasks.csv)",
+    )
     parser.add_argument("--actor", action="store_true", help="also evaluate the network policy, without planning")
     parser.add_argument("--n-envs", type=int, help="environments side by side (default: as many as episodes, up to 10)")
+
+
+def add_finetune(parser: argparse.ArgumentParser) -> None:
+    """
+    :param parser: parser of ``finetune``
+    """
+    parser.epilog = (
+        "The agent gains the task of ENV, whose embedding begins as that of TASK, and learns it alone: all weights\n"
+        "are trained, with the agent's settings, an empty replay buffer and no random actions. A task that it has\n"
+        "learned before is refused. FOLDER/METHOD-ENV_SEED has the agent (agent.safetensors) and evaluations.csv.\n\n"
+        "example: python -m sb3_mpc.zoo finetune mt70.safetensors --env dmc/walker-run-v0 --like walker-walk"
+    )
+    parser.add_argument("agent", metavar="FILE", help="agent of several tasks: .safetensors, or .zip with --algo")
+    parser.add_argument("--env", required=True, help="the new task, such as dmc/walker-run-v0")
+    parser.add_argument(
+        "--like", metavar="TASK", help="task of the agent, by name or index (default: the paper's, for its ten tasks)"
+    )
+    parser.add_argument("--algo", help="method of a .zip file, such as tdmpc2")
+    parser.add_argument(
+        "-n",
+        "--n-timesteps",
+        type=int,
+        default=10_000,
+        help="decisions of the agent (default: 10000, the paper's 20k frames with an action repeat of 2)",
+    )
+    parser.add_argument("--n-envs", type=int, default=1, help="environments side by side (default: 1)")
+    parser.add_argument("--eval-freq", type=int, default=2_000, help="decisions between evaluations (default: 2000)")
+    parser.add_argument("--episodes", type=int, default=10, help="episodes of an evaluation (default: 10)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the training and of the evaluations (default: 0)")
+    parser.add_argument("--folder", type=Path, default=Path("finetuned"), help="where it goes (default: finetuned)")
+    parser.add_argument("--progress", action="store_true", help="show a progress bar")
+    parser.add_argument("--device", default="auto")
 
 
 def add_record(parser: argparse.ArgumentParser) -> None:

@@ -15,6 +15,7 @@ from sb3_mpc.bmpc.planner import (
     StateValueModel,
     StateValuePlanner,
 )
+from sb3_mpc.common import processes
 from sb3_mpc.common.algorithm import WorldModelAlgorithm, inherited
 from sb3_mpc.common.buffers.batch import SequenceBatch
 from sb3_mpc.common.buffers.plan_buffer import PlanReplayBuffer
@@ -23,7 +24,6 @@ from sb3_mpc.common.networks.gaussian import gaussian_kl, gaussian_log_prob
 from sb3_mpc.common.networks.losses import UpdateNoise, temporal_weights, time_slice
 from sb3_mpc.common.planning.plan import Plan, PlanNoise
 from sb3_mpc.common.planning.planner import MPPIPlanner
-from sb3_mpc.common.policies.multitask import MultitaskWorldModelPolicy
 from sb3_mpc.common.policies.world_model_policy import WorldModelPolicy
 from sb3_mpc.common.presets import takes_preset
 
@@ -162,10 +162,8 @@ class BMPC(WorldModelAlgorithm):
         self.reanalyze_horizon = reanalyze_horizon
         super().__init__(**arguments)
 
-    def _setup_model(self) -> None:
-        if issubclass(self.policy_class, MultitaskWorldModelPolicy):
-            raise ValueError("BMPC learns one task: use TDMPC2 with MultitaskWorldModelPolicy.")
-        super()._setup_model()
+    def _make_policy(self) -> None:
+        super()._make_policy()
         horizon = self.horizon if isinstance(self.reanalyze_horizon, str) else self.reanalyze_horizon
         self._reanalyzer = self.make_reanalyzer(
             log_std_range=(self.expl_log_std_min, self.expl_log_std_max),
@@ -234,29 +232,31 @@ class BMPC(WorldModelAlgorithm):
         model, scale, zs = self.policy.world_model, self.policy.running_scale, zs[:-1]
         assert isinstance(model, ClampedPriorModel)
         mean, log_std = model.gaussian(zs)
-        error = self.imitation_error(mean, log_std, batch)
+        error = self.imitation_error(zs, mean, log_std, batch)
         scale.update(error[0])
-        log_prob = gaussian_log_prob(noise.policy_actions[: len(zs)], log_std)
+        log_prob = gaussian_log_prob(model.mask_actions(zs, noise.policy_actions[: len(zs)]), log_std)
         entropy = -model.num_actions(zs) * log_prob  # scaled by the number of actions as in TD-MPC2
         weights = temporal_weights(self.rho, zs) * batch.mask
         loss = (weights * (scale(error) - self.entropy_coef * entropy)).mean()
         logs = dict(pi_entropy=-log_prob.mean(), pi_scale=scale.value.mean())
         return loss, logs | {f"pi_{self.imitation_loss}": error.mean()}
 
-    def imitation_error(self, mean: th.Tensor, log_std: th.Tensor, batch: SequenceBatch) -> th.Tensor:
+    def imitation_error(self, zs: th.Tensor, mean: th.Tensor, log_std: th.Tensor, batch: SequenceBatch) -> th.Tensor:
         """
+        :param zs: predicted latent states ``[H, B, D]``
         :param mean: mean of the policy in [-1, 1] ``[H, B, A]``
         :param log_std: its log standard deviation ``[H, B, A]``
         :param batch: windows with stored plans
         :return: mean over the action dimensions of the KL divergence between policy and plan, a standard normal where
             there is none; or of the negative log-density of the plan's mean, zero where there is none ``[H, B, 1]``
         """
-        std, expert = log_std.exp(), batch.plans_or(0.0, 1.0)
+        model, std = self.policy.world_model, log_std.exp()
+        expert, count = model.mask_gaussian(zs, *batch.plans_or(0.0, 1.0)), model.num_actions(zs)
         if self.imitation_loss == "log_prob":
-            error = -gaussian_log_prob((expert[0] - mean) / std, log_std) / mean.shape[-1]
+            error = -gaussian_log_prob((expert[0] - mean) / std, log_std) / count
             return error if batch.planned is None else error * batch.planned
         pair = (mean, std, *expert) if self.kl_direction == "reverse" else (*expert, mean, std)
-        return gaussian_kl(*pair).mean(-1, keepdim=True)
+        return gaussian_kl(*pair).sum(-1, keepdim=True) / count
 
     # -- Plans to imitate ----------------------------------------------------------------------------------------------
 
@@ -273,7 +273,7 @@ class BMPC(WorldModelAlgorithm):
         if self._updates_to_reanalyze > 0:
             return batch
         self._updates_to_reanalyze = self.reanalyze_interval
-        count = min(self.reanalyze_batch_size, batch.actions.shape[1])
+        count = min(processes.part(self.reanalyze_batch_size), batch.actions.shape[1])
         noise = self._reanalyzer.draw(self.horizon * count, self.policy.generator, explore=True)
         return self.reanalyze(batch, count, noise)
 

@@ -75,6 +75,7 @@ class ExploringPlanner(MPPIPlanner):
         model, (low, high) = self.world_model, self.log_std_range
         mean, log_std = model.gaussian(z)
         position = (log_std - model.log_std_min) / (model.log_std_max - model.log_std_min)
+        noise = model.mask_actions(z, noise)
         return (mean + noise * (low + (high - low) * position).exp()).clamp(-1, 1)
 
 

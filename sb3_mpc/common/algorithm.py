@@ -17,6 +17,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
+from sb3_mpc.common import processes
 from sb3_mpc.common.buffers.batch import SequenceBatch
 from sb3_mpc.common.buffers.her import HINDSIGHT_BUFFERS
 from sb3_mpc.common.buffers.sequence_buffer import SequenceReplayBuffer
@@ -34,7 +35,7 @@ from sb3_mpc.common.checks.arguments import (
 )
 from sb3_mpc.common.checks.data import CHECK_LOSSES_EVERY, check_finite_losses
 from sb3_mpc.common.collection import Collection
-from sb3_mpc.common.discount import discount_from_episode_length, episode_length
+from sb3_mpc.common.discount import DEFAULT_GAMMA, discount_from_episode_length, episode_length
 from sb3_mpc.common.execution.acceleration import choose_acceleration, compile_function, graphed, set_learning_rate
 from sb3_mpc.common.execution.cuda_graphs import frozen_values
 from sb3_mpc.common.execution.gradients import Gradients, apply_gradients, clipped_gradients, trained_parameters
@@ -46,10 +47,10 @@ from sb3_mpc.common.planning.plan import Plan
 from sb3_mpc.common.policies.multitask import MultitaskWorldModelPolicy
 from sb3_mpc.common.policies.world_model_policy import CnnPolicy, MultiInputPolicy, WorldModelPolicy
 from sb3_mpc.common.presets import PRESETS, complete, find_preset, takes_preset
+from sb3_mpc.common.tasks import SeveralTasks
 
 # Random steps before the first update: 5 episodes, at least 1000 (official code)
 SEED_EPISODES, MIN_SEED_STEPS = 5, 1000
-DEFAULT_GAMMA = 0.99  # for environments whose episode length is unknown
 # Arguments of the replay buffer that the agent sets itself
 RESERVED = (
     "buffer_size",
@@ -75,7 +76,7 @@ def inherited(arguments: dict[str, Any]) -> dict[str, Any]:
     return {name: arguments[name] for name in known} | arguments["unknown"]
 
 
-class WorldModelAlgorithm(Collection, OfflineTraining, Persistence, OffPolicyAlgorithm):
+class WorldModelAlgorithm(Collection, OfflineTraining, Persistence, SeveralTasks, OffPolicyAlgorithm):
     """
     Base class of the methods: collects transitions with the planner, and updates model, values and policy on windows of
     consecutive transitions from the replay buffer.
@@ -166,7 +167,7 @@ class WorldModelAlgorithm(Collection, OfflineTraining, Persistence, OffPolicyAlg
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
             verbose=verbose,
-            device=device,
+            device=processes.own_device(device),
             support_multi_env=True,
             seed=seed,
             sde_support=False,
@@ -195,6 +196,8 @@ class WorldModelAlgorithm(Collection, OfflineTraining, Persistence, OffPolicyAlg
         for name, limits in self.ranges.items():
             check_range(name, getattr(self, name), *limits)
         check_policy_class(self.policy_class, WorldModelPolicy, type(self).__name__)
+        read: dict[str, Any] = self.policy_class.arguments_of_env(self.env)  # type: ignore[attr-defined]
+        self.policy_kwargs = {**read, **self.policy_kwargs}
         check_keywords(
             "policy_kwargs",
             self.policy_class,
@@ -202,6 +205,8 @@ class WorldModelAlgorithm(Collection, OfflineTraining, Persistence, OffPolicyAlg
             ("observation_space", "action_space", "lr_schedule"),
         )
         self.device = with_index(self.device)
+        if processes.rank() > 0:
+            self.verbose, self.tensorboard_log = 0, None
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         self._resolve_auto()
@@ -211,7 +216,7 @@ class WorldModelAlgorithm(Collection, OfflineTraining, Persistence, OffPolicyAlg
             self.policy.disable_termination()
         self.forget_compiled()
         self.replay_buffer.seed(int(th.randint(2**31, ()).item()))
-        self._seed_generators(self.seed)
+        self._seed_generators(processes.own_seed(self.seed, self.n_envs))
         self._convert_train_freq()
 
     def _make_policy(self) -> None:
@@ -284,6 +289,7 @@ class WorldModelAlgorithm(Collection, OfflineTraining, Persistence, OffPolicyAlg
         if self.waits_for_episode():
             return
         batch_size = batch_size or self.batch_size
+        self.keep_together(gradient_steps)
         self.prepare_updates()
         with self.policy.acceleration.applied():
             if self._n_updates == 0 and int(self.pretrain_gradient_steps) > 0:
@@ -336,6 +342,7 @@ class WorldModelAlgorithm(Collection, OfflineTraining, Persistence, OffPolicyAlg
         :param pretraining: whether this is one of the first updates, on the seeding data
         :return: values to log of one update on newly drawn windows, scalars by name
         """
+        batch_size = processes.share(batch_size)
         batch = self.windows.sample(batch_size, env=self._vec_normalize_env)
         batch = batch if pretraining else self.refresh_batch(batch)
         noise = self.draw_noise(batch_size)
@@ -358,6 +365,7 @@ class WorldModelAlgorithm(Collection, OfflineTraining, Persistence, OffPolicyAlg
         parameters = trained_parameters(policy.model_optimizer)
         zs, gradients, logs = self.maybe_compiled("model_gradients")(batch, noise, parameters)
         apply_gradients(policy.model_optimizer, parameters, gradients)
+        policy.world_model.constrain()
         if train_policy:
             parameters = trained_parameters(policy.pi_optimizer)
             gradients, more = self.maybe_compiled("policy_gradients")(zs, batch, noise, parameters)

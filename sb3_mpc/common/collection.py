@@ -13,6 +13,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import MaybeCallback, RolloutReturn
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_mpc.common import processes
 from sb3_mpc.common.buffers.plan_buffer import PlanReplayBuffer
 from sb3_mpc.common.buffers.sequence_buffer import SequenceReplayBuffer
 from sb3_mpc.common.checks.data import check_finite_observation, check_observation_shape, raised_by_sb3
@@ -69,6 +70,7 @@ class Collection(OffPolicyAlgorithm):
         self._plan_seconds = 0.0
         self._threads: int | None = None
         self._estimate: RunEstimate | None = None
+        self._together: bool | None = None  # whether the processes had termination heads when they were last equal
 
     def _setup_learn(
         self,
@@ -151,9 +153,41 @@ class Collection(OffPolicyAlgorithm):
             # Kept, because sums over another number of threads are rounded otherwise
             self._threads = self._threads or choose_threads(is_large(self.policy.world_model))
             chosen = chosen._replace(threads=self._threads and min(self._threads, len(usable_cores())))
-        self.policy.acceleration = chosen
+        processes.join(self.device)
+        if processes.joined():
+            chosen = chosen._replace(compiles=False)  # a compiled update cannot wait for other processes
+        self.policy.acceleration, self._together = chosen, None
+        self.keep_together()
         if self.verbose > 0:
             print(f"Execution: {chosen.describe()}; compile=False is the float32 reference")
+
+    def keep_together(self, updates: int = 0) -> None:
+        """
+        Called by all processes that train one agent, before updates: a termination that one has seen is one that all
+        predict from then on, and parameters that are new become those of the first process.
+
+        :param updates: number of updates that this process is about to make
+        :raises ValueError: if another process is about to make more or less
+        """
+        if not processes.joined():
+            return
+        episodic, most, least = processes.greatest(self.policy.episodic, updates, -updates)
+        if most != -least:
+            raise ValueError(
+                f"Processes that train together make different numbers of updates, {-int(least)} to {int(most)}: give "
+                "train_freq in steps, and all of them as many environments."
+            )
+        if episodic and not self.policy.episodic:
+            self.policy.enable_termination()
+            self.forget_compiled()
+        if self._together != bool(episodic):
+            processes.broadcast(self.policy.state_dict().values())
+            self._together = bool(episodic)
+
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        if processes.rank() > 0:  # the first process logs, evaluates and saves
+            callback, progress_bar = None, False
+        return super()._init_callback(callback, progress_bar)
 
     def collect_rollouts(self, env: VecEnv, callback: BaseCallback, *args: Any, **kwargs: Any) -> RolloutReturn:
         """See SB3. The transition at which a callback stops training is stored, too, so that training can continue."""

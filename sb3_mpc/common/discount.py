@@ -6,6 +6,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 # Discount heuristic of TD-MPC2: gamma = (T/5 - 1) / (T/5), within bounds
 DISCOUNT_DENOMINATOR, DISCOUNT_MIN, DISCOUNT_MAX = 5, 0.95, 0.995
+DEFAULT_GAMMA = 0.99  # for environments whose episode length is unknown
 
 
 def env_attribute(env: VecEnv | None, name: str) -> Any:

@@ -9,6 +9,8 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from sb3_mpc.common import processes
+
 # Errors that reading a damaged zip file or pickle may raise
 DAMAGE = (zipfile.BadZipFile, EOFError, pickle.UnpicklingError, UnicodeDecodeError, KeyError, IndexError, zlib.error)
 
@@ -28,6 +30,7 @@ def atomic_target(
 ) -> Iterator[str | pathlib.Path | io.BufferedIOBase]:
     """
     Write a file atomically: into a temporary file in the same folder, which is renamed once it is complete and on disk.
+    If several processes train together, the file of the first one is kept.
 
     A failed write leaves an existing file of that name unchanged. Open files are passed through.
 
@@ -43,6 +46,8 @@ def atomic_target(
     temporary = final.with_name(f".{final.name}.{os.getpid()}.tmp.{suffix}")
     try:
         yield temporary
+        if processes.rank() > 0:
+            return
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, final)

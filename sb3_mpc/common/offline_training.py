@@ -16,6 +16,7 @@ from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, configure_logger
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from sb3_mpc.common import processes
 from sb3_mpc.common.buffers.plan_buffer import PlanReplayBuffer
 from sb3_mpc.common.buffers.sequence_buffer import SequenceReplayBuffer
 from sb3_mpc.common.buffers.sources import DataWindows, MixedWindows, RecordedData
@@ -63,6 +64,10 @@ class OfflineTraining(OffPolicyAlgorithm):
 
     def update_once(self, batch_size: int, pretraining: bool = False) -> dict[str, th.Tensor]:
         """:return: values to log of one update"""
+        raise NotImplementedError
+
+    def keep_together(self, updates: int = 0) -> None:
+        """Called by all processes that train one agent, before updates."""
         raise NotImplementedError
 
     def _accelerate(self, calls: int) -> None:
@@ -143,6 +148,7 @@ class OfflineTraining(OffPolicyAlgorithm):
         if not self._custom_logger:
             self._logger = configure_logger(self.verbose, self.tensorboard_log, tb_log_name, reset_num_timesteps)
         self._accelerate(self._total_timesteps)
+        self.keep_together()
         self._pretrained = self._pretrained or gradient_steps > 0
         parts: Any = [] if callback is None else callback if isinstance(callback, list) else [callback]
         return self._total_timesteps, self._init_callback([*parts, Progress()] if progress_bar else parts)
@@ -269,6 +275,8 @@ class OfflineTraining(OffPolicyAlgorithm):
         if anew or before is None or before["data"] != data.fingerprint:
             generator = self.policy.generator
             windows.seed(int(th.randint(2**31, (), generator=generator, device=generator.device).item()))
+        elif processes.rank() > 0:  # that state is the first process's
+            windows.seed(processes.seed_after(self._n_updates))
         else:
             windows.set_state(before["windows"])
         self._data, self._data_source = windows, data

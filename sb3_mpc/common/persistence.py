@@ -11,6 +11,7 @@ import torch as th
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv, TensorDict
 
+from sb3_mpc.common import processes
 from sb3_mpc.common.buffers.sequence_buffer import SequenceReplayBuffer
 from sb3_mpc.common.files import DAMAGE, atomic_target, complete_name, explain_damage
 from sb3_mpc.common.policies.world_model_policy import WorldModelPolicy
@@ -54,6 +55,7 @@ class Persistence(OffPolicyAlgorithm):
         """
         :param seed: seed of Python, NumPy, PyTorch, the environment and the agent's own generators; nothing if None
         """
+        seed = processes.own_seed(seed, self.n_envs)
         super().set_random_seed(seed)
         self._seed_generators(seed)
 
@@ -64,7 +66,7 @@ class Persistence(OffPolicyAlgorithm):
             self.action_space.seed(seed)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_compiled", "_last_plan", "_estimate"]
+        return [*super()._excluded_save_params(), "_compiled", "_last_plan", "_estimate", "_together"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.model_optimizer", "policy.pi_optimizer"], []
@@ -149,6 +151,8 @@ class Persistence(OffPolicyAlgorithm):
         if state is not None and "seed" not in kwargs:
             model.policy.set_rng_state(state["policy"])
             model.action_space._np_random = state["action_space"]
+        if processes.rank() > 0:  # that state is the first process's
+            model._seed_generators(processes.seed_after(model._n_updates))
         return model
 
     def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
@@ -183,6 +187,8 @@ class Persistence(OffPolicyAlgorithm):
                 if saved != wanted:
                     raise ValueError(f"{path} does not fit this model: its {name} is {saved}, the model's is {wanted}.")
             loaded.horizon = self.horizon
+            if processes.rank() > 0:
+                loaded.seed(processes.seed_after(self._n_updates))
             loaded.sampling = self.replay_buffer_kwargs.get("sampling", loaded.sampling)
             loaded.storage = self.replay_buffer_kwargs.get("storage", loaded.storage)
         except Exception:

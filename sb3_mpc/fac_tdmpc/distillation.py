@@ -6,6 +6,7 @@ import torch as th
 import torch.nn.functional as F
 from torch import nn
 
+from sb3_mpc.common import processes
 from sb3_mpc.common.networks.gaussian import gaussian_log_prob
 from sb3_mpc.common.networks.world_model import WorldModel
 from sb3_mpc.fac_tdmpc.world_model import FactoredWorldModel
@@ -39,6 +40,7 @@ class Spread(nn.Module):
         :param scores: scores of the expert
         """
         present = th.stack([scores.rewards.std(-1).mean(), scores.values.std(-1).mean()])
+        (present,) = processes.average([present])
         started = self.value.any()
         self.value.copy_(th.where(started, self.value.lerp(present, SPREAD_TAU), present).clamp(min=MIN_SPREAD))
 

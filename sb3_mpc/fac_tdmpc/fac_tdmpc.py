@@ -21,6 +21,7 @@ from stable_baselines3.common.save_util import load_from_pkl
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import configure_logger
 
+from sb3_mpc.common import processes
 from sb3_mpc.common.algorithm import WorldModelAlgorithm, inherited
 from sb3_mpc.common.buffers.batch import SequenceBatch
 from sb3_mpc.common.buffers.sequence_buffer import SequenceReplayBuffer
@@ -551,11 +552,13 @@ class FacTDMPC(TDMPC2):
             with th.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
                 th.manual_seed(seed)
                 self.policy.reset_student()
+        processes.join(self.device)
+        processes.broadcast(self.policy.state_dict().values())
         generator = th.Generator(self.device)
         buffer: Any = self.replay_buffer if windows is None else windows
-        batch_size = batch_size or int(self.distill_batch_size)
+        batch_size = processes.share(batch_size or int(self.distill_batch_size))
         kept = {name: getattr(buffer, name) for name in ("_rng", "horizon", "device")}
-        compiles = self.policy.acceleration.compiles
+        compiles = self.policy.acceleration.compiles and not processes.joined()
         update = self.distill_update
         if compiles:
             update = graphed(compile_function(update), self.recorded_constants)
@@ -567,7 +570,8 @@ class FacTDMPC(TDMPC2):
             buffer.horizon, buffer.device = self.horizon + 1, self.device
             callback.on_training_start(locals(), globals())
             for step in steps_left:
-                drawn = np.random.SeedSequence([self._distill_seed, self._student_updates]).generate_state(2)
+                entropy = [self._distill_seed, self._student_updates, processes.rank()]
+                drawn = np.random.SeedSequence(entropy).generate_state(2)
                 buffer.seed(int(drawn[0]))
                 generator.manual_seed(int(drawn[1]))
                 batch = buffer.sample(batch_size, env=self._vec_normalize_env)

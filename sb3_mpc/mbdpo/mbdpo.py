@@ -8,6 +8,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 
+from sb3_mpc.common import processes
 from sb3_mpc.common.algorithm import inherited
 from sb3_mpc.common.buffers.batch import SequenceBatch
 from sb3_mpc.common.buffers.sources import RecordedData
@@ -189,7 +190,7 @@ class MBDPO(TDMPC2):
         )
         if self.use_score_network:
             horizon, action_dim = planner.horizon, planner.action_dim
-            states, samples = min(self.score_states, batch_size), self.score_samples
+            states, samples = min(processes.part(self.score_states), batch_size), self.score_samples
             extra["tau"] = th.randint(1, planner.iterations + 1, (states,), generator=generator, device=device)
             extra["x"] = normal(horizon, states, action_dim)
             extra["samples"] = normal(horizon, states, samples, action_dim)

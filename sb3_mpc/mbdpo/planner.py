@@ -7,6 +7,7 @@ from typing import Any
 import torch as th
 from torch import nn
 
+from sb3_mpc.common import processes
 from sb3_mpc.common.execution.acceleration import full_precision
 from sb3_mpc.common.networks.world_model import WorldModel
 from sb3_mpc.common.planning.plan import Plan, PlanNoise
@@ -94,6 +95,16 @@ class DiffusionPlanner(MPPIPlanner):
         plan_dim = self.horizon * self.action_dim
         self.score_net = make_mlp(inputs + plan_dim + time_embed_dim, hidden, plan_dim) if use_score_network else None
 
+    def action_parts(self) -> dict[tuple[str, int], list[int]]:
+        """:return: parts of the parameters of energy and score network, see :class:`MPPIPlanner`"""
+        inputs, plan = self.world_model.input_dim, [self.action_dim] * self.horizon
+        parts = {("energy_head.0.weight", 1): [inputs, self.action_dim]}
+        if self.score_net is not None:
+            last = f"score_net.{len(self.score_net) - 1}"
+            parts |= {("score_net.0.weight", 1): [inputs, *plan, self.time_embed_dim]}
+            parts |= {(f"{last}.weight", 0): plan, (f"{last}.bias", 0): plan}
+        return parts
+
     # -- Energy --------------------------------------------------------------------------------------------------------
 
     def energy(self, z: th.Tensor, actions: th.Tensor) -> th.Tensor:
@@ -118,6 +129,7 @@ class DiffusionPlanner(MPPIPlanner):
         :param energies: energies of data and negatives ``[2, H, B, 1]``
         :param weights: 1 for transitions of the episode, 0 past its end ``[H, B, 1]``
         """
+        energies, weights = processes.gather(energies, dim=2), processes.gather(weights, dim=1)
         total = 2 * weights.sum()
         mean = (weights * energies).sum() / total
         std = ((weights * (energies - mean).square()).sum() / total).sqrt().clamp(min=1e-6)
@@ -166,6 +178,7 @@ class DiffusionPlanner(MPPIPlanner):
         """
         samples, terminal, members = noise
         alpha_bar = self.alpha_bar[tau].reshape(-1, 1)
+        x = self.world_model.mask_actions(z, x)
         std = self.world_model.mask_actions(z, ((1 - alpha_bar) / alpha_bar).sqrt().expand_as(x))
         actions = self.sample(x / alpha_bar.sqrt(), std, proposals, samples)
         values = self.evaluate_in_parts(z, actions, terminal, members)
@@ -180,8 +193,10 @@ class DiffusionPlanner(MPPIPlanner):
         :return: score predicted by the network ``[H, E, A]``
         """
         assert self.score_net is not None, "the score network does not exist"
+        mask = self.world_model.mask_actions
+        x = mask(z, x)
         inputs = [self.world_model.inputs(z), x.transpose(0, 1).flatten(1), self.embed_time(tau)]
-        return self.score_net(th.cat(inputs, dim=-1)).view(-1, self.horizon, self.action_dim).transpose(0, 1)
+        return mask(z, self.score_net(th.cat(inputs, dim=-1)).view(-1, self.horizon, self.action_dim).transpose(0, 1))
 
     def embed_time(self, tau: th.Tensor) -> th.Tensor:
         """

@@ -12,7 +12,7 @@ import torch as th
 from gymnasium import spaces
 
 from sb3_mpc.common.buffers.sequence_buffer import SequenceReplayBuffer
-from sb3_mpc.common.discount import discount_from_episode_length
+from sb3_mpc.common.discount import DEFAULT_GAMMA, discount_from_episode_length
 from sb3_mpc.offline import sources
 from sb3_mpc.offline.layout import (
     DESCRIPTION,
@@ -27,7 +27,6 @@ from sb3_mpc.offline.spaces_env import SpacesEnv
 from sb3_mpc.offline.windows import Windows
 from sb3_mpc.offline.writer import DatasetWriter
 
-DEFAULT_GAMMA = 0.99  # for tasks whose episode length is unknown
 ROWS_AT_ONCE = 100_000  # transitions that are copied at once
 
 

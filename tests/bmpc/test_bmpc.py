@@ -89,7 +89,7 @@ def test_likelihood_of_plans_as_loss() -> None:
     batch = batch._replace(plans=th.rand(2, 2, 8, 2), planned=planned)
     zs, noise = th.rand(3, 8, 16), model.draw_noise(8)
     mean, log_std = world.gaussian(zs[:-1])
-    error = model.imitation_error(mean, log_std, batch)
+    error = model.imitation_error(zs[:-1], mean, log_std, batch)
     density = th.distributions.Normal(mean, log_std.exp()).log_prob(batch.plans[0])
     th.testing.assert_close(error[planned], -density.mean(-1, keepdim=True)[planned])
     assert (error[~planned] == 0).all()

@@ -106,7 +106,7 @@ class Guided(BMPC, TDMPC2):
         model, zs = self.policy.world_model, zs[:-1].detach()
         assert isinstance(model, GuidedModel)
         mean, log_std = model.guide(zs)
-        error = self.imitation_error(mean, log_std, batch)
+        error = self.imitation_error(zs, mean, log_std, batch)
         model.guide_scale.update(error[0])
         entropy = -model.action_dim * gaussian_log_prob(noise.policy_actions[: len(zs)], log_std)
         weights = temporal_weights(self.rho, zs) * batch.mask

@@ -2,6 +2,8 @@
 
 import torch as th
 
+from sb3_mpc.common import processes
+
 Gradients = list[th.Tensor | None]  # of each parameter, None if it was not used
 
 
@@ -15,13 +17,15 @@ def clipped_gradients(loss: th.Tensor, parameters: list[th.Tensor], max_norm: fl
     :param loss: scalar
     :param parameters: parameters that it trains
     :param max_norm: bound on the norm of all gradients together
-    :return: gradients, and their norm before they are scaled to the bound
+    :return: gradients, averaged over the processes that train together, and their norm before they are scaled to the
+        bound
     """
     found = th.autograd.grad(loss, parameters, allow_unused=True) if parameters else ()
     # Fused optimisers read gradients in the order of the parameters in memory; those of products may be transposed
     gradients = [gradient.contiguous() for gradient in found if gradient is not None]
     if not gradients:  # the user has frozen them
         return [], th.zeros((), device=loss.device)
+    gradients = processes.average(gradients)
     norm = th.linalg.vector_norm(th.stack(th._foreach_norm(gradients)))
     clipped = iter(th._foreach_mul(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0)))
     return [None if gradient is None else next(clipped) for gradient in found], norm

@@ -3,6 +3,8 @@
 import torch as th
 from torch import nn
 
+from sb3_mpc.common import processes
+
 
 class RunningScale(nn.Module):
     """
@@ -26,7 +28,7 @@ class RunningScale(nn.Module):
         """
         :param x: values of the first time step ``[B, 1]``
         """
-        low, high = th.quantile(x.detach().flatten(), self._quantiles)  # type: ignore[arg-type]
+        low, high = th.quantile(processes.gather(x.detach().flatten()), self._quantiles)  # type: ignore[arg-type]
         self.value.lerp_((high - low).clamp(min=1.0).reshape(1), self.tau)
 
     def forward(self, x: th.Tensor) -> th.Tensor:

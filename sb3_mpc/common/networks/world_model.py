@@ -101,6 +101,9 @@ class WorldModel(nn.Module):
         """
         return z if action is None else th.cat([z, action], dim=-1)
 
+    def constrain(self) -> None:
+        """Called after every step of the model's optimiser: bring parameters back to where they belong."""
+
     def mask_actions(self, z: th.Tensor, x: th.Tensor) -> th.Tensor:
         """
         :param z: latent states ``[..., D]``
@@ -108,6 +111,15 @@ class WorldModel(nn.Module):
         :return: x, set to zero in action dimensions that the task does not have; unchanged here
         """
         return x
+
+    def mask_gaussian(self, z: th.Tensor, mean: th.Tensor, std: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """
+        :param z: latent states ``[..., D]``
+        :param mean: means of Gaussians over actions ``[..., A]``
+        :param std: their standard deviations ``[..., A]``
+        :return: both, 0 and 1 in action dimensions that the task does not have, as the prior is; unchanged here
+        """
+        return mean, std
 
     def num_actions(self, z: th.Tensor) -> th.Tensor | int:
         """

@@ -144,6 +144,13 @@ class MPPIPlanner(nn.Module):
         }
         return noise._replace(**own)
 
+    def action_parts(self) -> dict[tuple[str, int], list[int]]:
+        """
+        :return: where the number of actions determines the size of a parameter of the planner: by its name and axis,
+            the sizes of the parts that it consists of there; MPPI has no parameters
+        """
+        return {}
+
     def act(self, z: th.Tensor, noise: th.Tensor) -> th.Tensor:
         """
         :param z: latent states ``[..., D]``

@@ -8,6 +8,7 @@ from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
 from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_mpc.common.checks.arguments import check_range
 from sb3_mpc.common.networks.encoders import DictExtractor, Encoder, PixelExtractor
@@ -172,6 +173,14 @@ class WorldModelPolicy(PlanningPolicy):
         :return: the world model; derived policies may have another one
         """
         return self._init_kwargs["world_model_class"](**kwargs)
+
+    @classmethod
+    def arguments_of_env(cls, env: VecEnv | None) -> dict[str, Any]:
+        """
+        :param env: environment of the agent
+        :return: arguments that the policy reads off it, unless they are given; none here
+        """
+        return {}
 
     def _build_optimizers(self, lr_schedule: Schedule, enc_lr_scale: float) -> None:
         """

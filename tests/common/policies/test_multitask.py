@@ -85,10 +85,17 @@ def test_missing_action_dimensions_stay_zero(trained: TDMPC2, deterministic: boo
         assert (prior[:, action_dim:] == 0).all()
 
 
-@pytest.mark.parametrize("algorithm", [TDMPCSquare, MBDPO])
-def test_other_methods_learn_several_tasks_too(algorithm: type[TDMPC2]) -> None:
-    settings: dict[str, Any] = dict(use_score_network=True) if algorithm is MBDPO else dict(scale_threshold=0.0)
-    model = make_agent(algorithm=algorithm, **settings).learn(24)
+SETTINGS: dict[Any, dict[str, Any]] = {
+    TDMPCSquare: dict(scale_threshold=0.0),
+    BMPC: dict(reanalyze_interval=2),
+    MBDPO: dict(use_score_network=True, score_only_inference=False),
+    TDMPC2: {},
+}
+
+
+@pytest.mark.parametrize("algorithm", [TDMPCSquare, BMPC, MBDPO])
+def test_other_methods_learn_several_tasks_too(algorithm: Any) -> None:
+    model = make_agent(algorithm=algorithm, **SETTINGS[algorithm]).learn(24)
     assert all(value.isfinite().all() for value in model.policy.state_dict().values())
     for task, action_dim in enumerate(ACTION_DIMS):
         actions, _ = model.predict(observations(task), deterministic=False)
@@ -125,14 +132,25 @@ def test_an_environment_of_each_task_side_by_side() -> None:
     assert (actions[1, 1:] == 0).all()
 
 
-def test_embeddings_are_kept_short(trained: TDMPC2) -> None:
-    model = make_agent().policy.world_model
+def test_embeddings_are_kept_short() -> None:
+    """After an update and in loaded weights, as official ones may be longer; looking one up changes nothing."""
+    agent = make_agent(learning_rate=0.0)
+    model = agent.policy.world_model
+    long = {**model.state_dict(), "task_embedding.weight": th.tensor([[3.0, 0, 0, 4], [0.6, 0, 0, 0.7]])}
+    model.load_state_dict(long)
+    short = th.tensor([[0.6, 0, 0, 0.8], [0.6, 0, 0, 0.7]])
+    th.testing.assert_close(model.task_embedding.weight.data, short)
+    agent.learn(12)
     with th.no_grad():
-        model.task_embedding.weight.mul_(th.tensor([[1000.0], [1.0]]))
-    short = model.task_embedding.weight[1].clone()
-    z = model.encode(trained.policy.obs_to_tensor(observations(0))[0])
-    assert model.inputs(z)[:, -4:].norm(dim=1).tolist() == pytest.approx([1.0] * 6)
-    assert th.equal(model.task_embedding.weight[1], short)
+        model.task_embedding.weight.copy_(long["task_embedding.weight"])
+    z = model.encode(agent.policy.obs_to_tensor(observations(0))[0])
+    assert model.inputs(z)[:, -4:].norm(dim=1).tolist() == pytest.approx([5.0] * 6)
+    batch = agent.replay_buffer.sample(8)._replace(buffer_index=None)
+    agent.update(batch, agent.draw_noise(8))
+    th.testing.assert_close(model.task_embedding.weight.data, short)
+    before = model.task_embedding.weight.clone()
+    model.constrain()
+    assert th.equal(model.task_embedding.weight, before)  # a resumed run keeps its bits
 
 
 def test_saved_agents_go_on(trained: TDMPC2, tmp_path: Path) -> None:
@@ -164,9 +182,56 @@ def test_incomplete_tasks_are_refused(tasks: dict[str, Any]) -> None:
         make_agent(policy_kwargs=tasks)
 
 
-def test_several_tasks_are_refused_by_bmpc() -> None:
-    with pytest.raises(ValueError, match="BMPC learns one task"):
-        BMPC(MultitaskWorldModelPolicy, TwoTasksEnv(), **SMALL, policy_kwargs=SMALL_POLICY, device="cpu")
+@pytest.mark.parametrize("algorithm", SETTINGS)
+def test_padded_actions_change_nothing(algorithm: Any) -> None:
+    """
+    Not the targets, losses and gradients of an update, nor a plan: neither what is stored, nor what is drawn there.
+    """
+
+    def updated(change: float) -> tuple[dict[str, th.Tensor], dict[str, th.Tensor], th.Tensor]:
+        model = make_agent(DummyVecEnv([lambda: TwoTasksEnv(1)]), algorithm=algorithm, **SETTINGS[algorithm]).learn(24)
+        policy = model.policy
+        batch, noise = model.replay_buffer.sample(8)._replace(buffer_index=None), model.draw_noise(8)
+
+        def shifted(x: Any) -> Any:
+            if isinstance(x, dict):
+                return {name: shifted(part) for name, part in x.items()}
+            if not isinstance(x, th.Tensor) or x.dim() < 2 or x.shape[-1] != 3 or not x.is_floating_point():
+                return x
+            return x + change * th.tensor([0.0, 1, -1])
+
+        batch = batch._replace(
+            actions=shifted(batch.actions), plans=batch.plans if batch.plans is None else shifted(batch.plans)
+        )
+        noise = type(noise)(*map(shifted, noise))
+        next_z = policy.world_model.encode({key: part[1:] for key, part in batch.observations.items()})
+        target = model.value_target(next_z, batch, noise)
+        logs = model.update(batch, noise)
+        planner = policy.planner.draw(4, th.Generator().manual_seed(0), explore=True)
+        z = policy.world_model.encode(policy.obs_to_tensor(observations(1, 4))[0])
+        plan = policy.planner.plan(
+            z, th.zeros(4, 2, 3) + change * th.tensor([0.0, 1, -1]), type(planner)(*map(shifted, planner))
+        )
+        return dict(policy.state_dict()), {**logs, **plan._asdict()}, target
+
+    (weights, logs, target), (weights2, logs2, target2) = updated(0.0), updated(0.3)
+    th.testing.assert_close(target2, target)
+    for name, value in {**weights, **logs}.items():
+        if name not in ("pi_loss", "pi_entropy", "pi_prior_loss"):  # with constants of the padded dimensions
+            th.testing.assert_close(
+                {**weights2, **logs2}[name], value, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}"
+            )
+
+
+def test_the_divergence_of_bmpc_counts_the_task_s_own_actions() -> None:
+    """Known values: the policy is N(0, 1) in a padded dimension, the plan has no spread there."""
+    model = make_agent(algorithm=BMPC)
+    world = model.policy.world_model
+    z = world.encode(model.policy.obs_to_tensor(observations(1, 1))[0])
+    mean, std = world.mask_gaussian(z, th.tensor([[0.5, 0.2, 0.0]]), th.tensor([[0.3, 0.0, 0.0]]))
+    assert mean.tolist() == [[0.5, 0, 0]] and std[0].tolist() == pytest.approx([0.3, 1, 1])
+    own, log_std = world.gaussian(z)
+    assert own[0, 1:].tolist() == [0, 0] and log_std[0, 1:].tolist() == [0, 0]
 
 
 @pytest.mark.parametrize(
@@ -191,3 +256,33 @@ def test_default_sizes_are_those_of_the_papers(
     assert (world.latent_dim, world.task_embedding.embedding_dim) == (latent_dim, task_dim)
     count = sum(parameter.numel() for parameter in world.parameters() if parameter.requires_grad)
     assert parameters is None or count == parameters
+
+
+class OppositeEnv(TwoTasksEnv):
+    """The same state in both tasks, whose rewards are opposite: the action in one of them, and its negative."""
+
+    def observe(self) -> dict[str, Any]:
+        return dict(obs=np.ones(3, np.float32), task=np.int64(self.task))
+
+    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        observation, _, *rest = super().step(action)
+        return (observation, float(action[0]) * (1 - 2 * self.task), *rest)  # type: ignore[return-value]
+
+
+@pytest.mark.slow
+def test_contradictory_tasks_are_both_learned() -> None:
+    """Nothing but the embedding tells them apart, in the reward, the values and the actions."""
+    env = DummyVecEnv([lambda: OppositeEnv(0), lambda: OppositeEnv(1)])
+    fast = dict(learning_rate=1e-2, reward_coef=1.0, value_coef=1.0, learning_starts=100, pretrain_gradient_steps=200)
+    model = make_agent(env, policy_kwargs=dict(vmin=-3.0, vmax=3.0, num_bins=21, task_dim=8), **fast).learn(102)
+    world = model.policy.world_model
+    for task, sign in enumerate((1, -1)):
+        observation = dict(obs=np.ones((2, 3), np.float32), task=np.full(2, task))
+        z = world.encode(model.policy.obs_to_tensor(observation)[0])
+        action = th.tensor([[0.8, 0, 0], [-0.8, 0, 0]])
+        rewards = world.two_hot.decode(world.reward(z, action)).flatten().tolist()
+        assert sign * rewards[0] > 0.4 and sign * rewards[1] < -0.4
+        state = None
+        for _ in range(3):
+            actions, state = model.predict(observation, state, deterministic=True)
+        assert (sign * actions[:, 0] > 0.7).all()
