@@ -135,7 +135,7 @@ class TaskEnv(gym.Wrapper):
             env = RescaleAction(env, np.float32(-1.0), np.float32(1.0))
         super().__init__(env)
         self.observation_space, self.action_space = observation_space, action_space
-        self.task, self.name = task, name
+        self.task, self.task_place = task, (task, name)
         self._padded = np.zeros(room[0], np.float32)
         self._action_dim = own.action_dims[0]
         if sizes is not None:

@@ -212,6 +212,8 @@ class WorldModelAlgorithm(Collection, OfflineTraining, Persistence, SeveralTasks
         self._resolve_auto()
         self._setup_buffer()
         self._make_policy()
+        if self.env is not None:
+            self.policy.check_env(self.env)
         if self.episodic is False:  # a given expert may have the head
             self.policy.disable_termination()
         self.forget_compiled()
@@ -271,6 +273,8 @@ class WorldModelAlgorithm(Collection, OfflineTraining, Persistence, SeveralTasks
         :param env: environment to continue with, see SB3
         :param force_reset: whether training starts with a reset
         """
+        env = self._wrap_env(env, self.verbose)
+        self.policy.check_env(env)
         super().set_env(env, force_reset)
         self.replay_buffer.set_env(self.env)
 

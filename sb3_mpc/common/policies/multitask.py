@@ -279,6 +279,20 @@ class MultitaskWorldModelPolicy(MultiInputPolicy):
         self._seed = other._seed
         self.set_rng_state(other.get_rng_state())
 
+    def check_env(self, env: VecEnv) -> None:
+        """
+        :param env: environment that the agent is to act or learn in
+        :raises ValueError: if it has tasks of the agent at other indices, in so far as it knows their names
+        """
+        names = self.task_names or []
+        places = env.get_attr("task_place") if env_attribute(env, "task_place") is not None else []
+        for task, name in places:
+            if name in names and names.index(name) != task:
+                raise ValueError(
+                    f"The environment has {name} as task {task}, which is task {names.index(name)} of the agent: give "
+                    "the tasks in the agent's order, which is in model.policy.task_names."
+                )
+
     def task_index(self, task: str | int) -> int:
         """
         :param task: index of a task, its name, or its name without suite and version, such as ``"walker-walk"``

@@ -182,6 +182,12 @@ class WorldModelPolicy(PlanningPolicy):
         """
         return {}
 
+    def check_env(self, env: VecEnv) -> None:
+        """
+        :param env: environment that the agent is to act or learn in, of its spaces
+        :raises ValueError: if it is another one nevertheless; never here
+        """
+
     def _build_optimizers(self, lr_schedule: Schedule, enc_lr_scale: float) -> None:
         """
         :param lr_schedule: learning rate schedule
