@@ -1,11 +1,9 @@
 """Data on their way from the memory of the computer to that of the device."""
 
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 import torch as th
-
-Arrays = TypeVar("Arrays", np.ndarray, dict[str, np.ndarray])
 
 
 def with_index(device: th.device) -> th.device:
@@ -16,7 +14,7 @@ def with_index(device: th.device) -> th.device:
     return th.device("cuda", th.cuda.current_device()) if device == th.device("cuda") else device
 
 
-def in_float32(arrays: Arrays, device: th.device) -> Arrays:
+def in_float32(arrays: Any, device: th.device) -> Any:
     """
     :param arrays: array, or dict of them
     :param device: device that they are meant for
