@@ -439,7 +439,7 @@ class FacTDMPC(TDMPC2):
         _, calls = self._begin_offline(data, steps, callback, tb_log_name, reset_num_timesteps, False)
         windows = data.windows(self.horizon, observation_space=self.observation_space)
         try:
-            self._distill(steps, calls, log_interval, progress_bar, windows, batch_size, counted=True)
+            self._distill(steps, calls, log_interval, progress_bar, windows, batch_size, True)
         finally:
             self._leave_data()
         return self
