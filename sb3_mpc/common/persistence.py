@@ -18,7 +18,7 @@ from sb3_mpc.common.policies.world_model_policy import WorldModelPolicy
 SelfPersistence = TypeVar("SelfPersistence", bound="Persistence")
 
 
-def _method_name(algorithm: type) -> str:
+def method_name(algorithm: type) -> str:
     """:return: name of the class of this package that the algorithm is or is derived from"""
     return next(cls.__name__ for cls in algorithm.__mro__ if cls.__module__.startswith("sb3_mpc."))
 
@@ -83,8 +83,8 @@ class Persistence(OffPolicyAlgorithm):
         :param exclude: names of attributes to leave out, besides the usual ones
         :param include: names of attributes to save that are usually left out
         """
-        self._saved_by = _method_name(type(self))
-        self._rng_state = dict(policy=self.policy.get_rng_state(), action_space=self.action_space.np_random)
+        self._saved_by = method_name(type(self))
+        self._rng_state = self.rng_state()
         with atomic_target(path, "zip") as target:
             super().save(target, exclude, include)
 
@@ -134,8 +134,8 @@ class Persistence(OffPolicyAlgorithm):
         if "preset" in kwargs:
             raise ValueError("A preset is for new agents, load() keeps the saved settings: leave preset out.")
         saved_by = _read_method(path)
-        if saved_by not in (None, _method_name(cls)):
-            raise ValueError(f"{path} was saved by {saved_by}, not by {_method_name(cls)}: use {saved_by}.load().")
+        if saved_by not in (None, method_name(cls)):
+            raise ValueError(f"{path} was saved by {saved_by}, not by {method_name(cls)}: use {saved_by}.load().")
         with explain_damage(path, f"{cls.__name__} model"):
             try:
                 model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
@@ -145,11 +145,23 @@ class Persistence(OffPolicyAlgorithm):
                 raise ValueError(
                     f"{path} was trained in another environment than the one given to load(): {error}."
                 ) from error
-        state = getattr(model, "_rng_state", None)
-        if state is not None and "seed" not in kwargs:
-            model.policy.set_rng_state(state["policy"])
-            model.action_space._np_random = state["action_space"]
+        model.restore_rng_state(seeded="seed" in kwargs)
         return model
+
+    def rng_state(self) -> dict[str, Any]:
+        """:return: state of the agent's own random numbers"""
+        return dict(policy=self.policy.get_rng_state(), action_space=self.action_space.np_random)
+
+    def restore_rng_state(self, seeded: bool = False) -> None:
+        """
+        Restore what a file has kept of :meth:`rng_state`.
+
+        :param seeded: whether the user has given a seed, which wins
+        """
+        state = getattr(self, "_rng_state", None)
+        if state is not None and not seeded:
+            self.policy.set_rng_state(state["policy"])
+            self.action_space._np_random = state["action_space"]
 
     def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
         """

@@ -18,7 +18,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_mpc import TDMPC2
-from sb3_mpc.zoo.resume import ResumableCheckpoint
+from sb3_mpc.zoo.resume import ResumableCheckpoint, checkpoints_of
 from tests.support import ROOT
 from tests.support.agents import PointEnv, assert_same_state, make_agent, vec
 
@@ -143,7 +143,7 @@ def test_in_a_script_for_every_method(algorithm: Any, tmp_path: Path) -> None:
             assert 12 <= model.num_timesteps <= 40
             model.learn(60 - model.num_timesteps, [evaluation, checkpoint], reset_num_timesteps=False)
         assert checkpoint.newest() == folder / "checkpoints" / f"step_{60}"
-        assert len(list(checkpoint.folder.iterdir())) == 1
+        assert list(checkpoints_of(checkpoint.folder)) == [60, 48]
         episodes = [[line.rsplit(",", 1)[0] for line in f.read_text().splitlines()[1:]] for f in folder.glob("*.csv")]
         results.append((model.get_parameters(), evaluation.evaluations_results, model._n_updates, sorted(episodes)))
     assert_same_state(results[1], results[0])
@@ -161,11 +161,12 @@ def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", full)
     with pytest.warns(UserWarning, match="step 40 could not be written .*No space left.*the previous one is kept"):
         model.learn(25, checkpoint, reset_num_timesteps=False)
-    assert model.num_timesteps == 45 and [path.name for path in tmp_path.iterdir()] == ["step_20"]
+    assert model.num_timesteps == 45 and list(checkpoints_of(tmp_path)) == [20]
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", "step_20"}  # no litter
     monkeypatch.undo()
     loaded = checkpoint.load(TDMPC2, vec(lambda: PointEnv(10)))
     loaded.learn(20, checkpoint, reset_num_timesteps=False)
-    assert [path.name for path in tmp_path.iterdir()] == ["step_40"]
+    assert list(checkpoints_of(tmp_path)) == [40, 20]
 
 
 def test_what_cannot_go_on_says_so(tmp_path: Path) -> None:
@@ -176,8 +177,8 @@ def test_what_cannot_go_on_says_so(tmp_path: Path) -> None:
     make_agent(TDMPC2, env).learn(20, checkpoint)
     with pytest.raises(FileExistsError, match="step_20 is of a run that is further than this one"):
         make_agent(TDMPC2, env).learn(20, checkpoint)
-    (tmp_path / "new" / "step_20" / "state.pkl").write_bytes(b"\x80\x04")
-    with pytest.raises(ValueError, match="state.pkl is not a complete state of a run"):
+    (tmp_path / "new" / "step_20" / "state.npz").write_bytes(b"PK")
+    with pytest.raises(ValueError, match="no checkpoint that is not damaged: .*state.npz does not match its checksum"):
         checkpoint.load(TDMPC2, env)
     with pytest.raises(ValueError, match="every=0 must be at least 1"):
         ResumableCheckpoint(tmp_path, 0)
