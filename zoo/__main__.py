@@ -37,7 +37,7 @@ COMMANDS = {
     "train": Command(
         "train with a preset, resume a run, or search hyper-parameters", "options:add_train", "train:main", True
     ),
-    "enjoy": Command("watch a trained agent in a window", "options:add_enjoy", "train:enjoy", True),
+    "enjoy": Command("watch a trained agent in a window", "options:add_enjoy", "evaluate:enjoy"),
     "evaluate": Command("measure the mean return of a trained agent", "options:add_evaluate", "evaluate:main"),
     "record": Command("record videos of a trained agent", "options:add_record", "evaluate:record"),
     "publish": Command(

@@ -36,8 +36,10 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_mpc.agents.data_files import is_data, read_data, write_data
+from sb3_mpc.agents.normalization import normalization_settings
 from sb3_mpc.agents.training_files import load_buffer, load_training, save_buffer, save_training
 from sb3_mpc.common.algorithm import WorldModelAlgorithm
 from sb3_mpc.common.files import checksum, hold, release, sync_folder, write_text
@@ -327,6 +329,7 @@ class ResumableCheckpoint(BaseCallback):
                 cuda=th.cuda.get_rng_state_all() if th.cuda.is_available() else [],
             ),
             normalization=None if normalize is None else (normalize.obs_rms, normalize.ret_rms),
+            normalization_settings=None if normalize is None else normalization_settings(normalize),
             monitor_starts=_monitor_starts(env),
             monitor_files={path.name: path.stat().st_size for path in self.logs.glob("*.monitor.csv")}
             if self.logs
@@ -423,3 +426,25 @@ def _state_of(callback: BaseCallback) -> dict[str, Any]:
             f"{type(callback).__name__}.{name} is no data, and is not restored when the run is resumed.", stacklevel=2
         )
     return kept
+
+
+def load_agent_of_checkpoint(
+    path: Path, algorithm: type[SelfAlgorithm], env: VecEnv, device: th.device | str = "auto"
+) -> SelfAlgorithm:
+    """
+    :param path: checkpoint, that of a run which is not finished
+    :param algorithm: class of the agent
+    :param env: environment to act in, without ``VecNormalize``; act in ``get_env()`` of the agent
+    :param device: device of the agent
+    :return: the agent, to act
+    :raises ValueError: if the checkpoint is damaged, or of another environment
+    """
+    state = read_data(path / STATE)
+    if state.get("normalization") is not None:
+        try:
+            env = VecNormalize(env, **state["normalization_settings"])
+            env.obs_rms, env.ret_rms = state["normalization"]
+            env.training, env.norm_reward = False, False
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"{path / STATE} is not the state of a run: {type(error).__name__}: {error}.") from error
+    return load_training(path / MODEL, algorithm, env, device)

@@ -7,7 +7,6 @@ environment; ``return`` may be a success rate in percent; ``seed`` is text, and 
 """
 
 import inspect
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -81,12 +80,11 @@ def label_of(settings: Path) -> tuple[dict[str, str], int]:
     :param settings: the file ``args.yml`` of a run
     :return: method, task and seed of the run, and its simulator frames per decision
     """
-    import yaml
+    from sb3_mpc.zoo.run_folder import RUN_FILE, read_arguments, read_start
 
-    own = settings.parents[1] / "train.json"
-    with settings.open() as file:
-        arguments = yaml.load(file, Loader=yaml.UnsafeLoader)  # as rl_zoo3 has written it
-    preset = json.loads(own.read_text()).get("preset") if own.exists() else None
+    run = settings.parents[1]
+    arguments = read_arguments(settings)
+    preset = read_start(run)["preset"] if (run / RUN_FILE).exists() else None
     method = arguments["algo"] + (f" ({preset})" if preset else "")
     repeat = action_repeat(arguments["env"], arguments["env_kwargs"] or {})
     return dict(method=method, task=arguments["env"], seed=str(arguments["seed"])), repeat

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from stable_baselines3.common.callbacks import EvalCallback
@@ -18,6 +19,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_mpc import TDMPC2
+from sb3_mpc.agents import load_agent
 from sb3_mpc.zoo.resume import ResumableCheckpoint, checkpoints_of
 from tests.support import ROOT
 from tests.support.agents import PointEnv, assert_same_state, make_agent, vec
@@ -56,8 +58,8 @@ def test_killed_run_equals_the_uninterrupted_one(tmp_path: Path) -> None:
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     folder = killed / "tdmpc2" / "Pendulum-v1_1"
-    assert not (folder / "Pendulum-v1.zip").exists()
-    run("train", "--resume", folder)
+    assert not (folder / "Pendulum-v1.safetensors").exists()
+    run("train", "--resume", folder, "--trust")  # the callback that writes the losses is code
     actual = losses(killed)
     assert len(expected) == STEPS - 20 and actual == expected, f"killed after {moment} updates"
     reference = whole / "tdmpc2" / "Pendulum-v1_1"
@@ -72,24 +74,24 @@ def test_killed_run_equals_the_uninterrupted_one(tmp_path: Path) -> None:
         assert times == sorted(times)
         episodes.append([(row["r"], row["l"]) for row in rows])
     assert episodes[0] == episodes[1] and len(episodes[0]) == STEPS // 20
-    models = [TDMPC2.load(f / "Pendulum-v1.zip") for f in (folder, reference)]
+    models = [load_agent(f / "Pendulum-v1", vec(lambda: gym.make("Pendulum-v1"))) for f in (folder, reference)]
     assert_same_state(models[0].get_parameters(), models[1].get_parameters())
 
 
 @pytest.mark.slow
-def test_interrupted_run_is_saved_and_says_where(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_interrupted_run_is_saved_and_says_where(tmp_path: Path, number: int) -> None:
     """Ctrl-C in a process with two worker processes, which it reaches, too."""
     arguments = [*train_arguments(tmp_path, 10_000), "n_envs:2", "--vec-env", "subproc"]
     process = start(arguments, stdout=subprocess.PIPE, text=True, start_new_session=True)
     wait_for_losses(process, tmp_path, 15)
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, number)
     output, _ = process.communicate(timeout=120)
     folder = tmp_path / "tdmpc2" / "Pendulum-v1_1"
-    (checkpoint,) = (folder / "checkpoints").iterdir()
-    steps = int(checkpoint.name.split("_")[1])
+    (steps, *_), (checkpoint, *_) = zip(*checkpoints_of(folder / "checkpoints").items(), strict=True)
     assert f"Interrupted at step {steps}, saved in {checkpoint}" in output
-    assert f"train --resume {folder}" in output and process.returncode == 0
-    assert TDMPC2.load(folder / "Pendulum-v1.zip").num_timesteps == steps
+    assert f"train --resume {folder}" in output and process.returncode == 128 + number
+    assert load_agent(folder / "Pendulum-v1").num_timesteps == steps
 
 
 class Stop(Exception):
