@@ -55,7 +55,9 @@ COMMANDS = {
         "import_official:main",
     ),
     "convert": Command(
-        "convert a zip file to an agent file or back, or a run of an earlier version", "agents:add_convert_arguments", "agents:convert_file"
+        "convert a zip file to an agent file or back, or a run of an earlier version",
+        "agents:add_convert_arguments",
+        "agents:convert_file",
     ),
     "benchmark": Command(
         "train and evaluate methods on sets of tasks, by a queue that survives kills",

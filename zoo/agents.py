@@ -211,9 +211,7 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     """
     :param parser: parser of ``convert``
     """
-    parser.epilog = (
-        "A run of an earlier version holds pickles, too: `convert RUN NEW --trust` writes a folder that holds data only."
-    )
+    parser.epilog = "Runs of earlier versions hold pickles: `convert RUN NEW --trust` writes a folder of data only."
     parser.add_argument("source", type=Path, help=".zip file of save(), .safetensors file, or folder of an older run")
     parser.add_argument("target", type=Path, help="file of the other kind, or folder, to write")
     parser.add_argument("--algo", help="method of a .zip file, such as tdmpc2")

@@ -59,7 +59,9 @@ def convert_run(run: Path, target: Path) -> Path:
     for archive in (run / f"{settings.parent.name}.zip", run / "best_model.zip"):
         if archive.exists():
             env = environment()
-            save_agent(algorithm.load(archive, env, device="cpu"), target / f"{archive.stem}.safetensors", preset=preset)
+            save_agent(
+                algorithm.load(archive, env, device="cpu"), target / f"{archive.stem}.safetensors", preset=preset
+            )
             env.close()
     for path in sorted((run / "checkpoints").glob("step_*")):
         if resume.NAME.fullmatch(path.name) and (path / "model.zip").exists():
