@@ -18,7 +18,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import check_for_correct_spaces
 
 from sb3_mpc.agents.data_files import is_data, read_data, write_data
-from sb3_mpc.common.persistence import Persistence, method_name
+from sb3_mpc.common.persistence import Persistence, global_randomness_kept, method_name
 
 SelfAlgorithm = TypeVar("SelfAlgorithm", bound=OffPolicyAlgorithm)
 
@@ -94,7 +94,7 @@ def load_training(
         check_for_correct_spaces(venv, data["observation_space"], data["action_space"])
     except (ValueError, KeyError) as error:
         raise ValueError(f"{path} was trained in another environment than the one given: {error}.") from error
-    with _described(path, algorithm.__name__):
+    with _described(path, algorithm.__name__), global_randomness_kept("seed" not in kwargs):
         policy = kwargs.pop("policy", None) or data["policy_class"]
         model: SelfAlgorithm = algorithm(policy, venv, device=device, _init_setup_model=False)  # type: ignore[call-arg]
         vars(model).update({**data, **kwargs, "policy_class": model.policy_class, "n_envs": venv.num_envs})

@@ -1,12 +1,15 @@
 """Saving and loading in SB3's formats: atomic, and with the random number state that a resumed run needs."""
 
+import contextlib
 import io
 import json
 import pathlib
+import random
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar, TypeVar
 
+import numpy as np
 import torch as th
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv, TensorDict
@@ -31,6 +34,25 @@ def _read_method(path: str | pathlib.Path | io.BufferedIOBase) -> str | None:
     except (OSError, ValueError, AttributeError, *DAMAGE):  # load() gives the better message
         return None
     return name if isinstance(name, str) else None
+
+
+@contextlib.contextmanager
+def global_randomness_kept(wanted: bool = True) -> Iterator[None]:
+    """
+    :param wanted: if False, the context has no effect
+    :return: context after which the global generators of Python, NumPy and PyTorch are as before
+    """
+    if not wanted:
+        yield
+        return
+    python, numpy = random.getstate(), np.random.get_state()
+    devices = range(th.cuda.device_count()) if th.cuda.is_initialized() else ()
+    with th.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
 
 
 class Persistence(OffPolicyAlgorithm):
@@ -119,7 +141,8 @@ class Persistence(OffPolicyAlgorithm):
         **kwargs: Any,
     ) -> SelfPersistence:
         """
-        Load a model, see SB3. Its random number state is restored unless a ``seed`` is given.
+        Load a model, see SB3. Its random number state is restored, and the global generators of the process are left
+        as they are, unless a ``seed`` is given.
 
         :param path: file to read
         :param env: environment to continue with
@@ -136,7 +159,7 @@ class Persistence(OffPolicyAlgorithm):
         saved_by = _read_method(path)
         if saved_by not in (None, method_name(cls)):
             raise ValueError(f"{path} was saved by {saved_by}, not by {method_name(cls)}: use {saved_by}.load().")
-        with explain_damage(path, f"{cls.__name__} model"):
+        with global_randomness_kept("seed" not in kwargs), explain_damage(path, f"{cls.__name__} model"):
             try:
                 model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
             except ValueError as error:
