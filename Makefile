@@ -35,6 +35,9 @@ test-fast: $(INSTALLED)  ## while working: without what takes seconds, and of th
 test-envs: $(ENVS_INSTALLED)  ## install all suites that pip can and test every registered environment
 	OMP_NUM_THREADS=1 $(ENVS_BIN)/python -m pytest tests/envs -m all_envs $(PYTEST_ARGS)
 
+attack: $(INSTALLED)  ## the long campaign of hostile files, kills and odd arguments; takes hours
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.attack
+
 # mypy knows a package by its folder alone, so it is shown one whose envs and zoo are links.
 type: $(INSTALLED)  ## check the types with mypy
 	mkdir -p build/types/sb3_mpc
@@ -85,4 +88,4 @@ $(ENVS_INSTALLED): pyproject.toml .ci/constraints.txt
 	$(ENVS_BIN)/python $(INSTALL) --no-deps metaworld
 	touch $@
 
-.PHONY: help demo test pytest coverage test-fast test-envs type lint format check-codestyle commit-checks docs wheel clean
+.PHONY: help demo test pytest coverage test-fast test-envs attack type lint format check-codestyle commit-checks docs wheel clean

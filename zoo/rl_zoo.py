@@ -93,7 +93,7 @@ class SafeEvaluation(EvalCallback):
         try:
             going_on = super()._on_step()
             written = self.folder / ".unfinished" / "evaluations.npz"
-            if written.exists():
+            if self.n_calls % self.eval_freq == 0 and written.exists():
                 os.replace(written, self.folder / "evaluations.npz")
         except OSError as error:
             warnings.warn(f"The evaluation could not be written ({error}): training is not affected.", stacklevel=2)
@@ -357,10 +357,11 @@ class Experiment(ExperimentManager):
         :param path: file to write, without suffix
         :return: the file, which holds data only
         """
-        if not isinstance(model, WorldModelAlgorithm):  # SAC, in comparisons
-            save_training(model, path.with_name(f"{path.name}.npz"))
-            return path.with_name(f"{path.name}.npz")
-        return save_agent(model, path.with_name(f"{path.name}.safetensors"), preset=self.preset)
+        if isinstance(model, WorldModelAlgorithm) and model.policy_class in model.policy_aliases.values():
+            return save_agent(model, path.with_name(f"{path.name}.safetensors"), preset=self.preset)
+        path = path.with_name(f"{path.name}.npz")  # SAC, in comparisons; a policy of the user's
+        save_training(model, path)
+        return path
 
     def save_trained_model(self, model: BaseAlgorithm) -> None:
         """

@@ -127,7 +127,10 @@ class WorkerVecEnv(SubprocVecEnv):
         try:
             super().__init__(makers, start_method)  # type: ignore[arg-type]
         except (EOFError, OSError) as error:
-            reason = self.explain(0)
+            dead = [
+                index for index, process in enumerate(self.processes) if process.join(0.2) or not process.is_alive()
+            ]
+            reason = self.explain(dead[0] if dead else 0)
             end(self.processes, self.remotes, self.reports)
             raise WorkerError(reason) from error
         # Also when the interpreter ends, whose own way of it is a signal that the workers ignore

@@ -287,8 +287,8 @@ def check_argument(name: str, value: Any, kinds: set[Any], limits: tuple[float, 
 def _is_of(value: Any, kind: Any) -> bool:
     """:return: whether a value is of a type that an annotation names, as far as that can be seen"""
     origin = get_origin(kind) or kind
-    if origin in (tuple, Sequence):
-        return isinstance(value, (tuple, list, Sequence)) and not isinstance(value, str)
+    if origin in (tuple, list, Sequence):
+        return isinstance(value, Sequence) and not isinstance(value, str)
     if origin is Callable:
         return callable(value)
     return isinstance(value, origin) if isinstance(origin, type) else True
@@ -311,7 +311,7 @@ def check_train_freq(value: Any) -> None:
     :param value: the argument ``train_freq``
     :raises ValueError: unless it is a positive number of steps, or a pair of that and a unit
     """
-    frequency, unit = value if isinstance(value, (tuple, list)) and len(value) == 2 else (value, "step")
+    frequency, unit = value if isinstance(value, tuple) and len(value) == 2 else (value, "step")
     unit = getattr(unit, "value", unit)  # of SB3's TrainFreq
     whole = isinstance(frequency, (int, np.integer)) and not isinstance(frequency, bool)
     if not whole or frequency < 1 or unit not in ("step", "episode"):
