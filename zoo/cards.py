@@ -134,7 +134,8 @@ def returns_of(card: dict[str, Any]) -> tuple[str, str]:
     def text(prefix: str) -> str:
         if f"{prefix}mean_return" not in found:
             return "-"
-        return f"{found[f'{prefix}mean_return']:.1f} ± {found[f'{prefix}std_return']:.1f}"
+        spread = found.get(f"{prefix}std_return")
+        return f"{found[f'{prefix}mean_return']:.1f}" + ("" if spread is None else f" ± {spread:.1f}")
 
     return text(""), text("network_")
 
@@ -183,14 +184,15 @@ def training_command(card: dict[str, Any]) -> str | None:
 
 def harmless(command: str | None) -> str | None:
     """
-    :param command: command line from a card, which somebody may copy
-    :return: the same, in which a shell finds one command of this package and nothing else; None if it is another one
+    :param command: command lines from a card, which somebody may copy
+    :return: the same, in which a shell finds commands of this package and nothing else; None if there is another one
     """
     try:
-        words = shlex.split(command or "")
+        lines = [shlex.split(line) for line in (command or "").splitlines()]
     except ValueError:
         return None
-    return shlex.join(words) if words[:4] == ["python", "-m", "sb3_mpc.zoo", "train"] else None
+    ours = all(words[:2] == ["python", "-m"] and words[2:3] and words[2].startswith("sb3_mpc.zoo") for words in lines)
+    return "\n".join(map(shlex.join, lines)) if lines and ours else None
 
 
 def reproduction(card: dict[str, Any]) -> str | None:

@@ -148,6 +148,11 @@ def is_text(value: Any) -> bool:
     return isinstance(value, str) and value.isprintable() and len(value) <= MAX_TEXT
 
 
+def _are_lines(value: Any) -> bool:
+    """:return: whether it is text of some lines without other control characters"""
+    return isinstance(value, str) and len(value) <= MAX_TEXT and all(map(is_text, value.split("\n")))
+
+
 def _whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -176,10 +181,9 @@ def is_environment(value: Any) -> bool:
 
 
 def _is_evaluation(value: Any) -> bool:
-    """:return: whether it is a dict of numbers, with a standard deviation beside each mean"""
-    means = [name for name in value if name.endswith("mean_return")] if isinstance(value, dict) else []
-    pairs = all(name.replace("mean_return", "std_return") in value for name in means)
-    return _dict_of(_or_null(_number))(value) and pairs and all(_number(value[name]) for name in means)
+    """:return: whether it is a dict of numbers; returns are not null"""
+    returns = [value[name] for name in value if name.endswith("_return")] if isinstance(value, dict) else []
+    return _dict_of(_or_null(_number))(value) and all(map(_number, returns))
 
 
 def _is_call(value: Any) -> bool:
@@ -211,7 +215,7 @@ ENTRIES: dict[str, Callable[[Any], bool]] = {
     "evaluation": _or_null(_is_evaluation),
     "versions": _dict_of(is_text),
     "commit": _or_null(lambda value: isinstance(value, str) and COMMIT.fullmatch(value) is not None),
-    "command": _or_null(is_text),
+    "command": _or_null(_are_lines),
     "final_learning_rate": _or_null(_number),
 }
 OPTIONAL = {"command", "final_learning_rate"}

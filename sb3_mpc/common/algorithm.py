@@ -330,13 +330,13 @@ class WorldModelAlgorithm(Collection, Persistence, OffPolicyAlgorithm):
             if done % CHECK_LOSSES_EVERY == 0:  # a sum stays NaN or infinite once a loss was
                 check_finite_losses(dict(zip(logs, sums.tolist(), strict=True)), self._n_updates + done)
         self._n_updates += count
-        if self._n_updates <= CHECK_LOSSES_EVERY or count > self._n_updates % CHECK_LOSSES_EVERY:
-            check_weights(dict(self.policy.named_parameters()), self._n_updates)
         if sums is not None:  # the only other copy of the losses to the host
             means = dict(zip(logs, (sums / count).tolist(), strict=True))
             check_finite_losses(means, self._n_updates)
             for name, value in means.items():
                 self.logger.record(f"train/{name}", value)
+        if self._n_updates <= CHECK_LOSSES_EVERY or count > self._n_updates % CHECK_LOSSES_EVERY:
+            check_weights(dict(self.policy.named_parameters()), self._n_updates)
 
     def update(self, batch: SequenceBatch, noise: UpdateNoise, train_policy: bool = True) -> dict[str, th.Tensor]:
         """

@@ -305,8 +305,8 @@ CALL = dict(learning_rate=1e-3, train_freq=[1, "step"], policy_kwargs={})
         (dict(environment={"id": "a`b|c-v0"}), "is not an environment id"),
         (dict(commit="$(touch executed)"), "wrong type for commit"),
         (dict(versions=None), "wrong type for versions"),
-        (dict(evaluation={"mean_return": 1.0}), "wrong type for evaluation"),
-        (dict(command="a\nb"), "wrong type for command"),
+        (dict(evaluation={"mean_return": "1.0"}), "wrong type for evaluation"),
+        (dict(command="a\x1bb"), "wrong type for command"),
         (dict(command="touch executed"), None),
     ],
 )

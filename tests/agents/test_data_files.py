@@ -75,7 +75,6 @@ STRUCTURES: list[Any] = [
     {"deque": [[1], "x"]},
     {"generator": {"dict": [["bit_generator", "os"]]}},
     {"space": {"type": "Box", "shape": [2**40], "low": 0, "high": 1}},
-    {"tensor": ["0", True]},
     {"device": "nowhere"},
 ]
 

@@ -90,9 +90,7 @@ def test_losses_are_looked_at_in_the_burst_after_seeding(algorithm: Any) -> None
     assert_one_clear_sentence(error.value, "consistency_loss", "NaN or infinite", r"\b100\b", "checkpoint")
 
 
-@pytest.mark.parametrize(
-    ("value", "words"), [(1e30, "VecNormalize"), (1e300, "VecNormalize"), (np.inf, "check the env")]
-)
+@pytest.mark.parametrize(("value", "words"), [(1e30, "VecNormalize"), (1e300, "VecNormalize"), (np.inf, "check the")])
 @pytest.mark.parametrize("normalized", [False, True])
 def test_observations_that_no_network_can_read(value: float, words: str, normalized: bool) -> None:
     """Also those that become infinite in single precision, and those that ``VecNormalize`` makes NaN."""

@@ -8,28 +8,29 @@ from pathlib import Path
 import pytest
 
 from sb3_mpc import TDMPC2
-from sb3_mpc.agents import load_agent, save_agent
+from sb3_mpc.agents import save_agent
+from sb3_mpc.agents.agent_format import read_agent, write_agent
 from sb3_mpc.common.files import atomic_target, checksum, hold, holding, release, write_text
 from tests.support.agents import PointEnv, make_agent
 
 
 def test_threads_that_save_to_one_path(tmp_path: Path) -> None:
     """Every save succeeds, and every read finds a whole file."""
-    model = make_agent(TDMPC2, PointEnv())
-    path, errors, done = tmp_path / "agent.safetensors", [], threading.Event()
-    save_agent(model, path)
+    errors: list[Exception] = []
+    path, done = save_agent(make_agent(TDMPC2, PointEnv()), tmp_path / "agent.safetensors"), threading.Event()
+    card, tensors = read_agent(path)
 
     def save() -> None:
         try:
             for _ in range(6):
-                save_agent(model, path)
+                write_agent(path, card, tensors)
         except Exception as error:
             errors.append(error)
 
     def read() -> None:
         try:
             while not done.is_set():
-                load_agent(path)
+                read_agent(path)
         except Exception as error:
             errors.append(error)
 

@@ -1,4 +1,4 @@
-"""Run folders and files of strangers: nothing in them is executed or imported, whatever the command, without --trust."""
+"""Run folders and files of strangers: no command executes or imports anything in them without --trust."""
 
 import json
 import os
@@ -272,7 +272,7 @@ def test_yaml_that_is_no_data(text: str, tmp_path: Path, monkeypatch: pytest.Mon
 def test_yaml_that_rl_zoo3_writes(tmp_path: Path) -> None:
     path = tmp_path / "a.yml"
     path.write_text(
-        "!!python/object/apply:collections.OrderedDict\n- - - train_freq\n    - !!python/tuple\n      - 1\n      - step\n"
+        "!!python/object/apply:collections.OrderedDict\n- - - train_freq\n    - !!python/tuple [1, step]\n"
         "  - - policy_kwargs\n    - dict(net_arch=[16])\n"
     )
     found = read_yaml(path)

@@ -94,15 +94,15 @@ def check_weights(parameters: dict[str, th.Tensor], n_updates: int) -> None:
     """
     :param parameters: of a policy, by name
     :param n_updates: number of updates so far
-    :raises ValueError: if one is NaN, infinite, or far too large: the steps of the optimiser were
+    :raises ValueError: if one is far too large: the steps of the optimiser were. NaN is seen in the losses
     """
     names = [name for name, value in parameters.items() if value.is_floating_point() and value.numel() > 0]
     if not names:
         return
     largest = th.stack(th._foreach_norm([parameters[name].detach() for name in names], float("inf"))).float()
-    if bool((largest <= LARGEST_WEIGHT).all()):
+    if not bool((largest > LARGEST_WEIGHT).any()):
         return
-    index = int((~(largest <= LARGEST_WEIGHT)).nonzero()[0])
+    index = int((largest > LARGEST_WEIGHT).nonzero()[0])
     raise ValueError(
         f"Training has diverged: {names[index]} has reached {float(largest[index]):.3g} after {n_updates} updates. "
         "Resume from an earlier checkpoint with a lower learning_rate."
