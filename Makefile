@@ -1,11 +1,13 @@
 # Two commands for a newcomer, `make demo` and `make test`; the others are named as Stable-Baselines3 names them.
 # VENV: where the virtual environment lives. PYTHON: what creates it. EXTRAS: what of pyproject.toml goes into it.
 # PIP_ARGS: more options for pip, e.g. an index of CPU-only torch wheels. PYTEST_ARGS: how to run the tests.
+# GPU_ARGS: options of `make gpu`, such as --dry-run.
 VENV ?= .venv
 PYTHON ?= python3
 EXTRAS ?= dev
 PIP_ARGS ?=
 PYTEST_ARGS ?= -n auto --dist worksteal
+GPU_ARGS ?=
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -37,6 +39,9 @@ test-envs: $(ENVS_INSTALLED)  ## install all suites that pip can and test every 
 
 attack: $(INSTALLED)  ## the long campaign of hostile files, kills and odd arguments; takes hours
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.attack
+
+gpu: $(INSTALLED)  ## on a machine with a GPU: verify and measure everything there, and write a report
+	$(BIN)/python -m sb3_mpc.zoo gpu $(GPU_ARGS)
 
 # mypy knows a package by its folder alone, so it is shown one whose envs and zoo are links.
 type: $(INSTALLED)  ## check the types with mypy
@@ -88,4 +93,4 @@ $(ENVS_INSTALLED): pyproject.toml .ci/constraints.txt
 	$(ENVS_BIN)/python $(INSTALL) --no-deps metaworld
 	touch $@
 
-.PHONY: help demo test pytest coverage test-fast test-envs attack type lint format check-codestyle commit-checks docs wheel clean
+.PHONY: help demo test pytest coverage test-fast test-envs attack gpu type lint format check-codestyle commit-checks docs wheel clean

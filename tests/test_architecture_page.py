@@ -46,7 +46,8 @@ def changed_by(hook: str, classes: list[type]) -> set[str]:
 
 def subclasses(cls: type) -> list[type]:
     found = [derived for direct in cls.__subclasses__() for derived in (direct, *subclasses(direct))]
-    return [derived for derived in found if derived.__module__.startswith("sb3_mpc.")]
+    own = [derived for derived in found if derived.__module__.startswith("sb3_mpc.")]
+    return [derived for derived in own if not derived.__module__.startswith("sb3_mpc.zoo.")]  # such as ablations
 
 
 def test_hooks_of_the_algorithm() -> None:

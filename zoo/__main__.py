@@ -75,6 +75,7 @@ COMMANDS = {
         "report:main",
     ),
     "bench": Command("measure the speed on this machine", "bench:add_arguments", "bench:main"),
+    "gpu": Command("verify and measure everything on a GPU", "gpu:add_arguments", "gpu:main"),
 }
 
 

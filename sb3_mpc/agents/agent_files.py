@@ -37,6 +37,7 @@ from sb3_mpc.common.networks.encoders import DictExtractor, PixelExtractor
 from sb3_mpc.common.networks.world_model import WorldModel
 from sb3_mpc.common.persistence import global_randomness_kept
 from sb3_mpc.common.planning.planner import MPPIPlanner
+from sb3_mpc.common.planning.prior import PriorPlanner
 
 # Arguments that belong to the machine or to the training run, not to the agent
 NOT_KEPT = {"policy", "env", "expert", "action_noise", "replay_buffer_class", "replay_buffer_kwargs", "device"}
@@ -233,7 +234,16 @@ def _argument_names(algorithm: type[WorldModelAlgorithm]) -> list[str]:
 def _classes() -> dict[str, type]:
     """:return: the classes that may appear in ``policy_kwargs``, by name"""
     own = [value for cls in sb3_mpc.ALGORITHMS.values() for value in cls.policy_defaults.values()]
-    known = [WorldModel, MPPIPlanner, PixelExtractor, DictExtractor, FlattenExtractor, th.optim.Adam, th.optim.AdamW]
+    known = [
+        WorldModel,
+        MPPIPlanner,
+        PriorPlanner,
+        PixelExtractor,
+        DictExtractor,
+        FlattenExtractor,
+        th.optim.Adam,
+        th.optim.AdamW,
+    ]
     return {value.__name__: value for value in (*known, *own) if isinstance(value, type)}
 
 

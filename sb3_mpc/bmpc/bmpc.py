@@ -8,18 +8,38 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 
-from sb3_mpc.bmpc.planner import ReanalyzePlanner, StateValueModel, StateValuePlanner
+from sb3_mpc.bmpc.planner import (
+    ClampedPriorModel,
+    ExploringPlanner,
+    ReanalyzePlanner,
+    StateValueModel,
+    StateValuePlanner,
+)
 from sb3_mpc.common.algorithm import WorldModelAlgorithm, inherited
 from sb3_mpc.common.buffers.batch import SequenceBatch
 from sb3_mpc.common.buffers.plan_buffer import PlanReplayBuffer
 from sb3_mpc.common.networks.gaussian import gaussian_kl, gaussian_log_prob
 from sb3_mpc.common.networks.losses import UpdateNoise, temporal_weights, time_slice
 from sb3_mpc.common.planning.plan import Plan, PlanNoise
+from sb3_mpc.common.planning.planner import MPPIPlanner
 from sb3_mpc.common.policies.multitask import MultitaskWorldModelPolicy
 from sb3_mpc.common.policies.world_model_policy import WorldModelPolicy
 from sb3_mpc.common.presets import takes_preset
 
 SelfBMPC = TypeVar("SelfBMPC", bound="BMPC")
+
+# Classes of the world model and of the planner, and that of the reanalysis, by what the values are of
+CLASSES: dict[str, tuple[type[ClampedPriorModel], type[MPPIPlanner], type[ExploringPlanner]]] = {
+    "states": (StateValueModel, StateValuePlanner, ReanalyzePlanner),
+    "actions": (ClampedPriorModel, MPPIPlanner, ExploringPlanner),
+}
+# What users choose by name
+CHOICES = dict(
+    kl_direction=("reverse", "forward"),
+    expert_mean=("elite", "mean"),
+    values_of=tuple(CLASSES),
+    imitation_loss=("kl", "log_prob"),
+)
 
 
 class BMPC(WorldModelAlgorithm):
@@ -49,12 +69,18 @@ class BMPC(WorldModelAlgorithm):
     :param kl_direction: "reverse" for ``KL(pi || expert)`` (official code), "forward" for ``KL(expert || pi)``
     :param expert_mean: mean that the policy imitates: "elite" for the first action of the chosen elite (official code),
         "mean" for the mean of the planner's Gaussian
+    :param values_of: "states" as above; "actions" for values Q of states and actions, learned from the replayed
+        transitions as in TD-MPC2, ``y = r_t + gamma mean Q'(z_{t+1}, a)`` (official code with
+        ``use_v_instead_q=false``; ``td_horizon`` has no effect)
+    :param imitation_loss: "kl" as above; "log_prob" for the negative log-density of the expert's mean, per action
+        dimension, where there is a plan
+    :param reanalyze_horizon: horizon of the plans of a reanalysis; "auto" for ``horizon``
     """
 
     buffer_class = PlanReplayBuffer
     ranges: ClassVar[dict[str, tuple[float, ...]]] = {
         **WorldModelAlgorithm.ranges,
-        **dict(td_horizon=(1, 1_000), reanalyze_batch_size=(1,)),
+        **dict(td_horizon=(1, 1_000), reanalyze_batch_size=(1,), reanalyze_horizon=(1, 1_000)),
         **dict.fromkeys(("expl_log_std_min", "expl_log_std_max"), (-20, 10)),
     }
     relations: ClassVar[tuple[tuple[str, str], ...]] = (
@@ -122,27 +148,46 @@ class BMPC(WorldModelAlgorithm):
         expl_log_std_max: float = 1.0,
         kl_direction: str = "reverse",
         expert_mean: str = "elite",
+        values_of: str = "states",
+        imitation_loss: str = "kl",
+        reanalyze_horizon: int | str = "auto",
         _init_setup_model: bool = True,
         **unknown: Any,
     ) -> None:
         arguments = inherited(locals())
-        if kl_direction not in ("reverse", "forward"):
-            raise ValueError(f'kl_direction={kl_direction!r} is unknown: use "reverse" or "forward".')
-        if expert_mean not in ("elite", "mean"):
-            raise ValueError(f'expert_mean={expert_mean!r} is unknown: use "elite" or "mean".')
         self.td_horizon, self.kl_direction, self.expert_mean = td_horizon, kl_direction, expert_mean
+        self.values_of, self.imitation_loss = values_of, imitation_loss
+        for name, known in CHOICES.items():
+            if (value := getattr(self, name)) not in known:
+                raise ValueError(f'{name}={value!r} is unknown: use "{known[0]}" or "{known[1]}".')
         self.reanalyze_interval, self.reanalyze_batch_size = reanalyze_interval, reanalyze_batch_size
         self.expl_log_std_min, self.expl_log_std_max = expl_log_std_min, expl_log_std_max
         self._updates_to_reanalyze = reanalyze_interval
+        self.reanalyze_horizon = reanalyze_horizon
         super().__init__(**arguments)
 
     def _setup_model(self) -> None:
         if issubclass(self.policy_class, MultitaskWorldModelPolicy):
             raise ValueError("BMPC learns one task: use TDMPC2 with MultitaskWorldModelPolicy.")
         super()._setup_model()
-        arguments = self.policy_arguments()["planner_kwargs"]
-        log_std_range = (self.expl_log_std_min, self.expl_log_std_max)
-        self._reanalyzer = ReanalyzePlanner(self.policy.world_model, log_std_range=log_std_range, **arguments)
+        horizon = self.horizon if isinstance(self.reanalyze_horizon, str) else self.reanalyze_horizon
+        self._reanalyzer = self.make_reanalyzer(
+            log_std_range=(self.expl_log_std_min, self.expl_log_std_max),
+            **{**self.policy_arguments()["planner_kwargs"], "horizon": horizon},
+        )
+
+    def make_reanalyzer(self, **arguments: Any) -> MPPIPlanner:
+        """
+        :param arguments: of the planner, and the bounds of the log standard deviation of its proposals
+        :return: planner of the reanalysis; a variant may have another one
+        """
+        return CLASSES[self.values_of][2](self.policy.world_model, **arguments)
+
+    def policy_arguments(self) -> dict[str, Any]:
+        """:return: arguments of the policy, with the classes for the kind of values"""
+        classes = dict(zip(("world_model_class", "planner_class"), CLASSES[self.values_of], strict=False))
+        changed = {name: value for name, value in classes.items() if name not in self.policy_kwargs}
+        return super().policy_arguments() | changed
 
     def forget_compiled(self) -> None:
         """See :meth:`WorldModelAlgorithm.forget_compiled`; here the reanalysis, too."""
@@ -161,6 +206,18 @@ class BMPC(WorldModelAlgorithm):
         return noise._replace(target_actions=th.randn(shape, generator=generator, device=generator.device))
 
     def value_target(self, next_z: th.Tensor, batch: SequenceBatch, noise: UpdateNoise) -> th.Tensor:
+        """:return: targets of the values of states, or of states and actions ``[H, B, 1]``"""
+        target = self.target_of_states if self.values_of == "states" else self.target_of_actions
+        return target(next_z, batch, noise)
+
+    def target_of_actions(self, next_z: th.Tensor, batch: SequenceBatch, noise: UpdateNoise) -> th.Tensor:
+        """Replayed reward plus discounted mean of two target values at an action of the policy in the next state."""
+        model = self.policy.world_model
+        action = model.act(next_z, noise.target_actions[0])
+        values = model.two_hot.decode(model.value(next_z, action, noise.target_members, target=True))
+        return batch.rewards + model.discount(next_z, self.gamma) * self.continues(batch) * values.mean(0)
+
+    def target_of_states(self, next_z: th.Tensor, batch: SequenceBatch, noise: UpdateNoise) -> th.Tensor:
         """Rewards of an N-step rollout of the policy in the model from the encoded observations, plus target value."""
         model = self.policy.world_model
         first = model.encode(time_slice(batch.observations, 0), None if noise.shift is None else noise.shift[0])
@@ -177,20 +234,33 @@ class BMPC(WorldModelAlgorithm):
     def policy_loss(
         self, zs: th.Tensor, batch: SequenceBatch, noise: UpdateNoise
     ) -> tuple[th.Tensor, dict[str, th.Tensor]]:
-        """KL divergence to the stored plans (a standard normal if there is none), and entropy before clamping."""
+        """Distance from the stored plans, and entropy before clamping."""
         model, scale, zs = self.policy.world_model, self.policy.running_scale, zs[:-1]
-        assert isinstance(model, StateValueModel)
+        assert isinstance(model, ClampedPriorModel)
         mean, log_std = model.gaussian(zs)
-        policy, expert = (mean, log_std.exp()), batch.plans_or(0.0, 1.0)
-        pair = (*policy, *expert) if self.kl_direction == "reverse" else (*expert, *policy)
-        kl = gaussian_kl(*pair).mean(-1, keepdim=True)
-        scale.update(kl[0])
+        error = self.imitation_error(mean, log_std, batch)
+        scale.update(error[0])
         log_prob = gaussian_log_prob(noise.policy_actions[: len(zs)], log_std)
         entropy = -model.num_actions(zs) * log_prob  # scaled by the number of actions as in TD-MPC2
         weights = temporal_weights(self.rho, zs) * batch.mask
-        loss = (weights * (scale(kl) - self.entropy_coef * entropy)).mean()
-        logs = dict(pi_entropy=-log_prob.mean(), pi_scale=scale.value.mean(), pi_kl=kl.mean())
-        return loss, logs
+        loss = (weights * (scale(error) - self.entropy_coef * entropy)).mean()
+        logs = dict(pi_entropy=-log_prob.mean(), pi_scale=scale.value.mean())
+        return loss, logs | {f"pi_{self.imitation_loss}": error.mean()}
+
+    def imitation_error(self, mean: th.Tensor, log_std: th.Tensor, batch: SequenceBatch) -> th.Tensor:
+        """
+        :param mean: mean of the policy in [-1, 1] ``[H, B, A]``
+        :param log_std: its log standard deviation ``[H, B, A]``
+        :param batch: windows with stored plans
+        :return: mean over the action dimensions of the KL divergence between policy and plan, a standard normal where
+            there is none; or of the negative log-density of the plan's mean, zero where there is none ``[H, B, 1]``
+        """
+        std, expert = log_std.exp(), batch.plans_or(0.0, 1.0)
+        if self.imitation_loss == "log_prob":
+            error = -gaussian_log_prob((expert[0] - mean) / std, log_std) / mean.shape[-1]
+            return error if batch.planned is None else error * batch.planned
+        pair = (mean, std, *expert) if self.kl_direction == "reverse" else (*expert, mean, std)
+        return gaussian_kl(*pair).mean(-1, keepdim=True)
 
     # -- Plans to imitate ----------------------------------------------------------------------------------------------
 
@@ -228,7 +298,7 @@ class BMPC(WorldModelAlgorithm):
             else observations[:-1, :count].flatten(0, 1)
         )
         shift = self.policy.draw_shift(self.horizon * count)
-        cold = batch.actions.new_zeros(self.horizon * count, self.horizon, batch.actions.shape[-1])
+        cold = batch.actions.new_zeros(self.horizon * count, self._reanalyzer.horizon, batch.actions.shape[-1])
         self.policy.set_training_mode(False)
         plan = (self._compiled_replan or self.policy.plan)(states, cold, shift, noise, self._reanalyzer)
         self.policy.set_training_mode(True)

@@ -1,4 +1,4 @@
-"""World model and planners of BMPC: state values instead of action values, and a clamped Gaussian prior."""
+"""World models and planners of BMPC: a clamped Gaussian prior, and state values instead of action values."""
 
 from typing import Any, ClassVar
 
@@ -8,10 +8,8 @@ from sb3_mpc.common.networks.world_model import WorldModel
 from sb3_mpc.common.planning.planner import MPPIPlanner
 
 
-class StateValueModel(WorldModel):
-    """World model with an ensemble of state values, and a Gaussian prior whose sampled actions are clamped."""
-
-    values_actions: ClassVar[bool] = False
+class ClampedPriorModel(WorldModel):
+    """World model with a Gaussian prior whose sampled actions are clamped."""
 
     def gaussian(self, z: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """
@@ -31,6 +29,12 @@ class StateValueModel(WorldModel):
         return mean if noise is None else (mean + noise * log_std.exp()).clamp(-1, 1)
 
 
+class StateValueModel(ClampedPriorModel):
+    """The same with an ensemble of state values in place of action values."""
+
+    values_actions: ClassVar[bool] = False
+
+
 class StateValuePlanner(MPPIPlanner):
     """MPPI with the value of the last state as terminal value; the arguments are those of its base class."""
 
@@ -47,7 +51,7 @@ class StateValuePlanner(MPPIPlanner):
         return model.two_hot.decode(model.value(z, members=members)).mean(0)
 
 
-class ReanalyzePlanner(StateValuePlanner):
+class ExploringPlanner(MPPIPlanner):
     """
     Planner of the reanalysis: the prior proposes actions with another range of standard deviations.
 
@@ -56,7 +60,7 @@ class ReanalyzePlanner(StateValuePlanner):
     :param kwargs: arguments of the base class
     """
 
-    world_model: StateValueModel
+    world_model: ClampedPriorModel
 
     def __init__(self, *args: Any, log_std_range: tuple[float, float], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -72,3 +76,7 @@ class ReanalyzePlanner(StateValuePlanner):
         mean, log_std = model.gaussian(z)
         position = (log_std - model.log_std_min) / (model.log_std_max - model.log_std_min)
         return (mean + noise * (low + (high - low) * position).exp()).clamp(-1, 1)
+
+
+class ReanalyzePlanner(ExploringPlanner, StateValuePlanner):
+    """:class:`ExploringPlanner` with state values; the arguments are the same."""

@@ -39,7 +39,9 @@ from sb3_mpc.common.checks.data import check_finite_losses, check_weights
 from sb3_mpc.common.collection import Collection
 from sb3_mpc.common.discount import discount_from_episode_length, episode_length
 from sb3_mpc.common.execution.acceleration import choose_acceleration, compile_function, graphed, set_learning_rate
+from sb3_mpc.common.execution.cuda_graphs import frozen_values
 from sb3_mpc.common.execution.gradients import Gradients, apply_gradients, clipped_gradients, trained_parameters
+from sb3_mpc.common.execution.transfer import with_index
 from sb3_mpc.common.networks.losses import UpdateNoise, draw_update_noise, model_losses, time_slice, unroll
 from sb3_mpc.common.persistence import Persistence
 from sb3_mpc.common.planning.plan import Plan
@@ -207,6 +209,7 @@ class WorldModelAlgorithm(Collection, Persistence, OffPolicyAlgorithm):
             ("observation_space", "action_space", "lr_schedule"),
         )
         check_arguments(self.policy_class, self.policy_kwargs, self.policy_class.ranges, self.policy_class.relations)
+        self.device = with_index(self.device)
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         self._resolve_auto()
@@ -404,18 +407,18 @@ class WorldModelAlgorithm(Collection, Persistence, OffPolicyAlgorithm):
         return self._compiled.get(name) or getattr(self, name)
 
     def recorded_constants(self) -> Hashable:
-        """:return: what a recorded update holds besides tensors: the arguments that are plain, and what is frozen"""
+        """:return: what a recorded update holds besides tensors, such as arguments and options of the optimisers"""
         arguments = (getattr(self, name, None) for name in argument_names(type(self)))
         plain = tuple(value for value in arguments if isinstance(value, (bool, int, float, str)))
-        return plain, tuple(parameter.requires_grad for parameter in self.policy.parameters())
+        optimizers = (part for part in vars(self.policy).values() if isinstance(part, th.optim.Optimizer))
+        return plain, frozen_values(self.policy, *optimizers)
 
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
         rate = self.lr_schedule(self._current_progress_remaining)
         self.logger.record("train/learning_rate", rate)
         recorded = self.policy.acceleration.compiles and self.device.type == "cuda"
         for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
-            for group in optimizer.param_groups:
-                set_learning_rate(group, rate * group.get("lr_scale", 1.0), recorded)
+            set_learning_rate(optimizer, rate, recorded)
 
     def continues(self, batch: SequenceBatch) -> th.Tensor:
         """

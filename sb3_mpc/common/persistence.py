@@ -219,6 +219,7 @@ class Persistence(OffPolicyAlgorithm):
                     raise ValueError(f"{path} does not fit this model: its {name} is {saved}, the model's is {wanted}.")
             loaded.horizon = self.horizon
             loaded.sampling = self.replay_buffer_kwargs.get("sampling", loaded.sampling)
+            loaded.storage = self.replay_buffer_kwargs.get("storage", loaded.storage)
         except Exception:
             self.replay_buffer = current
             raise

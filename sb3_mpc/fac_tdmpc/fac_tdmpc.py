@@ -4,7 +4,8 @@ import inspect
 import io
 import pathlib
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -69,6 +70,23 @@ class DistillNoise(NamedTuple):
     candidates: th.Tensor
     policy_actions: th.Tensor
     shift: th.Tensor | None
+
+
+@contextmanager
+def lines_apart(logger: Logger) -> Iterator[None]:
+    """
+    :param logger: log with values that wait for its next line
+    :return: context whose lines do not have these values; they wait on after it
+    """
+    names = ("name_to_value", "name_to_count", "name_to_excluded")
+    waiting = {name: dict(getattr(logger, name)) for name in names}
+    for name in names:
+        getattr(logger, name).clear()
+    try:
+        yield
+    finally:
+        for name in names:
+            getattr(logger, name).update(waiting[name])
 
 
 class FacTDMPC(TDMPC2):
@@ -339,10 +357,15 @@ class FacTDMPC(TDMPC2):
         if steps > 0 and not self._can_distil():
             return self
         found = evaluations(callback)
+        calls = [evaluation.n_calls for evaluation in found]
         for evaluation in found:  # the expert's returns are not the student's; the last update is evaluated, too
             evaluation.best_mean_reward, evaluation.n_calls = -np.inf, -int(steps) % evaluation.eval_freq
-        self._distill(steps, self._init_callback([*found]), LOG_EVERY, progress_bar)
-        self._student_decisions = self.num_timesteps
+        with lines_apart(self.logger):
+            self._distill(steps, self._init_callback([*found]), LOG_EVERY if log_interval else None, progress_bar)
+        for evaluation, count in zip(found, calls, strict=True):
+            evaluation.n_calls = count
+        if steps > 0:
+            self._student_decisions = self.num_timesteps
         return self
 
     @classmethod
@@ -443,8 +466,7 @@ class FacTDMPC(TDMPC2):
         if compiles:
             update = graphed(compile_function(update), self.recorded_constants)
         for optimizer in (self.policy.student_optimizer, self.policy.student_pi_optimizer):
-            for group in optimizer.param_groups:
-                set_learning_rate(group, self.distill_learning_rate, compiles and self.device.type == "cuda")
+            set_learning_rate(optimizer, self.distill_learning_rate, compiles and self.device.type == "cuda")
         self.policy.set_training_mode(False)
         self._use_student(True)
         try:

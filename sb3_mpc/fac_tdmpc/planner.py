@@ -14,8 +14,8 @@ class FactoredPlanner(MPPIPlanner):
 
     :param world_model: factored model that evaluates the sequences; owned by the policy
     :param horizon: number H of predicted steps
-    :param num_pi_trajs: number P of sequences proposed by the groups' policies
-    :param kwargs: arguments of :class:`MPPIPlanner`
+    :param kwargs: arguments of :class:`MPPIPlanner`; ``num_pi_trajs`` is the number P of sequences proposed by the
+        groups' policies
     """
 
     world_model: FactoredWorldModel  # type: ignore[assignment]
@@ -23,6 +23,16 @@ class FactoredPlanner(MPPIPlanner):
     def __init__(self, world_model: FactoredWorldModel, horizon: int = 3, **kwargs: float) -> None:
         super().__init__(world_model, horizon=horizon, **kwargs)  # type: ignore[arg-type]
         self.horizon += 1
+
+    @property
+    def rows_per_environment(self) -> int:
+        """:return: number of groups"""
+        return self.world_model.groups.num_groups
+
+    @property
+    def width(self) -> int:
+        """:return: size of the largest output of a group's layer for one sequence"""
+        return max([self.world_model.latent_dim // self.world_model.groups.num_groups, *self.world_model.hidden])
 
     def draw(self, n_envs: int, generator: th.Generator, explore: bool) -> PlanNoise:
         """

@@ -125,6 +125,7 @@ class FactoredWorldModel(nn.Module):
         super().__init__()
         self.encoder, self.groups = encoder, groups
         self.latent_dim, self.action_dim, self.num_q = latent_dim, groups.action_dim, num_q
+        self.hidden = list(hidden)
         block = latent_dim // groups.num_groups
         inputs = block + groups.width
 

@@ -8,7 +8,6 @@ import torch as th
 from torch import nn
 
 from sb3_mpc.common.execution.acceleration import full_precision
-from sb3_mpc.common.networks.layers import make_mlp
 from sb3_mpc.common.networks.world_model import WorldModel
 from sb3_mpc.common.planning.plan import Plan, PlanNoise
 from sb3_mpc.common.planning.planner import MPPIPlanner
@@ -44,6 +43,7 @@ class DiffusionPlanner(MPPIPlanner):
     """
 
     iterated = ("evaluate", "propose")
+    environment_axes = {**MPPIPlanner.environment_axes, "proposals": 2}
     alpha: th.Tensor
     alpha_bar: th.Tensor
     energy_mean: th.Tensor
@@ -88,6 +88,7 @@ class DiffusionPlanner(MPPIPlanner):
         self.register_buffer("energy_mean", th.zeros(1))
         self.register_buffer("energy_std", th.ones(1))
         hidden, inputs = world_model.hidden, world_model.input_dim
+        make_mlp = world_model.make_mlp
         self.energy_head = make_mlp(inputs + self.action_dim, hidden, 1)
         nn.init.zeros_(self.energy_head[-1].weight)  # type: ignore[arg-type]
         plan_dim = self.horizon * self.action_dim

@@ -66,7 +66,7 @@ class TDMPC2(WorldModelAlgorithm):
     :param compile: False is the reference, eager and in float32. True compiles plan and update, which takes minutes
         once; "auto" does so on CPUs for runs of 30,000 plans and updates or more. True and "auto" choose threads and
         library by processor, size and load, and plan in bfloat16 if the processor supports it in hardware (AMX,
-        AVX512-BF16); updates are always in float32
+        AVX512-BF16); updates are always in float32, on GPUs with products in TF32
     :param stats_window_size: episodes over which the logged statistics are averaged
     :param tensorboard_log: folder of the TensorBoard log, none if None
     :param policy_kwargs: arguments of the policy, such as ``model_size`` (1, 5, 19, 48, 317); see ``WorldModelPolicy``

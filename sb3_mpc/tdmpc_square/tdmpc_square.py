@@ -1,6 +1,6 @@
 """TD-M(PC)²: TD-MPC2 with a policy prior that is constrained to the planner that collected the data."""
 
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 import torch as th
@@ -22,6 +22,26 @@ SelfTDMPCSquare = TypeVar("SelfTDMPCSquare", bound="TDMPCSquare")
 # Action dimensions of the HumanoidBench robot, to which the official weight of the constraint refers
 REFERENCE_ACTION_DIM = 61
 STD_OF_DATA = 2.0  # standard deviation that stands for the plan of transitions without one
+BC_LIKELIHOODS = (-50_000.0, 0.0)  # bounds of the log-likelihoods in "bc" (official code)
+LARGEST_CLONED = 0.999  # plans often end at the bounds of the action, where no squashed Gaussian has its mode
+
+Loss = tuple[th.Tensor, dict[str, th.Tensor]]  # and values to log
+
+
+class PriorDraw(NamedTuple):
+    """
+    Actions that the prior takes in the states of a batch.
+
+    :param zs: latent states ``[H, B, D]``
+    :param action: drawn actions ``[H, B, A]``
+    :param log_prob: their log-densities before squashing ``[H, B, 1]``
+    :param q: their values ``[H, B, 1]``
+    """
+
+    zs: th.Tensor
+    action: th.Tensor
+    log_prob: th.Tensor
+    q: th.Tensor
 
 
 def official_log_prob(log_prob: th.Tensor, action_dim: int, num_actions: th.Tensor | int) -> th.Tensor:
@@ -55,10 +75,20 @@ class TDMPCSquare(TDMPC2):
     :param scale_threshold: scale S of the values above which the constraint is active
     :param constraint_scaling: factor w for A action dimensions, "code" for ``A^2 / 61`` (as in the experiments with the
         official code), "readme" for ``A`` (its ten-line recipe), "paper" for 1
+    :param actor_mode: loss of the policy, by the names of the official code. "residual" is the method, the others are
+        what its paper compares it with. "sac": without the constraint, as TD-MPC2. "bc": the likelihood of the plans
+        alone (an infinite beta). "bc_sac": the squared distance from the replayed actions in place of the likelihood.
+        "awac": the density of the replayed actions, weighted by the exponential of their advantage
+        (https://arxiv.org/abs/2006.09359)
+    :param awac_lambda: temperature of the advantages, which are in units of S
+    :param exp_adv_min: lower bound of the weights of "awac"
+    :param exp_adv_max: upper bound of the weights of "awac"
     """
 
     buffer_class = PlanReplayBuffer
+    ranges: ClassVar[dict[str, tuple[float, ...]]] = {**TDMPC2.ranges, **dict(prior_coef=(0,), awac_lambda=(1e-6,))}
     constraint_scalings: ClassVar[tuple[str, ...]] = ("code", "readme", "paper")
+    actor_modes: ClassVar[tuple[str, ...]] = ("residual", "sac", "bc", "bc_sac", "awac")
 
     @takes_preset
     def __init__(
@@ -108,38 +138,123 @@ class TDMPCSquare(TDMPC2):
         prior_coef: float = 1.0,
         scale_threshold: float = 2.0,
         constraint_scaling: str = "code",
+        actor_mode: str = "residual",
+        awac_lambda: float = 0.3333,
+        exp_adv_min: float = 0.1,
+        exp_adv_max: float = 10.0,
         _init_setup_model: bool = True,
         **unknown: Any,
     ) -> None:
         arguments = inherited(locals())
-        if constraint_scaling not in self.constraint_scalings:
-            raise ValueError(
-                f"constraint_scaling={constraint_scaling!r} is unknown: use one of {self.constraint_scalings}."
-            )
+        chosen = dict(constraint_scaling=constraint_scaling, actor_mode=actor_mode)
+        for name, known in dict(constraint_scaling=self.constraint_scalings, actor_mode=self.actor_modes).items():
+            if chosen[name] not in known:
+                raise ValueError(f"{name}={chosen[name]!r} is unknown: use one of {known}.")
+        self.actor_mode = actor_mode
+        self.awac_lambda, self.exp_adv_min, self.exp_adv_max = awac_lambda, exp_adv_min, exp_adv_max
         self.prior_coef, self.scale_threshold = prior_coef, scale_threshold
         self.constraint_scaling = constraint_scaling
         super().__init__(**arguments)
 
+    # -- Policy --------------------------------------------------------------------------------------------------------
+
     def policy_loss(
         self, zs: th.Tensor, batch: SequenceBatch, noise: UpdateNoise
     ) -> tuple[th.Tensor, dict[str, th.Tensor]]:
-        """Values and entropy as in TD-MPC2's first version, and the constraint, at the H steps with an action."""
-        model, scale, zs = self.policy.world_model, self.policy.running_scale, zs[:-1]
-        action, log_prob, q = self.prior_values(zs, noise)
-        scale.update(q[0])
-        weights = temporal_weights(self.rho, zs) * batch.mask
-        n, dim = model.num_actions(zs), model.action_dim
-        squashed = official_log_prob(log_prob, dim, n) - squash_correction(action)
-        q_loss = (weights * (self.entropy_coef * squashed - scale(q))).mean()
-        mean, std = self.planned(batch)
-        likelihood = official_log_prob(gaussian_log_prob((action - mean) / std, std.log()), dim, n)
-        active = (scale.value > self.scale_threshold).to(q.dtype)
-        constraint = -active * scale(weights * likelihood)
+        """Loss of ``actor_mode``, at the H steps with an action."""
+        scale, prior = self.policy.running_scale, PriorDraw(zs[:-1], *self.prior_values(zs[:-1], noise))
+        scale.update(prior.q[0])
+        loss, logs = getattr(self, f"{self.actor_mode}_loss")(prior, batch, noise)
+        entropy = (squash_correction(prior.action) - prior.log_prob).mean()
+        return loss, logs | dict(pi_entropy=entropy, pi_scale=scale.value.mean())
+
+    def sac_loss(self, prior: PriorDraw, batch: SequenceBatch, noise: UpdateNoise) -> Loss:
+        """
+        :param prior: actions of the prior
+        :param batch: windows
+        :param noise: random numbers
+        :return: loss of values and entropy as in TD-MPC2's first version, and values to log
+        """
+        n, dim = self.policy.world_model.num_actions(prior.zs), self.policy.world_model.action_dim
+        squashed = official_log_prob(prior.log_prob, dim, n) - squash_correction(prior.action)
+        per_step = self.entropy_coef * squashed - self.policy.running_scale(prior.q)
+        loss = (self.weights(batch) * per_step).mean()
+        return loss, dict(pi_q_loss=loss)
+
+    def residual_loss(self, prior: PriorDraw, batch: SequenceBatch, noise: UpdateNoise) -> Loss:
+        """:meth:`sac_loss` and the constraint, once the scale is above its threshold."""
+        scale, n = self.policy.running_scale, self.policy.world_model.num_actions(prior.zs)
+        q_loss, logs = self.sac_loss(prior, batch, noise)
+        active = (scale.value > self.scale_threshold).to(prior.q.dtype)
+        constraint = -active * scale(self.weights(batch) * self.likelihood(prior, batch))
         factor = {"code": n / REFERENCE_ACTION_DIM, "readme": 1.0, "paper": 1 / n}[self.constraint_scaling]
         loss = q_loss + self.prior_coef * (factor * constraint).mean()
-        logs = dict(pi_entropy=(squash_correction(action) - log_prob).mean(), pi_scale=scale.value.mean())
-        logs |= dict(pi_q_loss=q_loss, pi_prior_loss=constraint.mean(), constraint_active=active.mean())
-        return loss, logs
+        return loss, logs | dict(pi_prior_loss=constraint.mean(), constraint_active=active.mean())
+
+    def bc_loss(self, prior: PriorDraw, batch: SequenceBatch, noise: UpdateNoise) -> Loss:
+        """Likelihood of the prior's actions under the plans, alone; densities above one are not raised further."""
+        likelihood = self.likelihood(prior, batch).clamp(*BC_LIKELIHOODS)
+        loss = -(self.weights(batch) * self.policy.running_scale(likelihood)).mean()
+        return loss, dict(pi_prior_loss=loss)
+
+    def bc_sac_loss(self, prior: PriorDraw, batch: SequenceBatch, noise: UpdateNoise) -> Loss:
+        """:meth:`sac_loss` and the squared distance of the prior's actions from the replayed ones."""
+        q_loss, logs = self.sac_loss(prior, batch, noise)
+        distance = (prior.action - batch.actions).square().sum(-1, keepdim=True)
+        cloning = (self.weights(batch) * distance).mean()
+        return q_loss + self.prior_coef * cloning, logs | dict(pi_prior_loss=cloning)
+
+    def awac_loss(self, prior: PriorDraw, batch: SequenceBatch, noise: UpdateNoise) -> Loss:
+        """Negative log-density of the replayed actions, weighted by the exponential of their advantage."""
+        preference = (self.advantage(prior, batch, noise) / self.awac_lambda).exp()
+        preference = preference.clamp(self.exp_adv_min, self.exp_adv_max)
+        loss = -(self.weights(batch) * preference * self.log_prob(prior.zs, batch.actions)).mean()
+        return loss, dict(pi_prior_loss=loss, pi_awac_weight=preference.mean())
+
+    def advantage(self, prior: PriorDraw, batch: SequenceBatch, noise: UpdateNoise) -> th.Tensor:
+        """
+        :param prior: actions of the prior
+        :param batch: windows
+        :param noise: random numbers
+        :return: how much better the replayed actions are than those of the prior, in units of S, without gradient
+            ``[H, B, 1]``. (The official code has the opposite sign.)
+        """
+        model, dropout = self.policy.world_model, noise.policy_dropout
+        with th.no_grad():
+            mask = None if dropout is None else dropout[:, : len(prior.zs)]
+            q = model.two_hot.decode(model.value(prior.zs, batch.actions, noise.policy_members, mask)).mean(0)
+            advantage: th.Tensor = self.policy.running_scale(q - prior.q)
+        return advantage
+
+    def log_prob(self, zs: th.Tensor, actions: th.Tensor) -> th.Tensor:
+        """
+        :param zs: latent states ``[H, B, D]``
+        :param actions: ``[H, B, A]``
+        :return: their log-densities under the prior ``[H, B, 1]``. (The official code leaves the tanh out.)
+        """
+        mean, log_std = self.policy.world_model.prior(zs)
+        actions = actions.clamp(-LARGEST_CLONED, LARGEST_CLONED)
+        noise = (th.atanh(actions) - mean) / log_std.exp()
+        return gaussian_log_prob(noise, log_std) - squash_correction(actions)
+
+    def likelihood(self, prior: PriorDraw, batch: SequenceBatch) -> th.Tensor:
+        """
+        :param prior: actions of the prior
+        :param batch: windows
+        :return: their log-densities under the planner's Gaussians, as the official code counts them ``[H, B, 1]``
+        """
+        model, (mean, std) = self.policy.world_model, self.planned(batch)
+        log_prob = gaussian_log_prob((prior.action - mean) / std, std.log())
+        return official_log_prob(log_prob, model.action_dim, model.num_actions(prior.zs))
+
+    def weights(self, batch: SequenceBatch) -> th.Tensor:
+        """
+        :param batch: windows
+        :return: weights of the steps in the loss ``[H, B, 1]``
+        """
+        return temporal_weights(self.rho, batch.mask) * batch.mask
+
+    # -- Plans ---------------------------------------------------------------------------------------------------------
 
     def planned(self, batch: SequenceBatch) -> tuple[th.Tensor, th.Tensor]:
         """

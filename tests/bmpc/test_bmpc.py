@@ -62,3 +62,50 @@ def test_value_target_stops_at_a_predicted_termination() -> None:
     assert th.allclose(ended, first)
     world.termination_head[-1].bias.data.fill_(-1e4)
     assert not th.allclose(model.value_target(next_z, batch, noise), first)
+
+
+def test_values_of_actions_are_learned_from_replayed_transitions() -> None:
+    """The official code's target with use_v_instead_q=false: reward and the mean of two target values."""
+    model = make_agent(BMPC, two_envs(terminate=True), values_of="actions", reanalyze_interval=2, seed=0).learn(40)
+    world, batch, noise = model.policy.world_model, sample_windows(model), model.draw_noise(8)
+    next_z = world.encode(batch.observations)[1:]
+    with th.no_grad():
+        target = model.value_target(next_z, batch, noise)
+        mean, log_std = world.gaussian(next_z)
+        action = (mean + noise.target_actions[0] * log_std.exp()).clamp(-1, 1)
+        first, second = world.two_hot.decode(world.value(next_z, action, target=True))
+        expected = batch.rewards + model.gamma * (1 - batch.terminated) * (first + second) / 2
+    th.testing.assert_close(target, expected)
+    assert batch.terminated.any() and not th.equal(first, second)
+    assert not th.equal(world.value(next_z, action), world.value(next_z, -action))
+
+
+def test_likelihood_of_plans_as_loss() -> None:
+    """Negative log-density of the mean of each plan, per action dimension; nothing where there is none."""
+    model = make_agent(BMPC, two_envs(), imitation_loss="log_prob").learn(16)
+    batch, world = sample_windows(model), model.policy.world_model
+    planned = th.zeros(2, 8, 1, dtype=th.bool)
+    planned[:, ::2] = True
+    batch = batch._replace(plans=th.rand(2, 2, 8, 2), planned=planned)
+    zs, noise = th.rand(3, 8, 16), model.draw_noise(8)
+    mean, log_std = world.gaussian(zs[:-1])
+    error = model.imitation_error(mean, log_std, batch)
+    density = th.distributions.Normal(mean, log_std.exp()).log_prob(batch.plans[0])
+    th.testing.assert_close(error[planned], -density.mean(-1, keepdim=True)[planned])
+    assert (error[~planned] == 0).all()
+    model.entropy_coef = 0.0
+    loss, logs = model.policy_loss(zs, batch, noise)
+    weights = th.tensor([1.0, model.rho]).view(2, 1, 1) * batch.mask
+    th.testing.assert_close(loss, (weights * error / model.policy.running_scale.value).mean())
+    th.testing.assert_close(logs["pi_log_prob"], error.mean())
+
+
+def test_horizon_of_the_reanalysis_is_its_own() -> None:
+    model = make_agent(BMPC, two_envs(), reanalyze_horizon=4, reanalyze_interval=2, seed=0)
+    lengths, draw = [], model._reanalyzer.draw
+    model._reanalyzer.draw = lambda *args, **kwargs: lengths.append(args[0]) or draw(*args, **kwargs)
+    model.learn(20)
+    assert model._reanalyzer.horizon == 4 and model.policy.planner.horizon == 2 and set(lengths) == {2 * 16}
+    assert make_agent(BMPC, two_envs(), horizon=3)._reanalyzer.horizon == 3
+    with pytest.raises(ValueError, match="reanalyze_horizon=0 is out of range"):
+        make_agent(BMPC, two_envs(), reanalyze_horizon=0)

@@ -230,7 +230,9 @@ def test_number_of_a_method_out_of_range_is_refused(method: Any, name: str) -> N
 
 
 def test_own_arguments_are_shown_and_checked() -> None:
-    for algorithm, name in ((TDMPCSquare, "constraint_scaling"), (BMPC, "kl_direction"), (MBDPO, "target_policy")):
+    named = {TDMPCSquare: ("constraint_scaling", "actor_mode"), MBDPO: ("target_policy",)}
+    named[BMPC] = ("kl_direction", "expert_mean", "values_of", "imitation_loss")
+    for algorithm, name in ((algorithm, name) for algorithm, names in named.items() for name in names):
         with pytest.raises(ValueError, match=f"{name}='nonsense' is unknown: use"):
             make_agent(algorithm, PointEnv(), **{name: "nonsense"})
     with pytest.raises(TypeError, match="no_such_argument"):

@@ -22,7 +22,7 @@ from sb3_mpc.common.callbacks.latents import to_plane
 from sb3_mpc.common.callbacks.planner import SEED
 from sb3_mpc.common.planning.plan import Plan
 from tests.common.policies import test_multitask as multitask
-from tests.support.agents import PointEnv, assert_same_state, make_agent, two_envs, value_of, vec
+from tests.support.agents import PointEnv, assert_same_state, make_agent, training_alone, two_envs, value_of, vec
 
 
 class Steady(gym.RewardWrapper):
@@ -45,7 +45,7 @@ class SteadyTask(multitask.TwoTasksEnv):
 
 def test_overestimation_compares_values_with_discounted_returns(algorithm: Any) -> None:
     callback = OverestimationCallback(vec(lambda: Steady(5), lambda: Steady(3)), eval_freq=10, n_eval_episodes=5)
-    model = make_agent(algorithm, PointEnv(), gamma=0.9).learn(30, callback=callback)
+    model = make_agent(algorithm, PointEnv(), gamma=0.9, **training_alone(algorithm)).learn(30, callback=callback)
     assert [row["timesteps"] for row in callback.results] == [10, 20, 30]
     # Two episodes of five steps, three of three
     expected = (2 * sum(0.9**t for t in range(5)) + 3 * sum(0.9**t for t in range(3))) / 5

@@ -20,7 +20,8 @@ from stable_baselines3.common.utils import ConstantSchedule, get_device
 from stable_baselines3.common.vec_env import VecNormalize
 
 import sb3_mpc
-from tests.support.agents import PointEnv, assert_same_state, make_agent, observations_of, vec
+from sb3_mpc import FacTDMPC
+from tests.support.agents import PointEnv, assert_same_state, make_agent, observations_of, training_alone, vec
 
 
 def everything(model: Any, rows: bool = True) -> dict[str, Any]:
@@ -254,7 +255,8 @@ def test_an_interrupted_run_goes_on_in_the_same_environment(
 
     def start() -> Any:
         env = vec(*[lambda length=length: PointEnv(length, terminate) for length in (7, 5)[:n_envs]])
-        return make_agent(algorithm, env, seed=4, learning_starts=10, horizon=3, pretrain_gradient_steps=3)
+        settings = dict(seed=4, learning_starts=10, horizon=3, pretrain_gradient_steps=3)
+        return make_agent(algorithm, env, **settings, **training_alone(algorithm))
 
     single = start().learn(24 * n_envs)
     assert single._n_updates > 0
@@ -274,7 +276,7 @@ def test_an_interrupted_run_goes_on_in_the_same_environment(
 
 def test_an_interrupted_run_goes_on_with_normalisation(algorithm: Any, tmp_path: Path) -> None:
     def start() -> Any:
-        return make_agent(algorithm, VecNormalize(vec(lambda: PointEnv(7))), seed=4)
+        return make_agent(algorithm, VecNormalize(vec(lambda: PointEnv(7))), seed=4, **training_alone(algorithm))
 
     single = start().learn(40)
     first = start().learn(20)
@@ -330,7 +332,7 @@ def test_an_interrupted_run_goes_on_from_the_end_of_an_episode(algorithm: Any, t
     """Where episodes start alike, a new environment after the end of an episode changes nothing at all."""
 
     def start() -> Any:
-        return make_agent(algorithm, vec(lambda: PointEnv(6, start=0.5)), seed=4)
+        return make_agent(algorithm, vec(lambda: PointEnv(6, start=0.5)), seed=4, **training_alone(algorithm))
 
     single = start().learn(42)
     first = start().learn(24)
@@ -342,12 +344,30 @@ def test_an_interrupted_run_goes_on_from_the_end_of_an_episode(algorithm: Any, t
     assert_same_state(everything(second), everything(single))
 
 
+def test_an_interrupted_run_distils_the_same_student(tmp_path: Path) -> None:
+    """As long as nothing was distilled before."""
+
+    def start(distill_steps: int | str) -> Any:
+        env = vec(lambda: PointEnv(6, start=0.5))
+        return make_agent(FacTDMPC, env, seed=4, distill_steps=distill_steps)
+
+    single, first = start("auto").learn(42), start(0).learn(24)
+    first.save(tmp_path / "model")
+    second = FacTDMPC.load(tmp_path / "model", env=vec(lambda: PointEnv(6, start=0.5)))
+    second.replay_buffer, second.distill_steps = first.replay_buffer, "auto"
+    second.learn(18, reset_num_timesteps=False)
+    assert second._student_updates == 42
+    assert second.policy.distilled
+    assert_same_state(everything(second), everything(single))
+
+
 CONTINUE = """
 import pickle, sys
 sys.path[:0] = {path!r}
 import torch
 torch.set_num_threads(1)
 import sb3_mpc
+from sb3_mpc import FacTDMPC
 from tests.support.agents import PointEnv, vec
 for name, algorithm in sb3_mpc.ALGORITHMS.items():
     model = algorithm.load(name, env=vec(lambda: PointEnv(6, start=0.5)), device="cpu")
@@ -363,7 +383,7 @@ def test_interrupted_runs_go_on_in_another_process(tmp_path: Path) -> None:
     """Nothing that matters stays in the process. One process for all classes: to start it takes seconds."""
 
     def start(algorithm: Any) -> Any:
-        return make_agent(algorithm, vec(lambda: PointEnv(6, start=0.5)), seed=4)
+        return make_agent(algorithm, vec(lambda: PointEnv(6, start=0.5)), seed=4, **training_alone(algorithm))
 
     singles = {}
     for name, algorithm in sb3_mpc.ALGORITHMS.items():

@@ -12,7 +12,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
-from tests.support.agents import PointEnv, Recorder, make_agent, vec
+from tests.support.agents import PointEnv, Recorder, make_agent, training_alone, vec
 
 
 class Order(BaseCallback):
@@ -80,7 +80,7 @@ def test_checkpoints_during_training_can_be_loaded(algorithm: Any, tmp_path: Any
 
 
 def test_losses_and_rollouts_are_logged(algorithm: Any, tmp_path: Any) -> None:
-    model = make_agent(algorithm, PointEnv(5))
+    model = make_agent(algorithm, PointEnv(5), **training_alone(algorithm))
     model.set_logger(configure(str(tmp_path), ["csv"]))
     model.learn(40, log_interval=4)
     header, *rows = (tmp_path / "progress.csv").read_text().splitlines()

@@ -1,5 +1,6 @@
 """Environments and small agents, and how to compare them."""
 
+import os
 import re
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,7 @@ from sb3_mpc.common.buffers.sequence_buffer import SequenceBatch
 # Every test of the contract runs on each of these classes
 ALGORITHMS: list[type[OffPolicyAlgorithm]] = list(sb3_mpc.ALGORITHMS.values())
 
+DEVICE = os.environ.get("SB3_MPC_TEST_DEVICE", "cpu")
 SMALL: dict[str, Any] = dict(horizon=2, num_samples=16, num_elites=4, num_pi_trajs=2, iterations=1, batch_size=16)
 SMALL_POLICY: dict[str, Any] = dict(latent_dim=16, net_arch=[16], num_q=2, num_bins=11)
 
@@ -35,15 +37,23 @@ def make_agent(
     :param policy: alias or class
     :param policy_kwargs: replace or extend the test-sized ones
     :param kwargs: replace or extend the test-sized ones
-    :return: a small agent, on the CPU
+    :return: a small agent, on the CPU, or the device that `python -m sb3_mpc.zoo gpu` runs the tests with
     """
     small_policy = {
         key: value for key, value in SMALL_POLICY.items() if key != "num_q" or "n_critics" not in (policy_kwargs or {})
     }
-    settings = dict(SMALL, device="cpu", learning_starts=8, policy_kwargs={**small_policy, **(policy_kwargs or {})})
+    settings = dict(SMALL, device=DEVICE, learning_starts=8, policy_kwargs={**small_policy, **(policy_kwargs or {})})
     if issubclass(algorithm, FacTDMPC):
         settings["distill_steps"] = 3  # and not as many as there were steps, after every learn()
     return algorithm(policy, env, **{**settings, **kwargs})
+
+
+def training_alone(algorithm: type[OffPolicyAlgorithm]) -> dict[str, Any]:
+    """
+    :param algorithm: class to build
+    :return: arguments by which nothing follows the training: FacTDMPC does not distil
+    """
+    return dict(distill_steps=0) if issubclass(algorithm, FacTDMPC) else {}
 
 
 class PointEnv(gym.Env):

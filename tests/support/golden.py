@@ -186,7 +186,7 @@ def model_terms(golden: Golden, batch: SequenceBatch, noise: UpdateNoise) -> Arr
         next_z = world.encode(batch.observations)[1:]
         targets = golden.model.value_target(next_z, batch, noise)
         zs = unroll(world, batch, None)
-        cross_entropy = world.two_hot.cross_entropy
+        cross_entropy = world.two_hot.loss
         return dict(
             td_targets=targets,
             zs=golden.features(zs),

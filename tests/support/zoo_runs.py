@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +76,9 @@ def losses(folder: Path) -> dict[int, dict[str, float]]:
         values = json.loads(line)
         assert found.setdefault(values["step"], values) == values
     return found
+
+
+def crash(work: Any, write: Callable[[dict[str, Any]], None]) -> None:
+    """A part of the report on a GPU that ends its process."""
+    write(dict(begun=True))
+    os._exit(3)

@@ -1,9 +1,4 @@
-"""
-TD-M(PC)² against tensors that the official implementation has computed; see ``tests/support/golden.py``.
-
-The records of the official code's other objectives (``policy_sac``, ``policy_bc_sac``, ``policy_awac``, ``policy_bc``)
-are left aside: they are its baselines and no part of the method.
-"""
+"""TD-M(PC)² against tensors that the official implementation has computed; see ``tests/support/golden.py``."""
 
 from typing import Any
 
@@ -16,7 +11,7 @@ from sb3_mpc.common.execution.gradients import gradient_step
 from sb3_mpc.common.networks.gaussian import gaussian_log_prob, squash_correction
 from sb3_mpc.common.networks.losses import UpdateNoise
 from sb3_mpc.common.planning.plan import PlanNoise
-from sb3_mpc.tdmpc_square.tdmpc_square import official_log_prob
+from sb3_mpc.tdmpc_square.tdmpc_square import PriorDraw, official_log_prob
 from sb3_mpc.zoo.import_official import official_to_ours
 from tests.support.golden import (
     GOLDEN,
@@ -105,6 +100,45 @@ def test_golden_tdmpc_square_policy_loss(variant: str, file: str) -> None:
         official = official_to_ours(parts)
         assert len(official) == len(gradients)
         compare(found, official, f"{file} {kind}")
+
+
+def official_awac(golden: Golden, members: th.Tensor) -> None:
+    """What we do otherwise on purpose: other members value the replayed actions, the sign, and no tanh in densities."""
+    model, world, scale = golden.model, golden.world, golden.policy.running_scale
+
+    def advantage(prior: PriorDraw, batch: SequenceBatch, noise: UpdateNoise) -> th.Tensor:
+        q = world.two_hot.decode(world.value(prior.zs, batch.actions, members)).mean(0)
+        return scale(prior.q - q).detach()
+
+    def log_prob(zs: th.Tensor, actions: th.Tensor) -> th.Tensor:
+        mean, raw = world.prior_net(zs).chunk(2, dim=-1)
+        dim = world.action_dim
+        return official_log_prob(gaussian_log_prob((actions - mean) / (raw.exp() + 1e-8), raw), dim, dim)
+
+    model.advantage, model.log_prob = advantage, log_prob
+
+
+@pytest.mark.parametrize("variant", variants_with(METHOD, "policy_awac"))
+@pytest.mark.parametrize("mode", [mode for mode in TDMPCSquare.actor_modes if mode != "residual"])
+def test_golden_tdmpc_square_baselines(variant: str, mode: str) -> None:
+    golden = load(variant)
+    model, record, scale = golden.model, golden.read(f"policy_{mode}"), golden.policy.running_scale
+    model.actor_mode = mode
+    actions, members, *others = draws(record)
+    if mode == "awac":
+        official_awac(golden, others[0])
+    scale.value.fill_(float(record["scale_before"]))
+    zs = th.cat([record["zs"], record["zs"][:1]])  # the last state is not used
+    loss, logs = model.policy_loss(zs, windows(golden), policy_noise(actions, members))
+    ours = dict(pi_loss=loss, scale_after=scale.value)
+    ours |= dict(q_loss=logs["pi_q_loss"]) if "pi_q_loss" in logs else {}
+    ours |= dict(prior_loss=logs["pi_prior_loss"]) if mode.startswith("bc") else {}
+    gradients = policy_gradients(golden, loss)
+    ours["grad_norm"] = gradient_step(golden.policy.pi_optimizer, loss, model.max_grad_norm)
+    compare(ours, {name: value for name, value in record.items() if name in ours}, mode)
+    for kind, found in (("grad_", gradients), ("after_", golden.world.state_dict())):
+        parts = {name.removeprefix(kind): value for name, value in record.items() if name.startswith(f"{kind}_pi")}
+        compare(found, official_to_ours(parts), f"{mode} {kind}")
 
 
 @pytest.mark.parametrize(("variant", "file"), files_of(METHOD, "update_*"))

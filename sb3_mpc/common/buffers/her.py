@@ -48,6 +48,8 @@ class HerSequenceReplayBuffer(SequenceReplayBuffer, HerReplayBuffer):  # type: i
             raise ValueError(
                 f"HerReplayBuffer draws transitions of ended episodes: leave sampling={self.sampling!r} out."
             )
+        if self.storage != "host":
+            raise ValueError(f"HerReplayBuffer changes goals in the host's memory: leave storage={self.storage!r} out.")
         goals = [self._spaces.get(key, spaces.Space()) for key in GOAL_KEYS]
         if goals[0].shape is None or goals[0].shape != goals[1].shape:
             raise ValueError(

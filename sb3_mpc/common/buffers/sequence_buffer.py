@@ -7,9 +7,12 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import BaseBuffer, ReplayBuffer
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from torch.utils._pytree import tree_map_only
 
 from sb3_mpc.common.buffers.batch import SequenceBatch as SequenceBatch
+from sb3_mpc.common.buffers.device_copy import DeviceCopy
 from sb3_mpc.common.buffers.memory import check_memory
+from sb3_mpc.common.execution.transfer import to_device
 
 # Where the next observation of a transition is stored: in the next row, or in the head, which holds the newest
 # observation of each environment; a value >= 0 is an index into the final observations
@@ -37,8 +40,14 @@ class SequenceReplayBuffer(ReplayBuffer):
         episode and those of the running one. "episodes", as in the papers' official codes: first an episode is drawn,
         each with the same chance whatever its length, and then one of its windows; only episodes that have ended and
         have at least H transitions are drawn, and no window extends past their end
-    :raises ValueError: if the rule of sampling is unknown
+    :param storage: where windows of observations are put together. "host": in the memory of the computer, and then
+        copied. "device": from a second copy of all observations on the device, which needs as much memory there; for
+        images on a GPU. Observations that are normalised are put together in the host's memory anyway
+    :raises ValueError: if the rule of sampling or the storage is unknown
     """
+
+    storage: str = "host"
+    _copy: DeviceCopy | None = None
 
     # Arrays with a row for each transition, besides the observations
     row_arrays: ClassVar[tuple[str, ...]] = ("actions", "rewards", "dones", "timeouts", "_next")
@@ -54,6 +63,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         handle_timeout_termination: bool = True,
         horizon: int = 3,
         sampling: str = "transitions",
+        storage: str = "host",
     ) -> None:
         # ReplayBuffer's constructor would allocate its own layout
         BaseBuffer.__init__(self, buffer_size, observation_space, action_space, device, n_envs=n_envs)
@@ -62,7 +72,9 @@ class SequenceReplayBuffer(ReplayBuffer):
         self.handle_timeout_termination = handle_timeout_termination
         if sampling not in ("transitions", "episodes"):
             raise ValueError(f'{sampling=} is unknown: use "transitions" or "episodes".')
-        self.horizon, self.sampling = horizon, sampling
+        if storage not in ("host", "device"):
+            raise ValueError(f'{storage=} is unknown: use "host" or "device".')
+        self.horizon, self.sampling, self.storage = horizon, sampling, storage
         self._total = 0  # rows added so far, overwritten ones included
         self._episodes: np.ndarray | None = None
         self._is_dict = isinstance(observation_space, spaces.Dict)
@@ -105,7 +117,7 @@ class SequenceReplayBuffer(ReplayBuffer):
         self.dones = np.zeros(rows, dtype=np.float32)
         self.timeouts = np.zeros(rows, dtype=np.float32)
         self._next = np.full(rows, HEAD, dtype=np.int32)
-        self._allocated = True
+        self._allocated, self._copy = True, None
 
     @property
     def observations(self) -> np.ndarray | dict[str, np.ndarray]:  # type: ignore[override]
@@ -129,7 +141,7 @@ class SequenceReplayBuffer(ReplayBuffer):
     def reset(self) -> None:
         """Remove all transitions."""
         super().reset()
-        self._allocated, self._total, self._episodes = False, 0, None
+        self._allocated, self._total, self._episodes, self._copy = False, 0, None, None
 
     def _split(self, obs: np.ndarray | dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """
@@ -193,6 +205,8 @@ class SequenceReplayBuffer(ReplayBuffer):
         for key in obs:
             self._observations[key][row] = obs[key]
             self._head[key][:] = next_obs[key]
+        if self._copy is not None:
+            self._copy.write(row, obs)
         self.actions[row] = np.asarray(action).reshape(self.n_envs, self.action_dim)
         self.rewards[row] = reward
         self.dones[row] = done
@@ -270,33 +284,54 @@ class SequenceReplayBuffer(ReplayBuffer):
         """
         rows, envs = batch_inds, np.zeros_like(batch_inds) if env_inds is None else env_inds
         alive = np.ones(len(rows), dtype=bool)
-        observations = {key: [stored[rows, envs]] for key, stored in self._observations.items()}
         steps: list[tuple[np.ndarray, ...]] = []
         buffer_index = []
         for _ in range(self.horizon):
             buffer_index.append((rows, envs))
             terminated = self.dones[rows, envs] * (1 - self.timeouts[rows, envs])
             steps.append((self.actions[rows, envs], self.rewards[rows, envs], terminated, alive))
-            for key, parts in observations.items():
-                parts.append(self._following(key, rows, envs))
             follows = self._next[rows, envs] == NEXT_ROW
             rows = np.where(follows, (rows + 1) % self.buffer_size, rows)
             alive = alive & follows
-        stacked: Any = {key: np.stack(parts) for key, parts in observations.items()}
+        read = self._read_copied if self.storage == "device" and env is None else self._read
+        stacked: Any = {key: read(key, *np.array(buffer_index).swapaxes(0, 1)) for key in self._spaces}
         actions, rewards, terminated, mask = (np.stack(parts).astype(np.float32) for parts in zip(*steps, strict=True))
         self._relabel(stacked, rewards, buffer_index)
         stacked = self._normalize_obs(stacked if self._is_dict else stacked[""], env)
         rewards = self._normalize_reward(rewards, env)
         batch = SequenceBatch(
-            {key: self.to_torch(part, copy=False) for key, part in stacked.items()}
-            if self._is_dict
-            else self.to_torch(stacked, copy=False),
+            tree_map_only(np.ndarray, lambda part: self.to_torch(part, copy=False), stacked),
             self.to_torch(actions, copy=False),
             self.to_torch(rewards[..., None], copy=False),
             self.to_torch(terminated[..., None], copy=False),
             self.to_torch(mask[..., None], copy=False),
         )
         return self._add_plans(batch, buffer_index)
+
+    def _read(self, key: str, rows: np.ndarray, envs: np.ndarray) -> np.ndarray:
+        """
+        :param key: part of the observation
+        :param rows: rows of the transitions of windows ``[H, B]``
+        :param envs: their environments ``[H, B]``
+        :return: observations of the windows ``[H + 1, B, *shape]``
+        """
+        following = self._following(key, rows.flatten(), envs.flatten())
+        first = self._observations[key][rows[:1], envs[:1]]
+        return np.concatenate([first, following.reshape(*rows.shape, *following.shape[1:])])
+
+    def _read_copied(self, key: str, rows: np.ndarray, envs: np.ndarray) -> th.Tensor:
+        """As :meth:`_read`, on the device; only observations that end an episode are in the host's memory."""
+        device = th.device(self.device)
+        if self._copy is None or self._copy.device != device:
+            self._copy = DeviceCopy(self._observations, self.size(), device)
+        link = self._next[rows, envs]
+        next_rows = (rows + (link == NEXT_ROW)) % self.buffer_size
+        read = self._copy.read(key, np.concatenate([rows[:1], next_rows]), np.concatenate([envs[:1], envs]))
+        apart = np.flatnonzero(link != NEXT_ROW)
+        if len(apart):
+            following = self.to_torch(self._following(key, rows.flat[apart], envs.flat[apart]), copy=False)
+            read[1:].flatten(0, 1).index_copy_(0, self.to_torch(apart, copy=False), following)
+        return read
 
     def _following(self, key: str, rows: np.ndarray, envs: np.ndarray) -> np.ndarray:
         """
@@ -334,13 +369,21 @@ class SequenceReplayBuffer(ReplayBuffer):
         """
         return batch
 
+    def to_torch(self, array: np.ndarray, copy: bool = True) -> th.Tensor:
+        """
+        :param array: array
+        :param copy: whether the tensor must not share its memory; sampled windows are the buffer's own copies
+        :return: tensor on the buffer's device, see :func:`sb3_mpc.common.execution.transfer.to_device`
+        """
+        return to_device(array.copy() if copy else array, th.device(self.device))
+
     def set_env(self, env: VecEnv | None) -> None:
         """
         :param env: the agent's environment, for derived buffers; not used here
         """
 
     def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
+        state = {**self.__dict__, "_copy": None}
         if self._allocated:  # unused rows are not saved
             for name in self.row_arrays:
                 state[name] = state[name][: self.size()]

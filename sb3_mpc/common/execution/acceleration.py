@@ -1,11 +1,10 @@
 """Choice of precision and compilation, in one place."""
 
-import math
 import os
 import shutil
 import warnings
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cache, wraps
 from types import FunctionType, MethodType
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 import torch as th
 from torch import nn
 
+from sb3_mpc.common.execution import settings
 from sb3_mpc.common.execution.cuda_graphs import GraphedFunction
 from sb3_mpc.common.execution.processor import has_bfloat16_units as has_bfloat16_units
 from sb3_mpc.common.execution.processor import is_faster_with_onednn
@@ -23,8 +23,9 @@ CALLS_WORTH_COMPILING = 30_000
 # Smaller networks are limited by overheads that reduced precision does not remove
 PARAMETERS_WORTH_REDUCING = 500_000
 # Largest output of a layer that is computed at once, in float32 numbers: 1 MB on a CPU, the cache budget per core, and
-# 256 MB on a GPU, where a plan holds about a dozen of them
-LARGEST_OUTPUT = {"cpu": 2**18, "cuda": 2**26}
+# 128 MB elsewhere, where a plan holds about a dozen of them
+LARGEST_OUTPUT = {"cpu": 2**18}
+LARGEST_OUTPUT_ELSEWHERE = 2**25
 
 
 class Acceleration(NamedTuple):
@@ -35,34 +36,31 @@ class Acceleration(NamedTuple):
     :param bfloat16: whether plans are made in bfloat16
     :param onednn: whether oneDNN multiplies the float32 matrices in place of MKL
     :param threads: number of threads, the process's own if None
+    :param tf32: whether a GPU multiplies float32 matrices with the precision of TF32
+    :param tuned_convolutions: whether a GPU's algorithms for convolutions are chosen by their speed
     """
 
     compiles: bool
     bfloat16: bool
     onednn: bool = False
     threads: int | None = None
+    tf32: bool = False
+    tuned_convolutions: bool = False
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """
-        :return: context of plans and updates with this library and number of threads, which are settings of the whole
-            process; the previous ones are restored
+        :return: context of plans and updates with these libraries and this number of threads, which are settings of the
+            whole process; the previous ones are restored, and a user's own precision stays
         """
-        threads = th.get_num_threads()
-        products: Any = th.backends.mkldnn.matmul if self.onednn else None  # type: ignore[attr-defined]
-        # PyTorch's switch to oneDNN, which stays in float32 without AMX. A user's own setting stays, too
-        switched = products is not None and products.fp32_precision == "none"
-        try:
-            if self.threads is not None and self.threads != threads:
-                th.set_num_threads(self.threads)
-            if switched:
-                products.fp32_precision = "bf16"
+        with ExitStack() as stack:
+            if self.threads is not None:
+                stack.enter_context(settings.number_of_threads(self.threads))
+            if self.onednn or self.tf32:  # "medium" is PyTorch's switch to oneDNN, which stays in float32 without AMX
+                stack.enter_context(settings.float32_products("high" if self.tf32 else "medium"))
+            if self.tuned_convolutions:
+                stack.enter_context(settings.tuned_convolutions())
             yield
-        finally:
-            if th.get_num_threads() != threads:
-                th.set_num_threads(threads)
-            if switched:
-                products.fp32_precision = "none"
 
     def describe(self) -> str:
         """:return: the choice in one line"""
@@ -70,6 +68,8 @@ class Acceleration(NamedTuple):
         parts = [
             f"plans in {'bfloat16' if self.bfloat16 else 'float32'}",
             "updates in float32" + (" by oneDNN" if self.onednn else ""),
+            *(["products in TF32"] if self.tf32 else []),
+            *(["convolutions tuned"] if self.tuned_convolutions else []),
             "compiled, which takes one to three minutes once" if self.compiles else "not compiled",
             f"{threads} thread{'s' if threads > 1 else ''}",
         ]
@@ -79,7 +79,8 @@ class Acceleration(NamedTuple):
 def choose_acceleration(compile: bool | str, model: nn.Module, device: th.device, calls: int = 0) -> Acceleration:
     """
     :param compile: the user's switch: False is the eager float32 reference, True compiles, "auto" compiles where that
-        pays off; True and "auto" choose precision and library by the processor and the size of the model
+        pays off; True and "auto" choose precision and library by the processor and the size of the model; on a GPU
+        both multiply in TF32, as the official code of TD-MPC2 does
     :param model: the networks
     :param device: device of the model
     :param calls: number of plans and updates of the run
@@ -90,11 +91,14 @@ def choose_acceleration(compile: bool | str, model: nn.Module, device: th.device
     if compile not in (True, False, "auto"):
         raise ValueError(f'compile={compile!r} is not understood: use True, False or "auto".')
     large = is_large(model)
+    gpu = compile is not False and device.type == "cuda"
     pays = compile == "auto" and device.type == "cpu" and calls >= CALLS_WORTH_COMPILING and has_compiler()
     return Acceleration(
         compiles=compile is True or pays,
         bfloat16=compile is not False and large and has_bfloat16_units(device),
         onednn=compile is not False and large and device.type == "cpu" and is_faster_with_onednn(),
+        tf32=gpu,
+        tuned_convolutions=gpu and any(isinstance(module, nn.Conv2d) for module in model.modules()),
     )
 
 
@@ -106,15 +110,13 @@ def is_large(model: nn.Module) -> bool:
     return sum(parameter.numel() for parameter in model.parameters()) >= PARAMETERS_WORTH_REDUCING
 
 
-def number_of_parts(device: th.device, count: int, numbers: int) -> int:
+def most_at_once(device: th.device, numbers: int) -> int:
     """
     :param device: device of the model
-    :param count: number of inputs
     :param numbers: size of a layer's output for one input
-    :return: number of parts to split the inputs into, so that the output for a part is not too large
+    :return: number of inputs for which the output is not too large
     """
-    largest = LARGEST_OUTPUT.get(device.type, 2**26)
-    return math.ceil(count / max(1, largest // numbers))
+    return max(1, LARGEST_OUTPUT.get(device.type, LARGEST_OUTPUT_ELSEWHERE) // numbers)
 
 
 def full_precision(x: th.Tensor, wanted: bool = True) -> AbstractContextManager:
@@ -225,19 +227,25 @@ def graphed(function: Callable[..., Any], constants: Callable[[], Hashable] = la
     return GraphedFunction(function, constants) if th.cuda.is_available() else function
 
 
-def set_learning_rate(group: dict[str, Any], rate: float, recorded: bool) -> None:
+def set_learning_rate(optimizer: th.optim.Optimizer, rate: float, recorded: bool) -> None:
     """
-    :param group: parameter group of an optimiser
+    :param optimizer: optimiser; its groups may have a factor ``lr_scale`` of their own
     :param rate: learning rate
-    :param recorded: whether the optimiser's step is recorded as a CUDA graph; the rate must then be a tensor, changed
-        in place, because a number would become a constant
+    :param recorded: whether its step is recorded as a CUDA graph: the rate is then a tensor, changed in place, because
+        a number would become a constant, and so is the number of its steps
     """
-    device = group["params"][0].device
-    if not recorded:
-        group["lr"] = rate
-    elif isinstance(group["lr"], th.Tensor) and group["lr"].device == device:
-        group["lr"].fill_(rate)
-    else:
-        group["lr"] = th.tensor(rate, device=device)
-    if recorded and device.type == "cuda" and "capturable" in group:
-        group["capturable"] = True
+    for group in optimizer.param_groups:
+        device, own = group["params"][0].device, rate * group.get("lr_scale", 1.0)
+        if not recorded:
+            group["lr"] = own
+        elif isinstance(group["lr"], th.Tensor) and group["lr"].device == device:
+            group["lr"].fill_(own)
+        else:
+            group["lr"] = th.tensor(own, device=device)
+        if "capturable" in group and device.type != "cuda":  # as saved by an agent on a GPU
+            group["capturable"] = False
+        elif "capturable" in group and recorded:
+            group["capturable"] = True
+            for state in (optimizer.state[parameter] for parameter in group["params"] if parameter in optimizer.state):
+                if isinstance(state.get("step"), th.Tensor):  # on the CPU if it was not recorded before
+                    state["step"] = state["step"].to(device)

@@ -2,7 +2,7 @@
 Functions of tensors that are recorded as one CUDA graph and replayed: one launch instead of hundreds of kernels.
 
 Written from PyTorch's documentation of CUDA graphs (https://docs.pytorch.org/docs/stable/notes/cuda.html) and tested
-with a mock of the device; not yet run on a GPU.
+with stand-ins for the device; not yet run on a GPU, which ``make gpu`` does.
 """
 
 import warnings
@@ -29,13 +29,21 @@ class CudaRuntime:
         """
         return tensor.is_cuda
 
+    def memory(self, device: th.device) -> Any:
+        """
+        :param device: GPU
+        :return: stream to record on, and pool of the recordings' memory
+        """
+        with th.cuda.device(device):  # streams are created on the current device, which may be another GPU
+            return th.cuda.Stream(), th.cuda.graph_pool_handle()  # type: ignore[no-untyped-call]
+
     def warm_up(self, function: Callable[[], Any], device: th.device) -> Any:
         """
         :param function: function that will be recorded
         :param device: GPU that it runs on
         :return: its result, computed on another stream, as recording requires
         """
-        with th.cuda.device(device):  # streams are created on the current device, which may be another GPU
+        with th.cuda.device(device):
             stream = th.cuda.Stream()  # type: ignore[no-untyped-call]
             stream.wait_stream(th.cuda.current_stream())
             with th.cuda.stream(stream):
@@ -43,22 +51,51 @@ class CudaRuntime:
             th.cuda.current_stream().wait_stream(stream)
         return result
 
-    def record(self, function: Callable[[], Any], device: th.device) -> tuple[Callable[[], None], Any]:
+    def record(self, function: Callable[[], Any], device: th.device, memory: Any) -> tuple[Callable[[], None], Any]:
         """
         :param function: function to record; recording does not execute its kernels
         :param device: GPU that it runs on
+        :param memory: stream and pool, see :meth:`memory`
         :return: function that replays the recording, and the tensors that it writes the results to
         """
+        stream, pool = memory
         with th.cuda.device(device):
-            graph, stream = th.cuda.CUDAGraph(), th.cuda.current_stream()
+            graph, before = th.cuda.CUDAGraph(), th.cuda.current_stream()
             try:
-                # A stream of this GPU: the default one is created once, on the GPU that was current first
-                with th.cuda.graph(graph, stream=th.cuda.Stream()):  # type: ignore[no-untyped-call]
+                with th.cuda.graph(graph, pool=pool, stream=stream):
                     outputs = function()
             finally:
-                # After an error the context manager leaves the process on its own stream
-                th.cuda.set_stream(stream)
+                # After an error the context manager leaves the process on the stream of the recording
+                th.cuda.set_stream(before)
         return graph.replay, outputs
+
+
+def frozen_values(*objects: object) -> tuple[Hashable, ...]:
+    """
+    :param objects: modules, with which their children count, and optimisers
+    :return: what a recording of them contains: attributes and options that are plain values, where parameters and the
+        state of optimisers are, and what is trained
+    """
+    values: list[Hashable] = []
+    for item in objects:
+        if isinstance(item, th.optim.Optimizer):
+            groups = ({name: value for name, value in group.items() if name != "params"} for group in item.param_groups)
+            values += [value for group in groups for value in group.values() if _is_plain(value)]
+            state: dict[str, Any] = next(
+                iter(item.state.values()), {}
+            )  # if one parameter's is replaced, so are the others'
+            values += [part.data_ptr() for part in state.values() if isinstance(part, th.Tensor)]
+        elif isinstance(item, th.nn.Module):
+            values += [(parameter.data_ptr(), parameter.requires_grad) for parameter in item.parameters()]
+            values += [value for child in item.children() for value in vars(child).values() if _is_plain(value)]
+            values += [value for name, value in vars(item).items() if _is_plain(value) and not name.startswith("_")]
+    return tuple(values)
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    return isinstance(value, (bool, int, float, str))
 
 
 class _Recording:
@@ -77,6 +114,9 @@ class GraphedFunction:
     arguments) has its own recording. The first calls of a signature run normally, and so does every call if the
     function cannot be recorded. Other tensors that the function changes, such as parameters, must be changed in place.
 
+    The recordings share one pool of memory, so that together they need as much as the largest of them: each begins with
+    the arguments and ends with copies of its results, and nothing in between has to survive the next one.
+
     :param function: function of (nested) tensors, which draws no random numbers and never waits for the GPU
     :param constants: values that the function reads besides arguments and tensors, such as coefficients: a recording
         contains them, so that other values need another recording
@@ -92,6 +132,7 @@ class GraphedFunction:
         self.function, self.constants, self.runtime = function, constants, runtime or CudaRuntime()
         self._recordings: OrderedDict[Any, _Recording] = OrderedDict()
         self._records = True
+        self._memory: Any = None
 
     def __call__(self, *args: Any) -> Any:
         """
@@ -127,10 +168,14 @@ class GraphedFunction:
         :param device: GPU that the function runs on
         :return: whether recording succeeded
         """
+        if not any(other.replay for other in self._recordings.values()):  # a pool ends with its last recording
+            self._memory = self.runtime.memory(device)
         own = [leaf.clone() if isinstance(leaf, th.Tensor) else leaf for leaf in leaves]
         arguments = tree_unflatten(own, structure)
         try:
-            recording.replay, recording.outputs = self.runtime.record(lambda: self.function(*arguments), device)
+            recording.replay, recording.outputs = self.runtime.record(
+                lambda: self.function(*arguments), device, self._memory
+            )
         except RuntimeError as error:
             self._records = False
             reason = str(error).partition("\n")[0]

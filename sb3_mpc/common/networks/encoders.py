@@ -10,7 +10,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
 from sb3_mpc.common.checks.arguments import UnsupportedObservationError
-from sb3_mpc.common.networks.layers import SimNorm, init_linear, make_mlp
+from sb3_mpc.common.networks.layers import init_linear, latent_norm, make_mlp
 
 SHIFT_PAD = 3
 # (kernel, stride) of the four convolutions, 64x64 pixels -> 4x4 features (official code)
@@ -148,9 +148,10 @@ class Encoder(nn.Module):
     :param latent_dim: size D of the latent state
     :param enc_dim: size of the hidden layers
     :param num_enc_layers: number of layers, the output layer included
-    :param simnorm_dim: features per simplex
+    :param simnorm_dim: features per simplex, None for no SimNorm
     :param normalize_images: whether images are divided by 255
     :param image_augmentation: whether images may be shifted at random
+    :param layer_norm: whether the layers of the MLP are normed by LayerNorm
     """
 
     def __init__(
@@ -160,9 +161,10 @@ class Encoder(nn.Module):
         latent_dim: int,
         enc_dim: int = 256,
         num_enc_layers: int = 2,
-        simnorm_dim: int = 8,
+        simnorm_dim: int | None = 8,
         normalize_images: bool = True,
         image_augmentation: bool = True,
+        layer_norm: bool = True,
     ) -> None:
         super().__init__()
         self.observation_space = observation_space
@@ -171,10 +173,10 @@ class Encoder(nn.Module):
         features_dim = features_extractor.features_dim
         if isinstance(features_extractor, PixelExtractor):
             linear = nn.Identity() if features_dim == latent_dim else nn.Linear(features_dim, latent_dim)
-            self.head = nn.Sequential(linear, SimNorm(simnorm_dim)).apply(init_linear)
+            self.head = nn.Sequential(linear, latent_norm(simnorm_dim)).apply(init_linear)
         else:
             hidden = [enc_dim] * max(num_enc_layers - 1, 1)
-            self.head = make_mlp(features_dim, hidden, latent_dim, SimNorm(simnorm_dim))
+            self.head = make_mlp(features_dim, hidden, latent_dim, latent_norm(simnorm_dim), layer_norm)
         self.augments = image_augmentation and bool(self._image_keys())
 
     def _image_keys(self) -> list[str | None]:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sb3_mpc.common.execution.acceleration import full_precision
-from sb3_mpc.common.execution.kernels import mish
+from sb3_mpc.common.execution.kernels import grouped_softmax, mish
 
 INIT_STD = 0.02
 
@@ -39,7 +39,7 @@ class SimNorm(nn.Module):
         :param x: features ``[..., D]``
         :return: ``[..., D]``, each group non-negative and summing to one
         """
-        return F.softmax(x.reshape(*x.shape[:-1], -1, self.group_size), dim=-1).flatten(-2)
+        return grouped_softmax(x, self.group_size)
 
     def extra_repr(self) -> str:
         """:return: arguments to show in ``repr``"""
@@ -53,11 +53,14 @@ class NormedLinear(nn.Linear):
     :param in_features: size of the input
     :param out_features: size of the output
     :param activation: module applied last, Mish by default
+    :param layer_norm: whether there is the LayerNorm
     """
 
-    def __init__(self, in_features: int, out_features: int, activation: nn.Module | None = None) -> None:
+    def __init__(
+        self, in_features: int, out_features: int, activation: nn.Module | None = None, layer_norm: bool = True
+    ) -> None:
         super().__init__(in_features, out_features)
-        self.ln = nn.LayerNorm(out_features)
+        self.ln = nn.LayerNorm(out_features) if layer_norm else nn.Identity()
         self.activation = Mish() if activation is None else activation
 
     def forward(self, x: th.Tensor) -> th.Tensor:
@@ -90,8 +93,20 @@ class OutputLinear(nn.Linear):
             return super().forward(x)
 
 
+def latent_norm(simnorm_dim: int | None) -> nn.Module:
+    """
+    :param simnorm_dim: features per simplex, None for latent states without SimNorm (an ablation of TD-MPC2's paper)
+    :return: activation of the layers whose output is a latent state
+    """
+    return nn.Identity() if simnorm_dim is None else SimNorm(simnorm_dim)
+
+
 def make_mlp(
-    in_features: int, hidden: Sequence[int], out_features: int, out_activation: nn.Module | None = None
+    in_features: int,
+    hidden: Sequence[int],
+    out_features: int,
+    out_activation: nn.Module | None = None,
+    layer_norm: bool = True,
 ) -> nn.Sequential:
     """
     MLP of :class:`NormedLinear` layers with a plain linear output, or a normed one if ``out_activation`` is given.
@@ -100,14 +115,16 @@ def make_mlp(
     :param hidden: sizes of the hidden layers
     :param out_features: size of the output
     :param out_activation: activation after the LayerNorm of the output layer
+    :param layer_norm: whether the layers have the LayerNorm
     :return: the network, initialised as in TD-MPC2
     """
     sizes = [in_features, *hidden]
-    layers: list[nn.Module] = [NormedLinear(n_in, n_out) for n_in, n_out in zip(sizes[:-1], sizes[1:], strict=True)]
+    pairs = zip(sizes[:-1], sizes[1:], strict=True)
+    layers: list[nn.Module] = [NormedLinear(n_in, n_out, layer_norm=layer_norm) for n_in, n_out in pairs]
     if out_activation is None:
         layers.append(OutputLinear(sizes[-1], out_features))
     else:
-        layers.append(NormedLinear(sizes[-1], out_features, out_activation))
+        layers.append(NormedLinear(sizes[-1], out_features, out_activation, layer_norm))
     return nn.Sequential(*layers).apply(init_linear)
 
 
@@ -152,6 +169,7 @@ class StackedLinear(nn.Module):
     :param out_features: size of the output
     :param normed: whether LayerNorm and the activation follow
     :param activation: Mish by default
+    :param layer_norm: whether a normed layer has the LayerNorm; otherwise only the activation follows
     """
 
     def __init__(
@@ -161,14 +179,15 @@ class StackedLinear(nn.Module):
         out_features: int,
         normed: bool = True,
         activation: nn.Module | None = None,
+        layer_norm: bool = True,
     ) -> None:
         super().__init__()
         self.weight = nn.Parameter(th.empty(num_members, out_features, in_features))
         self.bias = nn.Parameter(th.zeros(num_members, out_features))
         nn.init.normal_(self.weight, std=INIT_STD)
-        self.normed = normed
+        self.normed, self.layer_norm = normed, normed and layer_norm
         self.activation = Mish() if activation is None else activation
-        if normed:
+        if self.layer_norm:
             self.ln_weight = nn.Parameter(th.ones(num_members, out_features))
             self.ln_bias = nn.Parameter(th.zeros(num_members, out_features))
 
@@ -194,8 +213,10 @@ class StackedLinear(nn.Module):
         x = self._multiply(x, weight, bias).to(weight.dtype)
         if dropout_mask is not None:
             x = x * dropout_mask
-        x = F.layer_norm(x, x.shape[-1:])
-        return self.activation(th.addcmul(pick(self.ln_bias).unsqueeze(1), x, pick(self.ln_weight).unsqueeze(1)))
+        if self.layer_norm:
+            x = F.layer_norm(x, x.shape[-1:])
+            x = th.addcmul(pick(self.ln_bias).unsqueeze(1), x, pick(self.ln_weight).unsqueeze(1))
+        return self.activation(x)
 
     @staticmethod
     def _multiply(x: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
@@ -212,14 +233,19 @@ class EnsembleMLP(nn.Module):
     :param in_features: size of the input
     :param hidden: sizes of the hidden layers
     :param out_features: size of the output
+    :param layer_norm: whether the hidden layers have the LayerNorm
     """
 
-    def __init__(self, num_members: int, in_features: int, hidden: Sequence[int], out_features: int) -> None:
+    def __init__(
+        self, num_members: int, in_features: int, hidden: Sequence[int], out_features: int, layer_norm: bool = True
+    ) -> None:
         super().__init__()
         self.num_members = num_members
         sizes = [in_features, *hidden]
         pairs = zip(sizes[:-1], sizes[1:], strict=True)
-        self.layers = nn.ModuleList(StackedLinear(num_members, n_in, n_out) for n_in, n_out in pairs)
+        self.layers = nn.ModuleList(
+            StackedLinear(num_members, n_in, n_out, layer_norm=layer_norm) for n_in, n_out in pairs
+        )
         self.layers.append(StackedLinear(num_members, sizes[-1], out_features, normed=False))
         nn.init.zeros_(self.layers[-1].weight)  # type: ignore[arg-type]
 

@@ -129,8 +129,8 @@ def model_losses(
     values = model.value(zs[:-1], batch.actions, dropout_mask=dropout_mask)
     losses = dict(
         consistency=(weights * error).mean(),
-        reward=(weights * model.two_hot.cross_entropy(model.reward(zs[:-1], batch.actions), batch.rewards)).mean(),
-        value=(weights * model.two_hot.cross_entropy(values, targets)).mean(),
+        reward=(weights * model.two_hot.loss(model.reward(zs[:-1], batch.actions), batch.rewards)).mean(),
+        value=(weights * model.two_hot.loss(values, targets)).mean(),
     )
     if model.termination_head is not None:
         logits = model.termination(zs[1:])

@@ -61,7 +61,7 @@ def resolve_sizes(
     num_enc_layers: int | None,
     num_q: int | None,
     net_arch: list[int] | dict[str, list[int]] | None,
-    simnorm_dim: int,
+    simnorm_dim: int | None,
 ) -> Sizes:
     """
     :param model_size: millions of parameters; determines the sizes that are None
@@ -72,7 +72,7 @@ def resolve_sizes(
     :param num_q: number of value networks
     :param net_arch: sizes of the hidden layers; or a dict with those of the policy prior (``pi``) and of the other
         networks (``qf``)
-    :param simnorm_dim: features per simplex of the latent state
+    :param simnorm_dim: features per simplex of the latent state, None for no SimNorm
     :return: all sizes
     :raises ValueError: if a size is out of range or the sizes are inconsistent
     """
@@ -81,9 +81,10 @@ def resolve_sizes(
     sizes = dict(MODEL_SIZES[model_size])
     given = dict(latent_dim=latent_dim, enc_dim=enc_dim, mlp_dim=mlp_dim, num_enc_layers=num_enc_layers, num_q=num_q)
     sizes.update({name: value for name, value in given.items() if value is not None})
-    for name, value in {**sizes, "simnorm_dim": simnorm_dim}.items():
+    simplex = 1 if simnorm_dim is None else simnorm_dim
+    for name, value in {**sizes, "simnorm_dim": simplex}.items():
         check_range(name, value, 1)
-    if sizes["latent_dim"] % simnorm_dim:
+    if sizes["latent_dim"] % simplex:
         raise ValueError(f"latent_dim={sizes['latent_dim']} must be a multiple of simnorm_dim={simnorm_dim}.")
     arch = net_arch if isinstance(net_arch, dict) else {} if net_arch is None else dict(qf=net_arch, pi=net_arch)
     if not arch.keys() <= {"qf", "pi"}:

@@ -1,14 +1,15 @@
 """The implicit world model of TD-MPC2 (Hansen et al. 2024, section 3.1)."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import ClassVar
 
 import torch as th
 from torch import nn
 
 from sb3_mpc.common.networks.gaussian import bound_log_std
-from sb3_mpc.common.networks.layers import EnsembleMLP, SimNorm, apply_to_parts, make_mlp
-from sb3_mpc.common.networks.two_hot import TwoHot
+from sb3_mpc.common.networks.layers import EnsembleMLP, apply_to_parts, latent_norm, make_mlp
+from sb3_mpc.common.networks.two_hot import make_coding
 
 # Initial bias of the termination head, P(termination) of about 2 %: untrained, it should not end plans
 TERMINATION_BIAS = -4.0
@@ -26,13 +27,15 @@ class WorldModel(nn.Module):
     :param hidden: sizes of the hidden layers of every head
     :param prior_hidden: sizes of the hidden layers of the policy prior, ``hidden`` if None
     :param num_q: number M of value networks
-    :param num_bins: number K of bins of the two-hot coding
+    :param num_bins: number K of bins of the two-hot coding; 1 and 0 for a regression, see
+        :func:`~sb3_mpc.common.networks.two_hot.make_coding`
     :param vmin: symlog value of the first bin
     :param vmax: symlog value of the last bin
-    :param simnorm_dim: features per simplex
+    :param simnorm_dim: features per simplex, None for no SimNorm
     :param dropout: dropout rate of the first layer of the value networks while training
     :param log_std_min: smallest log standard deviation of the prior
     :param log_std_max: largest log standard deviation of the prior
+    :param layer_norm: whether hidden layers and latent states are normed by LayerNorm
     :param context_dim: size C of features that a derived model adds to the latent state in :meth:`inputs`
     """
 
@@ -49,10 +52,11 @@ class WorldModel(nn.Module):
         num_bins: int = 101,
         vmin: float = -10.0,
         vmax: float = 10.0,
-        simnorm_dim: int = 8,
+        simnorm_dim: int | None = 8,
         dropout: float = 0.01,
         log_std_min: float = -10.0,
         log_std_max: float = 2.0,
+        layer_norm: bool = True,
         context_dim: int = 0,
     ) -> None:
         super().__init__()
@@ -60,15 +64,17 @@ class WorldModel(nn.Module):
         self.input_dim = latent_dim + context_dim
         self.num_q, self.dropout = num_q, dropout
         self.log_std_min, self.log_std_max = log_std_min, log_std_max
-        self.two_hot = TwoHot(num_bins, vmin, vmax)
+        self.two_hot = make_coding(num_bins, vmin, vmax)
+        self.make_mlp = partial(make_mlp, layer_norm=layer_norm)  # also of the planner's networks
         self.encoder = encoder
-        self.dynamics = make_mlp(self.input_dim + action_dim, hidden, latent_dim, SimNorm(simnorm_dim))
-        self.reward_head = make_mlp(self.input_dim + action_dim, hidden, num_bins)
+        self.dynamics = self.make_mlp(self.input_dim + action_dim, hidden, latent_dim, latent_norm(simnorm_dim))
+        self.reward_head = self.make_mlp(self.input_dim + action_dim, hidden, self.two_hot.num_outputs)
         nn.init.zeros_(self.reward_head[-1].weight)  # type: ignore[arg-type]
-        self.prior_net = make_mlp(self.input_dim, hidden if prior_hidden is None else prior_hidden, 2 * action_dim)
+        self.prior_net = self.make_mlp(self.input_dim, hidden if prior_hidden is None else prior_hidden, 2 * action_dim)
         value_dim = self.input_dim + (action_dim if self.values_actions else 0)
-        self.q_ensemble = EnsembleMLP(num_q, value_dim, hidden, num_bins)
-        self.q_target = EnsembleMLP(num_q, value_dim, hidden, num_bins).requires_grad_(False)
+        values = (num_q, value_dim, hidden, self.two_hot.num_outputs, layer_norm)
+        self.q_ensemble = EnsembleMLP(*values)
+        self.q_target = EnsembleMLP(*values).requires_grad_(False)
         self.q_target.load_state_dict(self.q_ensemble.state_dict())
         self.termination_head: nn.Sequential | None
         # A place for it from the start: another thread may go through the modules when it is added
@@ -77,7 +83,7 @@ class WorldModel(nn.Module):
     def add_termination_head(self) -> None:
         """Create the termination head; its parameters come last, so that optimisers keep their order."""
         if self.termination_head is None:
-            head = make_mlp(self.input_dim, self.hidden, 1)
+            head = self.make_mlp(self.input_dim, self.hidden, 1)
             nn.init.constant_(head[-1].bias, TERMINATION_BIAS)  # type: ignore[arg-type]
             self.termination_head = head.to(next(self.prior_net.parameters()).device)
 

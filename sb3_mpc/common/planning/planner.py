@@ -4,6 +4,7 @@ Model-predictive path integral control with a policy prior (TD-MPC2, section 3.2
 A plan is a pure function of its inputs: all random numbers are drawn beforehand into a :class:`PlanNoise`.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
@@ -11,7 +12,7 @@ from typing import Any, ClassVar
 import torch as th
 from torch import nn
 
-from sb3_mpc.common.execution.acceleration import compile_function, full_precision, number_of_parts
+from sb3_mpc.common.execution.acceleration import compile_function, full_precision, most_at_once
 from sb3_mpc.common.networks.layers import draw_members
 from sb3_mpc.common.networks.world_model import WorldModel
 from sb3_mpc.common.planning.plan import Plan, PlanNoise
@@ -40,6 +41,10 @@ class MPPIPlanner(nn.Module):
 
     needs_terminal_action: ClassVar[bool] = True  # whether the terminal value is one of actions (Q)
     iterated: ClassVar[tuple[str, ...]] = ("evaluate",)  # expensive methods, called in each iteration
+    # Which dimension of the random numbers is that of the environments
+    environment_axes: ClassVar[dict[str, int]] = dict(
+        proposals=1, samples=2, terminal=1, selection=0, exploration=0, start=1
+    )
 
     def __init__(
         self,
@@ -112,6 +117,40 @@ class MPPIPlanner(nn.Module):
             exploration=normal(n_envs, action_dim) if explore else None,
         )
 
+    @property
+    def rows_per_environment(self) -> int:
+        """:return: rows of a plan for each environment; those of all environments follow each other, E at a time"""
+        return 1
+
+    @property
+    def width(self) -> int:
+        """:return: size of the largest output of a layer for one sequence"""
+        return max([self.world_model.latent_dim, *self.world_model.hidden])
+
+    def environments_at_once(self, device: th.device) -> int:
+        """
+        :param device: device of the model
+        :return: number of environments whose plans fit into its memory together
+        """
+        return most_at_once(device, self.rows_per_environment * self.num_samples * self.width)
+
+    def noise_of(self, noise: PlanNoise, n_envs: int, chosen: th.Tensor) -> PlanNoise:
+        """
+        :param noise: random numbers of a plan
+        :param n_envs: number E of its environments
+        :param chosen: indices of some of them ``[e]``
+        :return: random numbers of these, and those that all environments share
+        """
+        rows = n_envs * self.rows_per_environment
+        index = (th.arange(0, rows, n_envs, device=chosen.device).unsqueeze(1) + chosen).flatten()
+        parts = ((name, getattr(noise, name), axis) for name, axis in self.environment_axes.items())
+        own = {
+            name: part.index_select(axis, index)
+            for name, part, axis in parts
+            if part is not None and part.ndim > axis and part.shape[axis] == rows
+        }
+        return noise._replace(**own)
+
     def act(self, z: th.Tensor, noise: th.Tensor) -> th.Tensor:
         """
         :param z: latent states ``[..., D]``
@@ -178,8 +217,7 @@ class MPPIPlanner(nn.Module):
     def evaluate_in_parts(self, z: th.Tensor, actions: th.Tensor, noise: th.Tensor, members: th.Tensor) -> th.Tensor:
         """See :meth:`evaluate`; environments are evaluated in parts, so that no output of a layer is too large."""
         evaluate, (_, n_envs, samples, _) = self.maybe_compiled("evaluate"), actions.shape
-        model = self.world_model
-        parts = number_of_parts(z.device, n_envs, samples * max([model.latent_dim, *model.hidden]))
+        parts = math.ceil(n_envs / most_at_once(z.device, samples * self.width))
         if parts == 1 or th.compiler.is_compiling():  # a compiled update would unroll the parts
             return evaluate(z, actions, noise, members)
         if self._compiled:  # equal parts, so that one shape is compiled

@@ -1,6 +1,9 @@
 """Acting by planning: ``predict`` passes the plan on as its state, as recurrent policies do."""
 
+import math
 from collections.abc import Callable
+from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -8,10 +11,13 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
+from torch.utils._pytree import tree_map_only
 
 from sb3_mpc.common.checks.arguments import check_flag
 from sb3_mpc.common.checks.data import check_finite_observation
 from sb3_mpc.common.execution.acceleration import Acceleration, compile_function, graphed
+from sb3_mpc.common.execution.cuda_graphs import frozen_values
+from sb3_mpc.common.execution.transfer import in_float32, to_device
 from sb3_mpc.common.networks.encoders import SHIFT_PAD
 from sb3_mpc.common.networks.world_model import WorldModel
 from sb3_mpc.common.planning.plan import Plan, PlanNoise
@@ -61,9 +67,12 @@ class PlanningPolicy(BasePolicy):
         if len(state) == len(self.get_rng_state()):
             self.generator.set_state(th.from_numpy(state.copy()))
 
-    def to(self, *args: Any, **kwargs: Any) -> "PlanningPolicy":
-        """Move the policy; another kind of device gets a new generator of the same seed. See ``torch.nn.Module.to``."""
-        super().to(*args, **kwargs)
+    def _apply(self, *args: Any, **kwargs: Any) -> "PlanningPolicy":
+        """
+        Called by whatever moves the policy, such as ``to`` and ``cuda``: another device gets a new generator of the
+        same seed.
+        """
+        super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
         if self.generator.device != th.zeros((), device=self.device).device:  # with its index
             self.generator = th.Generator(self.device)
             self.seed(self._seed)
@@ -118,13 +127,44 @@ class PlanningPolicy(BasePolicy):
             once instead of per iteration, which takes a fifth of the time to compile and makes plans hardly slower
         """
         if self.device.type == "cuda":
-            settings = vars(planner)  # those that are plain, such as the temperature, are part of a recording
-            return graphed(
-                compile_function(self.plan),
-                lambda: tuple(value for value in settings.values() if isinstance(value, (bool, int, float))),
-            )
+            return self.record_plan(planner)
         planner.compile_iteration()
         return self.plan
+
+    def record_plan(self, planner: MPPIPlanner) -> Callable[..., Plan]:
+        """
+        :param planner: planner that will be used
+        :return: compiled :meth:`plan` that is recorded as a CUDA graph, for as many environments as fit into the memory
+        """
+        recorded = graphed(compile_function(self.plan), partial(frozen_values, self, planner))
+        return partial(self.plan_in_parts, recorded)
+
+    def plan_in_parts(
+        self,
+        make: Callable[..., Plan],
+        observation: PyTorchObs,
+        prev_mean: th.Tensor,
+        shift: th.Tensor | None,
+        noise: PlanNoise,
+        planner: MPPIPlanner | None = None,
+    ) -> Plan:
+        """
+        Plan for as many environments at once as fit into the memory. All parts have one shape, so that one plan is
+        compiled and recorded: the last environment is planned several times where they do not divide evenly.
+
+        :param make: :meth:`plan`, or what it was compiled to; the other arguments are those of it
+        :return: the plan
+        """
+        n_envs, own = len(prev_mean), planner or self.active()[1]
+        parts = math.ceil(n_envs / own.environments_at_once(prev_mean.device))
+        if parts == 1:
+            return make(observation, prev_mean, shift, noise, planner)
+        size, plans = math.ceil(n_envs / parts), []
+        for first in range(0, n_envs, size):
+            chosen = th.arange(first, first + size, device=prev_mean.device).clamp(max=n_envs - 1)
+            some, some_shift = tree_map_only(th.Tensor, itemgetter(chosen), (observation, shift))
+            plans.append(make(some, prev_mean[chosen], some_shift, own.noise_of(noise, n_envs, chosen), planner))
+        return Plan(*(th.cat(part)[:n_envs] for part in zip(*plans, strict=True)))
 
     def plan_batch(
         self,
@@ -150,7 +190,7 @@ class PlanningPolicy(BasePolicy):
                 "vs `obs = vec_env.reset()` (SB3 VecEnv)."
             )
         check_finite_observation(observation)
-        obs_tensor, vectorized = self.obs_to_tensor(observation)
+        obs_tensor, vectorized = self.obs_to_tensor(in_float32(observation, self.device))
         n_envs = len(next(iter(obs_tensor.values())) if isinstance(obs_tensor, dict) else obs_tensor)
         _, planner = self.active()
         mean = np.zeros((n_envs, planner.horizon, planner.action_dim), dtype=np.float32)
@@ -178,9 +218,11 @@ class PlanningPolicy(BasePolicy):
             shift = self.draw_shift(n_envs) if self.augment_at_inference else None
         if self.acceleration.compiles and self._compiled_plan is None:
             self._compiled_plan = self.compile_plan(planner)
-        make = self._compiled_plan or self.plan
+        make: Callable[..., Plan] = self._compiled_plan or self.plan
+        if self._compiled_plan is None and self.device.type != "cpu":  # which evaluates in parts of its own
+            make = partial(self.plan_in_parts, make)
         with self.acceleration.applied():
-            plan = make(obs_tensor, th.as_tensor(mean, device=self.device), shift, noise)
+            plan = make(obs_tensor, to_device(mean, self.device), shift, noise)
         if not th.cat([part.flatten() for part in plan]).isfinite().all():
             raise ValueError(self._explain_nan(obs_tensor, plan, context))
         return plan, vectorized

@@ -10,6 +10,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_mpc.common.checks.arguments import check_flag
 from sb3_mpc.common.checks.data import check_finite_observation
+from sb3_mpc.common.execution.transfer import in_float32
 from sb3_mpc.common.networks.world_model import WorldModel
 
 
@@ -63,7 +64,7 @@ class PriorPolicy(_View, BasePolicy):
     def obs_to_tensor(self, observation: np.ndarray | dict[str, np.ndarray]) -> tuple[PyTorchObs, bool]:
         """See SB3; raises ValueError if an observation is not finite."""
         check_finite_observation(observation)
-        return super().obs_to_tensor(observation)
+        return super().obs_to_tensor(in_float32(observation, self.device))
 
     def forward(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         """

@@ -42,10 +42,12 @@ class WorldModelPolicy(PlanningPolicy):
     :param n_critics: SB3's name for ``num_q``
     :param net_arch: sizes of the hidden layers of all networks but the encoder; or a dict with those of the policy
         prior (``pi``) and of the others (``qf``)
-    :param num_bins: bins of the two-hot coding of rewards and values
+    :param num_bins: bins of the two-hot coding of rewards and values; instead of it, 1 for a regression of their symlog
+        and 0 for one of the plain numbers
     :param vmin: symlog value of the first bin
     :param vmax: symlog value of the last bin
-    :param simnorm_dim: features per simplex of the latent state
+    :param simnorm_dim: features per simplex of the latent state, None for latent states without SimNorm
+    :param layer_norm: whether all layers but the outputs are normed by LayerNorm
     :param dropout: dropout rate of the value networks' first layer
     :param log_std_min: smallest log standard deviation of the prior
     :param log_std_max: largest log standard deviation of the prior
@@ -73,7 +75,7 @@ class WorldModelPolicy(PlanningPolicy):
         **dict.fromkeys(("vmin", "vmax"), (-80, 80)),  # exp(80) is the largest number in single precision
         **dict.fromkeys(("log_std_min", "log_std_max"), (-20, 10)),
         "num_enc_layers": (1, MAX_LAYERS),
-        "num_bins": (2, MAX_SIZE),
+        "num_bins": (0, MAX_SIZE),
         "model_size": (1,),
         "dropout": (0, 0.99),
         "running_scale_tau": (0, 1),
@@ -96,7 +98,7 @@ class WorldModelPolicy(PlanningPolicy):
         num_bins: int = 101,
         vmin: float = -10.0,
         vmax: float = 10.0,
-        simnorm_dim: int = 8,
+        simnorm_dim: int | None = 8,
         dropout: float = 0.01,
         log_std_min: float = -10.0,
         log_std_max: float = 2.0,
@@ -113,6 +115,7 @@ class WorldModelPolicy(PlanningPolicy):
         normalize_images: bool = True,
         optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
+        layer_norm: bool = True,
     ) -> None:
         init_kwargs = {
             name: value
@@ -146,6 +149,7 @@ class WorldModelPolicy(PlanningPolicy):
             simnorm_dim,
             normalize_images,
             image_augmentation,
+            layer_norm,
         )
         self.world_model = self.make_world_model(
             encoder=encoder,
@@ -161,6 +165,7 @@ class WorldModelPolicy(PlanningPolicy):
             dropout=dropout,
             log_std_min=log_std_min,
             log_std_max=log_std_max,
+            layer_norm=layer_norm,
         )
         self.running_scale = RunningScale(running_scale_tau)
         self.planner = planner_class(self.world_model, **(planner_kwargs or {}))

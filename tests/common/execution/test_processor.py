@@ -105,6 +105,49 @@ def test_library_and_threads_are_restored() -> None:
         products.fp32_precision = "none"
 
 
+@needs_switch
+@pytest.mark.parametrize(
+    "acceleration", [Acceleration(False, False, onednn=True), Acceleration(False, False, tf32=True)]
+)
+def test_pytorchs_old_and_new_settings_of_the_precision_agree(acceleration: Acceleration) -> None:
+    """Where they differ, reading one of them is an error, which compilers and users' code run into."""
+    libraries: list[Any] = [th.backends.cuda.matmul, th.backends.mkldnn.matmul]
+    with acceleration.applied():
+        assert th.get_float32_matmul_precision() == ("high" if acceleration.tf32 else "medium")
+        assert th.backends.cuda.matmul.allow_tf32 and th.backends.cuda.matmul.fp32_precision == "tf32"
+        with acceleration.applied():  # within another one
+            assert th.compile(lambda x: x @ x + 1, backend="aot_eager")(th.ones(2, 2)).tolist() == [[3, 3], [3, 3]]
+    assert th.get_float32_matmul_precision() == "highest"
+    assert [library.fp32_precision for library in libraries] == ["none", "none"]
+    th.set_float32_matmul_precision("high")  # a user's own
+    try:
+        with acceleration.applied():
+            assert th.get_float32_matmul_precision() == "high"
+        assert th.get_float32_matmul_precision() == "high" and libraries[0].fp32_precision == "tf32"
+    finally:
+        th.set_float32_matmul_precision("highest")
+        for library in libraries:
+            library.fp32_precision = "none"
+
+
+def test_convolutions_are_tuned_within_plans_and_updates() -> None:
+    assert not th.backends.cudnn.benchmark
+    with pytest.raises(KeyError), Acceleration(False, False, tuned_convolutions=True).applied():
+        assert th.backends.cudnn.benchmark
+        raise KeyError
+    assert not th.backends.cudnn.benchmark
+
+
+def test_gpus_multiply_in_tf32_but_for_the_reference() -> None:
+    gpu, images = th.device("cuda", 1), nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(4, 4))
+    for compile in (True, "auto"):
+        chosen = choose_acceleration(compile, images, gpu)
+        assert chosen.tf32 and chosen.tuned_convolutions and "products in TF32" in chosen.describe()
+        assert not choose_acceleration(compile, LARGE, gpu).tuned_convolutions
+        assert not choose_acceleration(compile, images, CPU).tf32
+    assert choose_acceleration(False, images, gpu) == Acceleration(compiles=False, bfloat16=False)
+
+
 def test_learning_plans_and_updates_with_the_chosen_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in processor.THREAD_VARIABLES:
         monkeypatch.delenv(variable, raising=False)
