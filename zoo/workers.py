@@ -1,6 +1,7 @@
 """Environments in processes of their own, whose death ends a run at once, with a name and a reason."""
 
 import contextlib
+import multiprocessing.connection
 import shutil
 import signal
 import tempfile
@@ -86,25 +87,30 @@ class _Remote:
     Our end of the pipe to a worker.
 
     :param pipe: the pipe
-    :param explain: function that says what has happened to the worker
+    :param index: index of the environment
+    :param owner: environments that it belongs to
     """
 
-    def __init__(self, pipe: Any, explain: Callable[[], str]) -> None:
-        self.pipe, self.explain = pipe, explain
+    def __init__(self, pipe: Any, index: int, owner: "WorkerVecEnv") -> None:
+        self.pipe, self.index, self.owner = pipe, index, weakref.proxy(owner)
 
     def send(self, message: Any) -> None:
         """:raises WorkerError: if nobody is there to receive it"""
         try:
             self.pipe.send(message)
         except OSError as error:
-            raise WorkerError(self.explain()) from error
+            raise WorkerError(self.owner.explain(self.index)) from error
 
     def recv(self) -> Any:
         """:raises WorkerError: if nobody is there to send"""
+        # The pipe alone does not tell: forked workers hold the ends of each other
+        multiprocessing.connection.wait([self.pipe, self.owner.processes[self.index].sentinel])
         try:
+            if not self.pipe.poll():
+                raise EOFError
             return self.pipe.recv()
         except (EOFError, OSError) as error:
-            raise WorkerError(self.explain()) from error
+            raise WorkerError(self.owner.explain(self.index)) from error
 
     def close(self) -> None:
         """Close it."""
@@ -126,17 +132,20 @@ class WorkerVecEnv(SubprocVecEnv):
         self.processes: list[Any] = []
         try:
             super().__init__(makers, start_method)  # type: ignore[arg-type]
-        except (EOFError, OSError) as error:
-            dead = [
-                index for index, process in enumerate(self.processes) if process.join(0.2) or not process.is_alive()
-            ]
-            reason = self.explain(dead[0] if dead else 0)
+        except WorkerError:
             end(self.processes, self.remotes, self.reports)
-            raise WorkerError(reason) from error
+            raise
         # Also when the interpreter ends, whose own way of it is a signal that the workers ignore
         self._end = weakref.finalize(self, end, self.processes, self.remotes, self.reports)
-        reference = weakref.ref(self)
-        self.remotes = tuple(_Remote(pipe, _explainer(reference, i)) for i, pipe in enumerate(self.remotes))  # type: ignore[assignment]
+
+    @property
+    def remotes(self) -> Sequence[Any]:
+        """:return: our ends of the pipes to the workers"""
+        return self._remotes
+
+    @remotes.setter
+    def remotes(self, pipes: Sequence[Any]) -> None:
+        self._remotes = tuple(_Remote(pipe, index, self) for index, pipe in enumerate(pipes))
 
     def explain(self, index: int) -> str:
         """
@@ -160,14 +169,6 @@ class WorkerVecEnv(SubprocVecEnv):
         self._end()
 
 
-def _explainer(reference: "weakref.ref[WorkerVecEnv]", index: int) -> Callable[[], str]:
-    def explain() -> str:
-        env = reference()
-        return "The environments are closed." if env is None else env.explain(index)
-
-    return explain
-
-
 def end(processes: Sequence[Any], pipes: Sequence[Any], folder: Path) -> None:
     """
     :param processes: workers
@@ -176,7 +177,7 @@ def end(processes: Sequence[Any], pipes: Sequence[Any], folder: Path) -> None:
     """
     for pipe in pipes:
         with contextlib.suppress(OSError):
-            pipe.send(("close", None))
+            pipe.pipe.send(("close", None))
     until = time.monotonic() + PATIENCE
     for process in processes:
         process.join(max(0.0, until - time.monotonic()))

@@ -23,6 +23,7 @@ from sb3_mpc.common.buffers.sequence_buffer import SequenceReplayBuffer
 from sb3_mpc.common.checks.arguments import (
     Absent,
     check_action_space,
+    check_argument,
     check_arguments,
     check_keywords,
     check_no_unknown_arguments,
@@ -143,6 +144,7 @@ class WorldModelAlgorithm(Collection, Persistence, OffPolicyAlgorithm):
         **unknown: Any,
     ) -> None:
         check_no_unknown_arguments(type(self), unknown)
+        check_argument("verbose", verbose, {int}, self.ranges["verbose"])  # SB3 reads it before the others are checked
         env = make_env(env, verbose)
         if env is None and _init_setup_model:
             raise ValueError(f"{type(self).__name__} needs an environment: give env, or load() a saved agent.")
