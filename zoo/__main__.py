@@ -37,7 +37,7 @@ COMMANDS = {
     "train": Command(
         "train with a preset, resume a run, or search hyper-parameters", "options:add_train", "train:main", True
     ),
-    "enjoy": Command("watch a trained agent in a window", "options:add_enjoy", "train:enjoy", True),
+    "enjoy": Command("watch a trained agent in a window", "options:add_enjoy", "evaluate:enjoy"),
     "evaluate": Command("measure the mean return of a trained agent", "options:add_evaluate", "evaluate:main"),
     "finetune": Command(
         "teach a trained agent of several tasks another one", "options:add_finetune", "multitask:finetune"
@@ -63,7 +63,9 @@ COMMANDS = {
         "import_official:main",
     ),
     "convert": Command(
-        "convert a zip file to an agent file, or back", "agents:add_convert_arguments", "agents:convert_file"
+        "convert a zip file to an agent file or back, or a run of an earlier version",
+        "agents:add_convert_arguments",
+        "agents:convert_file",
     ),
     "benchmark": Command(
         "train and evaluate methods on sets of tasks, by a queue that survives kills",

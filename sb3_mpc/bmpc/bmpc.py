@@ -81,8 +81,13 @@ class BMPC(WorldModelAlgorithm):
     buffer_class = PlanReplayBuffer
     ranges: ClassVar[dict[str, tuple[float, ...]]] = {
         **WorldModelAlgorithm.ranges,
-        **dict(td_horizon=(1,), reanalyze_interval=(0,), reanalyze_batch_size=(1,), reanalyze_horizon=(1,)),
+        **dict(td_horizon=(1, 1_000), reanalyze_batch_size=(1,), reanalyze_horizon=(1, 1_000)),
+        **dict.fromkeys(("expl_log_std_min", "expl_log_std_max"), (-20, 10)),
     }
+    relations: ClassVar[tuple[tuple[str, str], ...]] = (
+        *WorldModelAlgorithm.relations,
+        ("expl_log_std_min", "expl_log_std_max"),
+    )
     policy_defaults: ClassVar[dict[str, Any]] = dict(
         n_critics=2,
         log_std_min=-3.0,

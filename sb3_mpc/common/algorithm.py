@@ -24,16 +24,20 @@ from sb3_mpc.common.buffers.sequence_buffer import SequenceReplayBuffer
 from sb3_mpc.common.checks.arguments import (
     Absent,
     check_action_space,
+    check_argument,
+    check_arguments,
     check_keywords,
     check_no_unknown_arguments,
+    check_observation_space,
     check_policy_class,
     check_range,
+    check_train_freq,
     known_arguments,
     make_env,
     warn_of_changes,
     without_defaults_of_sac,
 )
-from sb3_mpc.common.checks.data import CHECK_LOSSES_EVERY, check_finite_losses
+from sb3_mpc.common.checks.data import CHECK_LOSSES_EVERY, check_finite_losses, check_weights
 from sb3_mpc.common.collection import Collection
 from sb3_mpc.common.discount import DEFAULT_GAMMA, discount_from_episode_length, episode_length
 from sb3_mpc.common.execution.acceleration import choose_acceleration, compile_function, graphed, set_learning_rate
@@ -142,6 +146,7 @@ class WorldModelAlgorithm(Collection, OfflineTraining, Persistence, SeveralTasks
         **unknown: Any,
     ) -> None:
         check_no_unknown_arguments(type(self), unknown)
+        check_argument("verbose", verbose, {int}, self.ranges["verbose"])  # SB3 reads it before the others are checked
         env = make_env(env, verbose)
         if env is None and _init_setup_model:
             raise ValueError(f"{type(self).__name__} needs an environment: give env, or load() a saved agent.")
@@ -193,8 +198,13 @@ class WorldModelAlgorithm(Collection, OfflineTraining, Persistence, SeveralTasks
             )
         if self.episodic not in (True, False, "auto"):
             raise ValueError(f'episodic={self.episodic!r} is not understood: use True, False or "auto".')
-        for name, limits in self.ranges.items():
-            check_range(name, getattr(self, name), *limits)
+        known = vars(self) | dict(stats_window_size=self._stats_window_size)
+        check_arguments(type(self), known, self.ranges, self.relations)
+        self.seed = None if self.seed is None else int(self.seed)  # Python's generator knows no numbers of NumPy
+        check_train_freq(self.train_freq)
+        if not isinstance(self.learning_rate, (int, float)):
+            check_range("The initial learning_rate", self.learning_rate(1.0), *self.ranges["learning_rate"])
+        check_observation_space(self.observation_space, type(self).__name__)
         check_policy_class(self.policy_class, WorldModelPolicy, type(self).__name__)
         read: dict[str, Any] = self.policy_class.arguments_of_env(self.env)  # type: ignore[attr-defined]
         self.policy_kwargs = {**read, **self.policy_kwargs}
@@ -204,6 +214,7 @@ class WorldModelAlgorithm(Collection, OfflineTraining, Persistence, SeveralTasks
             without_defaults_of_sac(self.policy_class, self.policy_kwargs),
             ("observation_space", "action_space", "lr_schedule"),
         )
+        check_arguments(self.policy_class, self.policy_kwargs, self.policy_class.ranges, self.policy_class.relations)
         self.device = with_index(self.device)
         if processes.rank() > 0:
             self.verbose, self.tensorboard_log = 0, None
@@ -339,6 +350,8 @@ class WorldModelAlgorithm(Collection, OfflineTraining, Persistence, SeveralTasks
             check_finite_losses(means, self._n_updates)
             for name, value in means.items():
                 self.logger.record(f"train/{name}", value)
+        if self._n_updates <= CHECK_LOSSES_EVERY or count > self._n_updates % CHECK_LOSSES_EVERY:
+            check_weights(dict(self.policy.named_parameters()), self._n_updates)
 
     def update_once(self, batch_size: int, pretraining: bool = False) -> dict[str, th.Tensor]:
         """
@@ -457,13 +470,23 @@ class WorldModelAlgorithm(Collection, OfflineTraining, Persistence, SeveralTasks
     trains_policy_in_pretraining: ClassVar[bool] = True  # whether the updates on the seeding data train the policy
     # Attributes, plain values, that an agent file keeps besides the arguments and the policy's tensors
     kept_in_agent_files: ClassVar[tuple[str, ...]] = ("num_timesteps", "_n_updates", "_episode_num")
-    ranges: ClassVar[dict[str, tuple[float, ...]]] = {  # smallest and, if any, largest allowed value of arguments
-        **dict.fromkeys(("buffer_size", "batch_size", "horizon", "iterations"), (1,)),
+    # Smallest and, if any, largest allowed value of arguments; of others 0, and any finite number. Types are those of
+    # the constructor
+    ranges: ClassVar[dict[str, tuple[float, ...]]] = {
+        **dict.fromkeys(("horizon", "iterations"), (1, 1_000)),
+        **dict.fromkeys(("batch_size", "num_samples", "num_elites"), (1, 10_000_000)),
+        **dict.fromkeys(("buffer_size", "stats_window_size", "n_steps"), (1,)),
         **dict.fromkeys(("gamma", "tau", "rho"), (0, 1)),
-        **dict.fromkeys(
-            ("learning_starts", "pretrain_gradient_steps", "temperature", "min_std", "max_grad_norm"), (0,)
-        ),
+        "learning_rate": (0, 10),
+        "gradient_steps": (-1,),
+        "verbose": (0, 2),
+        "seed": (0, 2**32 - 1),
     }
+    relations: ClassVar[tuple[tuple[str, str], ...]] = (  # the first of two arguments must not be larger
+        ("min_std", "max_std"),
+        ("num_elites", "num_samples"),
+        ("num_pi_trajs", "num_samples"),
+    )
 
     @classmethod
     def preset_arguments(cls, name: str, given: dict[str, Any]) -> dict[str, Any]:

@@ -89,6 +89,9 @@ class Collection(OffPolicyAlgorithm):
         if dones is not None:
             self.replay_buffer.dones = dones
         if self._last_obs is not None:
+            if self._vec_normalize_env is not None:  # it makes NaN of infinity
+                original = self._vec_normalize_env.get_original_obs()
+                check_finite_observation(original, "returned by reset()", batched=True)
             check_finite_observation(self._last_obs, "returned by reset()", batched=True)
         updates = number_of_updates(result[0], self.n_envs, self.train_freq, self.gradient_steps)  # type: ignore[arg-type]
         self._accelerate(result[0] // self.n_envs + updates)
@@ -266,6 +269,10 @@ class Collection(OffPolicyAlgorithm):
             message names the environment and the step
         """
         where = f"at step {self.num_timesteps}"
+        if self._vec_normalize_env is not None:  # it makes NaN of infinity
+            reward = self._vec_normalize_env.get_original_reward()
+            original = self._vec_normalize_env.get_original_obs()
+            check_finite_observation(original, f"returned by step() {where}", batched=True)
         for index in np.flatnonzero(~np.isfinite(reward)):
             raise ValueError(
                 f"The reward of environment {index} {where} is {reward[index]}: rewards must be finite, check "

@@ -158,10 +158,9 @@ class FacTDMPC(TDMPC2):
     }
     ranges: ClassVar[dict[str, tuple[float, ...]]] = {
         **TDMPC2.ranges,
-        "distill_steps": (0,),
         "distill_batch_size": (1,),
+        "distill_learning_rate": (0, 10),
         "num_candidates": (2,),
-        "candidate_std": (0,),
         "distill_temperature": (1e-6,),
     }
     policy: FactoredPolicy

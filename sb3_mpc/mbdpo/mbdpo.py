@@ -78,9 +78,10 @@ class MBDPO(TDMPC2):
     }
     ranges: ClassVar[dict[str, tuple[float, ...]]] = {
         **TDMPC2.ranges,
-        **dict(contrastive_momentum=(0, 1), contrastive_clip=(0,), exploration_std=(0,), init_noise=(0,)),
-        **dict(score_states=(1,), score_samples=(1,)),
+        **dict(contrastive_momentum=(0, 1), beta_start=(0, 1), beta_end=(0, 1)),
+        **dict(score_states=(1,), score_samples=(1,), time_embed_dim=(2, 2**20)),
     }
+    relations: ClassVar[tuple[tuple[str, str], ...]] = (*TDMPC2.relations, ("beta_start", "beta_end"))
     policy_defaults: ClassVar[dict[str, Any]] = dict(planner_class=DiffusionPlanner)
 
     @takes_preset

@@ -88,6 +88,7 @@ class TDMPCSquare(TDMPC2):
 
     buffer_class = PlanReplayBuffer
     ranges: ClassVar[dict[str, tuple[float, ...]]] = {**TDMPC2.ranges, **dict(prior_coef=(0,), awac_lambda=(1e-6,))}
+    relations: ClassVar[tuple[tuple[str, str], ...]] = (*TDMPC2.relations, ("exp_adv_min", "exp_adv_max"))
     constraint_scalings: ClassVar[tuple[str, ...]] = ("code", "readme", "paper")
     actor_modes: ClassVar[tuple[str, ...]] = ("residual", "sac", "bc", "bc_sac", "awac")
 
