@@ -37,6 +37,9 @@ test-fast: $(INSTALLED)  ## while working: without what takes seconds, and of th
 test-envs: $(ENVS_INSTALLED)  ## install all suites that pip can and test every registered environment
 	OMP_NUM_THREADS=1 $(ENVS_BIN)/python -m pytest tests/envs -m all_envs $(PYTEST_ARGS)
 
+attack: $(INSTALLED)  ## the long campaign of hostile files, kills and odd arguments; takes hours
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.attack
+
 gpu: $(INSTALLED)  ## on a machine with a GPU: verify and measure everything there, and write a report
 	$(BIN)/python -m sb3_mpc.zoo gpu $(GPU_ARGS)
 
@@ -90,4 +93,4 @@ $(ENVS_INSTALLED): pyproject.toml .ci/constraints.txt
 	$(ENVS_BIN)/python $(INSTALL) --no-deps metaworld
 	touch $@
 
-.PHONY: help demo test pytest coverage test-fast test-envs gpu type lint format check-codestyle commit-checks docs wheel clean
+.PHONY: help demo test pytest coverage test-fast test-envs attack gpu type lint format check-codestyle commit-checks docs wheel clean

@@ -13,19 +13,8 @@ from tests.support import ROOT
 
 FOLDERS = {"sb3_mpc": ROOT / "sb3_mpc", "sb3_mpc.envs": ROOT / "envs", "sb3_mpc.zoo": ROOT / "zoo"}
 # Of sb3_mpc.common: each may import those before it
-ROOMS = [
-    "processes",
-    "checks",
-    "discount",
-    "estimate",
-    "files",
-    "execution",
-    "buffers",
-    "networks",
-    "planning",
-    "policies",
-]
-ROOMS += ["presets", "tasks", "collection", "persistence", "algorithm", "callbacks"]
+ROOMS = ["processes", "checks", "discount", "estimate", "files", "execution", "buffers", "networks", "planning"]
+ROOMS += ["policies", "presets", "tasks", "collection", "offline_training", "persistence", "algorithm", "callbacks"]
 
 
 @functools.cache
@@ -67,6 +56,13 @@ def test_methods_import_common_and_the_method_that_they_extend(method: str) -> N
     for name in (name for name in modules() if f"{name}.".startswith(f"sb3_mpc.{method}.")):
         for imported in imports(modules()[name]):
             assert imported.startswith(("sb3_mpc.common.", f"sb3_mpc.{method}.", "sb3_mpc.tdmpc2.")), imported
+
+
+def test_only_the_zoo_imports_data_sets() -> None:
+    """Methods know them by the protocol of ``sb3_mpc.common.buffers.sources`` alone."""
+    for name, path in modules().items():
+        if not name.startswith(("sb3_mpc.offline", "sb3_mpc.zoo")):
+            assert not [module for module in imports(path) if module.startswith("sb3_mpc.offline")], name
 
 
 def test_nothing_in_the_core_imports_suites_or_the_zoo() -> None:

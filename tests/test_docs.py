@@ -32,6 +32,7 @@ def python_of(text: str) -> list[str]:
 def run(models, monkeypatch):
     """Run blocks one after the other in one namespace; gives the models that were trained."""
     learn, distill = WorldModelAlgorithm.learn, FacTDMPC._distill
+    offline = WorldModelAlgorithm.learn_offline
 
     def short(self, total_timesteps, *args, **kwargs):
         return learn(self, min(total_timesteps, MAX_STEPS), *args, **kwargs)
@@ -44,6 +45,7 @@ def run(models, monkeypatch):
         return models
 
     monkeypatch.setattr(WorldModelAlgorithm, "learn", short)
+    monkeypatch.setattr(WorldModelAlgorithm, "learn_offline", lambda self, data, *rest: offline(self, data, 3))
     monkeypatch.setattr(FacTDMPC, "_distill", lambda self, steps, *rest: distill(self, min(steps, 2), *rest))
     return run
 

@@ -37,12 +37,17 @@ COMMANDS = {
     "train": Command(
         "train with a preset, resume a run, or search hyper-parameters", "options:add_train", "train:main", True
     ),
-    "enjoy": Command("watch a trained agent in a window", "options:add_enjoy", "train:enjoy", True),
+    "enjoy": Command("watch a trained agent in a window", "options:add_enjoy", "evaluate:enjoy"),
     "evaluate": Command("measure the mean return of a trained agent", "options:add_evaluate", "evaluate:main"),
     "finetune": Command(
         "teach a trained agent of several tasks another one", "options:add_finetune", "multitask:finetune"
     ),
     "record": Command("record videos of a trained agent", "options:add_record", "evaluate:record"),
+    "collect": Command(
+        "record what an agent, or random actions, do in an environment", "data_options:add_collect", "data:collect"
+    ),
+    "data": Command("describe, convert, merge and split data sets", "data_options:add_data", "data:main"),
+    "pretrain": Command("train an agent from a data set, without acting", "data_options:add_pretrain", "pretrain:main"),
     "publish": Command(
         "write a trained agent to one file, with its evaluation, curve, video and model card",
         "options:add_publish",
@@ -58,7 +63,9 @@ COMMANDS = {
         "import_official:main",
     ),
     "convert": Command(
-        "convert a zip file to an agent file, or back", "agents:add_convert_arguments", "agents:convert_file"
+        "convert a zip file to an agent file or back, or a run of an earlier version",
+        "agents:add_convert_arguments",
+        "agents:convert_file",
     ),
     "benchmark": Command(
         "train and evaluate methods on sets of tasks, by a queue that survives kills",
@@ -82,6 +89,7 @@ COMMANDS = {
 
 # Modules that belong to the extras "zoo" and "extra"
 EXTRAS = {"rl_zoo3", "huggingface_sb3", "huggingface_hub", "optuna", "wandb", "yaml", "pandas", "requests"}
+OFFLINE = {"minari", "h5py", "pyarrow"}
 EXTRAS |= {"tqdm", "rich", "tensorboard", "matplotlib", "moviepy", "imageio", "PIL", "psutil"}
 # Errors of which the message alone is printed; others come with their traceback
 EXPECTED = (ValueError, TypeError, AssertionError, ImportError, OSError, MemoryError, RuntimeError)
@@ -146,6 +154,10 @@ def failed(error: Exception) -> int:
     """
     if isinstance(error, ModuleNotFoundError) and error.name == "ray":
         error = ModuleNotFoundError('--launcher ray needs Ray: pip install -e ".[ray]" in your clone of sb3-mpc')
+    elif isinstance(error, ModuleNotFoundError) and str(error.name).partition(".")[0] in OFFLINE:
+        error = ModuleNotFoundError(
+            f'This command needs {error.name}: pip install -e ".[offline]" in your clone of sb3-mpc'
+        )
     elif isinstance(error, ModuleNotFoundError) and str(error.name).partition(".")[0] in EXTRAS:
         error = ModuleNotFoundError(
             f'This command needs {error.name}: pip install -e ".[zoo,extra]" in your clone of sb3-mpc'

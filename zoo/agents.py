@@ -211,16 +211,25 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
     """
     :param parser: parser of ``convert``
     """
-    parser.add_argument("source", type=Path, help=".zip file of save(), which may run code, or .safetensors file")
-    parser.add_argument("target", type=Path, help="file of the other kind to write")
+    parser.epilog = "Runs of earlier versions hold pickles: `convert RUN NEW --trust` writes a folder of data only."
+    parser.add_argument("source", type=Path, help=".zip file of save(), .safetensors file, or folder of an older run")
+    parser.add_argument("target", type=Path, help="file of the other kind, or folder, to write")
     parser.add_argument("--algo", help="method of a .zip file, such as tdmpc2")
     parser.add_argument("--env", help="environment of a .zip file, such as dmc/walker-walk-v0; optional")
+    parser.add_argument("--trust", action="store_true", help="load pickles, which may run code that is in them")
 
 
 def convert_file(args: argparse.Namespace) -> None:
     """
     :param args: command line of ``convert``
     """
+    if not args.trust and args.source.exists() and args.source.suffix != ".safetensors":
+        raise ValueError(f"To load {args.source} may run code that is in it: if you trust its source, add --trust.")
+    if args.source.is_dir():
+        from sb3_mpc.zoo.convert_run import convert_run
+
+        print(f"Wrote {convert_run(args.source, args.target)}")
+        return
     print(f"Wrote {convert(args.source, args.target, args.algo, args.env)}")
 
 

@@ -4,6 +4,9 @@ the headers of the agent files; ``python -m sb3_mpc.zoo.cards`` writes them agai
 """
 
 import json
+import re
+import shlex
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,7 @@ from typing import Any
 from stable_baselines3.common.utils import LinearSchedule
 
 import sb3_mpc
-from sb3_mpc.agents.agent_format import read_card
+from sb3_mpc.agents.agent_format import is_text, read_card
 from sb3_mpc.zoo.presets import load_preset
 
 FOLDER = Path(__file__).parent
@@ -47,6 +50,34 @@ and data of the results that the documentation quotes), [benchmarks](benchmarks/
 
 This page and the cards are generated from the headers of the files: `python -m sb3_mpc.zoo.cards`.
 """
+
+
+def markdown(text: str) -> str:
+    """
+    :param text: text from a card, which a stranger may have written
+    :return: the same, with what Markdown and HTML would interpret escaped
+    """
+    return re.sub(r"([\\`*\[\]<>|&])", r"\\\1", text)
+
+
+def inline(text: str) -> str:
+    """
+    :param text: text from a card
+    :return: the same as code within a line or a table
+    """
+    text = text.replace("|", "\\|")
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return f"{fence}{text}{fence}" if len(fence) == 1 else f"{fence} {text} {fence}"
+
+
+def block(text: str, language: str = "") -> str:
+    """
+    :param text: lines of code, in which there may be text from a card
+    :param language: their language
+    :return: the same as a block of code, which no line of it ends
+    """
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{text}\n{fence}\n"
 
 
 def agent_name(algo: str, env_id: str) -> str:
@@ -103,7 +134,8 @@ def returns_of(card: dict[str, Any]) -> tuple[str, str]:
     def text(prefix: str) -> str:
         if f"{prefix}mean_return" not in found:
             return "-"
-        return f"{found[f'{prefix}mean_return']:.1f} ± {found[f'{prefix}std_return']:.1f}"
+        spread = found.get(f"{prefix}std_return")
+        return f"{found[f'{prefix}mean_return']:.1f}" + ("" if spread is None else f" ± {spread:.1f}")
 
     return text(""), text("network_")
 
@@ -144,10 +176,23 @@ def training_command(card: dict[str, Any]) -> str | None:
     """
     steps, environment = card["steps"] or {}, card["environment"]
     if "command" in card or environment is None or not steps.get("decisions"):
-        return card.get("command")
-    preset = f" --preset {card['preset']}" if card["preset"] else ""
+        return harmless(card.get("command"))
+    preset = f" --preset {shlex.quote(card['preset'])}" if card["preset"] else ""
     command = f"python -m sb3_mpc.zoo train --algo {card['algorithm']} --env {environment['id']}{preset}"
     return f"{command} --seed {card['seed']} -n {steps['decisions']}"
+
+
+def harmless(command: str | None) -> str | None:
+    """
+    :param command: command lines from a card, which somebody may copy
+    :return: the same, in which a shell finds commands of this package and nothing else; None if there is another one
+    """
+    try:
+        lines = [shlex.split(line) for line in (command or "").splitlines()]
+    except ValueError:
+        return None
+    ours = all(words[:2] == ["python", "-m"] and words[2:3] and words[2].startswith("sb3_mpc.zoo") for words in lines)
+    return "\n".join(map(shlex.join, lines)) if lines and ours else None
 
 
 def reproduction(card: dict[str, Any]) -> str | None:
@@ -162,7 +207,7 @@ def reproduction(card: dict[str, Any]) -> str | None:
     where = "In a clone of the repository, with the versions above" if commit else "With the versions above"
     where += ", to which changes had been made:" if changed else ":"
     lines = [f"git checkout {commit}", command] if commit else [command]
-    return "\n".join([where, "\n```", *lines, "```\n"])
+    return f"{where}\n\n" + block("\n".join(lines))
 
 
 def arguments_of(card: dict[str, Any]) -> dict[str, Any]:
@@ -201,14 +246,14 @@ def preset_sentence(card: dict[str, Any]) -> str:
     """
 
     def text(value: Any) -> str:
-        return "not set" if value is None else f"`{python(value)}`"
+        return "not set" if value is None else inline(python(value))
 
     try:
         changes = preset_changes(card)
     except ValueError:
-        return f"There is no preset `{card['preset']}` today."
+        return f"There is no preset {inline(card['preset'])} today."
     values = ", ".join(f"`{name}` was {text(own)} and is {text(now)}" for name, (own, now) in changes.items())
-    return f"The preset `{card['preset']}` has other values today: {values}." if changes else ""
+    return f"The preset {inline(card['preset'])} has other values today: {values}." if changes else ""
 
 
 def python(value: Any, indent: str = "") -> str:
@@ -220,7 +265,7 @@ def python(value: Any, indent: str = "") -> str:
     if isinstance(value, LinearSchedule):
         return f"LinearSchedule({value.start}, {value.end}, {value.end_fraction})"
     if isinstance(value, dict):
-        if value.keys() == {"class"}:
+        if value.keys() == {"class"} and str(value["class"]).isidentifier():
             return str(value["class"])
         line = f"{{{', '.join(f'{python(name)}: {python(item)}' for name, item in value.items())}}}"
         if not indent or len(line) < 80:
@@ -256,7 +301,7 @@ def card_text(card: dict[str, Any], pictures: Iterable[str] = ()) -> str:
     episodes = f" over {evaluation['episodes']} episodes" if "episodes" in evaluation else ""
     length = (card["environment"] or {}).get("max_episode_steps")
     facts = {
-        "Method": f"`{class_name(card)}` of sb3-mpc, `{card['policy']}`",
+        "Method": f"`{class_name(card)}` of sb3-mpc, {inline(card['policy'])}",
         "Environment": f"`{env_id}`" + (f", episodes of {length} decisions" if length else "") + other_protocol(card),
         "Training": f"{steps.get('decisions', 0):,} decisions, {frames_of(card)} simulator frames, seed {card['seed']}",
         "Return of the planner": planner + episodes,
@@ -264,7 +309,7 @@ def card_text(card: dict[str, Any], pictures: Iterable[str] = ()) -> str:
         "Published return at these frames": published_return(card),
         "Observations": "normalised by `VecNormalize`" if card["vec_normalize"] else "not normalised",
         "Precision of the weights": card["dtype"],
-        "Versions": ", ".join(f"{name} {number}" for name, number in card["versions"].items()),
+        "Versions": markdown(", ".join(f"{name} {number}" for name, number in card["versions"].items())),
         "Commit": card["commit"] or "-",
     }
     env = ", env=env" if card["vec_normalize"] or other_protocol(card) else ""
@@ -279,13 +324,14 @@ def card_text(card: dict[str, Any], pictures: Iterable[str] = ()) -> str:
         "The same call with `repo_id` loads it from a hub repository or a folder.\n",
     ]
     how, changes, note = reproduction(card), preset_sentence(card), card.get("note")
+    note = markdown(note) if is_text(note) else None
     if how or changes or note:
         parts += ["## Reproduce\n", *([how] if how else []), *(f"{text}\n" for text in (changes, note) if text)]
     parts += [
         "## Arguments\n",
         "All arguments of the agent, as a call of today's constructor (`compile` depends on the machine):\n",
     ]
-    parts.append(f"```python\n{constructor_call(card)}\n```\n")
+    parts.append(block(constructor_call(card), "python"))
     return "\n".join(parts)
 
 
@@ -314,9 +360,15 @@ def pictures_of(path: Path) -> list[str]:
 def read_cards(folder: Path = CHECKPOINTS) -> dict[str, dict[str, Any]]:
     """
     :param folder: folder of agent files
-    :return: their cards by the name of the file, without suffix
+    :return: their cards by the name of the file, without suffix; a file that is none is left out, and said to be
     """
-    return {path.stem: read_card(path) for path in sorted(folder.glob("*.safetensors"))}
+    found = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            found[path.stem] = read_card(path)
+        except (ValueError, OSError) as error:
+            print(f"Left out: {error}", file=sys.stderr)
+    return found
 
 
 def texts() -> dict[Path, str]:

@@ -1,6 +1,7 @@
 """Commands ``evaluate`` and ``record``: returns and videos of a trained agent."""
 
 import argparse
+import glob
 import json
 import tempfile
 from collections.abc import Callable, Mapping
@@ -9,10 +10,9 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
-import yaml
-from rl_zoo3 import create_test_env, get_saved_hyperparams
+from rl_zoo3 import create_test_env
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, unwrap_vec_normalize
 
 import sb3_mpc
 from sb3_mpc.agents.agent_files import load_agent, read_card
@@ -21,7 +21,12 @@ from sb3_mpc.envs.video import record_video
 from sb3_mpc.zoo import rl_zoo
 from sb3_mpc.zoo.agents import find as find_agent
 from sb3_mpc.zoo.cards import protocol_of
+from sb3_mpc.zoo.resume import ResumableCheckpoint, load_agent_of_checkpoint
+from sb3_mpc.zoo.run_folder import TRUST, read_arguments, read_settings, settings_file
 from sb3_mpc.zoo.train import check_algorithm, check_options
+
+# Settings that name classes which wrap the environment
+WRAPPERS = ("env_wrapper", "vec_env_wrapper")
 
 
 class Agent(NamedTuple):
@@ -33,29 +38,29 @@ class Agent(NamedTuple):
     :param env_id: id of its environment
     :param env_kwargs: arguments of its environment
     :param hyperparams: arguments of rl_zoo3 that wrap the environment
-    :param statistics: folder of a run, with ``vecnormalize.pkl`` if observations were normalised; None for a file
     """
 
     load: Callable[[VecEnv], Any]
     env_id: str
     env_kwargs: Mapping[str, Any] = {}
     hyperparams: Mapping[str, Any] = {}
-    statistics: str | None = None
 
-    def start(self, n_envs: int) -> tuple[Any, VecEnv]:
+    def start(self, n_envs: int, render: bool = False) -> tuple[Any, VecEnv]:
         """
         :param n_envs: number of environments
+        :param render: whether to show them in windows
         :return: the agent and environments to act in
         """
         env = create_test_env(
             self.env_id,
             n_envs,
-            self.statistics,
-            should_render=False,
+            should_render=render,
             hyperparams={**self.hyperparams},
             env_kwargs={**self.env_kwargs},
             vec_env_cls=DummyVecEnv,
         )
+        if self.hyperparams.get("frame_stack"):
+            env = VecFrameStack(env, int(self.hyperparams["frame_stack"]))
         model = self.load(env)
         return model, model.get_env() or env
 
@@ -69,14 +74,22 @@ def find(args: argparse.Namespace) -> Agent:
     """
     check_options(args, episodes=1, n_envs=1)
     path = None if args.agent is None else Path(args.agent)
+    if args.best and (path is None or not path.is_dir()):
+        raise ValueError("--best chooses among the agents of a run: give the folder of a run, or leave it out.")
     if path is None:
         return _of_zoo(args)
     if path.is_dir():
-        return _of_run(path, args.best, args.device)
+        if args.algo is not None or args.env is not None:
+            raise ValueError(f"{path} says itself what it is: leave out --algo and --env.")
+        return of_run(path, args.best, args.device, args.trust)
     if not path.exists():
         raise FileNotFoundError(f"There is no run and no file {path}.")
     if path.suffix == ".safetensors":
         return of_file(path, args)
+    if not args.trust:
+        raise ValueError(
+            f"{path} is no .safetensors file, and loading it may run code: if you trust its source, add --trust."
+        )
     if args.algo is None or args.env is None:
         raise ValueError(f"{path} does not say what it is: give --algo and --env.")
     algorithm, env_id = _class(args.algo), rl_zoo.find_environment(args.env)
@@ -89,7 +102,10 @@ def of_file(path: Path, args: argparse.Namespace) -> Agent:
     :param args: command line
     :return: its agent, in the environment that it was trained in unless the command line names another
     """
-    known = read_card(path)["environment"] or {}
+    card = read_card(path)
+    if args.algo not in (None, card["algorithm"]):
+        raise ValueError(f"{path} holds an agent of {card['algorithm']}, not of {args.algo}: leave out --algo.")
+    known = card["environment"] or {}
     if args.env is None and not known:
         raise ValueError(f"{path} does not say which environment it was trained in: give it by --env.")
     env_id = rl_zoo.find_environment(args.env or known["id"])
@@ -109,7 +125,7 @@ def check_plain(agent: Agent) -> None:
     :param agent: an agent
     :raises ValueError: if its run wraps the environment in ways that videos and agent files do not support
     """
-    for name in ("env_wrapper", "vec_env_wrapper", "frame_stack"):
+    for name in (*WRAPPERS, "frame_stack"):
         if agent.hyperparams.get(name):
             raise ValueError(f"The run has {name}={agent.hyperparams[name]!r}: `evaluate` and `enjoy` can show it.")
 
@@ -126,28 +142,41 @@ def _of_zoo(args: argparse.Namespace) -> Agent:
     return of_file(find_agent(args.algo, rl_zoo.find_environment(args.env)), args)
 
 
-def _of_run(run: Path, best: bool, device: str) -> Agent:
-    settings = next(run.glob("*/args.yml"), None)
-    if settings is None:
-        raise FileNotFoundError(f"{run} is no folder of a run that `train` has begun: there is no args.yml in it.")
-    with open(settings) as file:
-        arguments = yaml.load(file, Loader=yaml.UnsafeLoader)  # as rl_zoo3 has written it
-    checkpoints = sorted((run / "checkpoints").glob("step_*/model.zip"), key=lambda path: path.stat().st_mtime)
-    candidates = [run / "best_model.zip"] if best else [run / f"{settings.parent.name}.zip", *checkpoints[-1:]]
-    found = next((path for path in candidates if path.exists()), None)
-    if found is None:
-        raise FileNotFoundError(f"{run} holds no agent yet: there is no {candidates[0].name}.")
-    hyperparams, statistics = get_saved_hyperparams(str(settings.parent), test_mode=True)
-    env_kwargs = {**hyperparams.pop("env_kwargs", {}), **(arguments["env_kwargs"] or {})}
-    print(f"Loading {found}")
+def of_run(run: Path, best: bool, device: str, trust: bool) -> Agent:
+    """
+    :param run: folder of a run; nothing in it is executed
+    :param best: whether its best agent is wanted, and not the last one
+    :param device: device of the agent
+    :param trust: whether the run may name code to import, such as wrappers
+    :return: its agent
+    :raises FileNotFoundError: if it is no folder of a run, or holds no agent yet
+    :raises ValueError: if it is of an earlier version, or names code
+    """
+    settings = settings_file(run)
+    arguments = read_arguments(settings, trust)
+    hyperparams = read_settings(settings.with_name("config.yml"), trust, (*WRAPPERS, "frame_stack", "env_kwargs"))
     algorithm, env_id = _class(arguments["algo"]), rl_zoo.find_environment(arguments["env"])
-    return Agent(
-        lambda env: algorithm.load(found, env, device=device),
-        env_id,
-        env_kwargs,
-        hyperparams,
-        statistics,
-    )
+    if env_id.startswith("GymV2") and not trust:  # makes any environment that its arguments name
+        raise ValueError(f"{settings} names code to import ({env_id}): {TRUST}.")
+    env_kwargs = {**(hyperparams.get("env_kwargs") or {}), **(arguments["env_kwargs"] or {})}
+    wrappers = {name: hyperparams[name] for name in (*WRAPPERS, "frame_stack") if hyperparams.get(name)}
+    found = run / ("best_model.safetensors" if best else f"{settings.parent.name}.safetensors")
+    checkpoint = ResumableCheckpoint(run / "checkpoints")
+    if found.exists():
+        print(f"Loading {found}")
+        if read_card(found)["algorithm"] != arguments["algo"]:
+            raise ValueError(f"{found} is not of {arguments['algo']}, as {settings} says: do not use it.")
+        return Agent(lambda env: load_agent(found, env, device), env_id, env_kwargs, wrappers)
+    if found.with_suffix(".zip").exists():
+        raise ValueError(
+            f"{run} is of an earlier version, whose files may run code: if you trust them, convert it by "
+            f"`python -m sb3_mpc.zoo convert {run} NEW --trust`."
+        )
+    if best or checkpoint.newest() is None:
+        raise FileNotFoundError(f"{run} holds no agent yet: there is no {found.name}.")
+    path = checkpoint.choose()
+    print(f"Loading {path}")
+    return Agent(lambda env: load_agent_of_checkpoint(path, algorithm, env, device), env_id, env_kwargs, wrappers)
 
 
 def measure(policy: Any, env: Any, episodes: int) -> dict[str, float]:
@@ -201,6 +230,48 @@ def main(args: argparse.Namespace) -> None:
         success = f", success {100 * result['success']:.0f} %" if "success" in result else ""
         print(f"{name:<15} return {result['mean']:.1f} +- {result['std']:.1f}{success}", flush=True)
     env.close()
+
+
+def enjoy(args: argparse.Namespace) -> None:
+    """
+    :param args: command line of ``enjoy``
+    """
+    check_options(args, n_timesteps=1, n_envs=1, seed=0, exp_id=0)
+    check_algorithm(args.algo)
+    env_id = rl_zoo.find_environment(args.env)
+    runs = {int(path.name.rpartition("_")[2]): path for path in runs_of(Path(args.folder), args.algo, env_id)}
+    number = args.exp_id or max(runs, default=0)
+    if number not in runs:
+        raise FileNotFoundError(f"There is no run of {args.algo} in {env_id} in {args.folder}: train it first.")
+    model, env = of_run(runs[number], args.load_best, args.device, args.trust).start(args.n_envs, not args.no_render)
+    env.seed(args.seed)
+    observation, state, start = env.reset(), None, np.ones(env.num_envs, dtype=bool)
+    returns, lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, dtype=int)
+    try:
+        for _ in range(args.n_timesteps):
+            action, state = model.predict(observation, state, start, deterministic=not args.stochastic)
+            observation, rewards, start, _ = env.step(action)
+            returns, lengths = returns + rewards, lengths + 1
+            if not args.no_render:
+                env.render("human")
+            for index in np.flatnonzero(start):
+                print(f"Episode Reward: {returns[index]:.2f}\nEpisode Length: {lengths[index]}", flush=True)
+            returns[start], lengths[start] = 0.0, 0
+    except KeyboardInterrupt:
+        pass
+    env.close()
+
+
+def runs_of(folder: Path, algo: str, env_id: str) -> list[Path]:
+    """
+    :param folder: log folder
+    :param algo: key of a method
+    :param env_id: id of an environment
+    :return: the numbered folders of its runs
+    """
+    name = env_id.replace("/", "-")
+    found = (folder / algo).glob(f"{glob.escape(name)}_*")
+    return [path for path in found if path.name.removeprefix(f"{name}_").isdigit() and path.is_dir()]
 
 
 def record(args: argparse.Namespace) -> None:

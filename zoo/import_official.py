@@ -9,8 +9,8 @@ that further training starts with a scale of one, nor are the statistics of MBDP
 """
 
 import argparse
-import pickle
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 
 import sb3_mpc.envs  # noqa: F401
 from sb3_mpc import MBDPO, TDMPC2
-from sb3_mpc.agents.agent_files import build_agent, save_agent
+from sb3_mpc.agents.agent_files import Budget, build_agent, save_agent
 from sb3_mpc.common.discount import discount_from_episode_length
 from sb3_mpc.envs.multitask import TASK_SETS
 
@@ -88,6 +88,32 @@ def import_official(
     :raises ValueError: if the file is not such a checkpoint, or the environment does not fit
     """
     official = read_tensors(path)
+    with _explained(path), Budget(official.values()):
+        return _import(path, official, env, episode_lengths, action_dims, policy_kwargs, kwargs)
+
+
+@contextmanager
+def _explained(path: str | Path) -> Iterator[None]:
+    """Turn any error that unchecked tensors cause into one clear sentence."""
+    try:
+        yield
+    except ValueError:
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ValueError(f"{path} is no checkpoint of the official TD-MPC2 or MBDPO ({reason}).") from error
+
+
+def _import(
+    path: str | Path,
+    official: Tensors,
+    env: GymEnv | str | None,
+    episode_lengths: Sequence[int] | None,
+    action_dims: Sequence[int] | None,
+    policy_kwargs: dict[str, Any] | None,
+    kwargs: dict[str, Any],
+) -> TDMPC2:
+    """See :func:`import_official`; the tensors are not checked."""
     weights = official_to_ours(official)
     try:
         policy, inferred, observation_space, action_dim = infer_sizes(weights)
@@ -147,7 +173,7 @@ def read_tensors(path: str | Path) -> Tensors:
         content = th.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
+    except Exception as error:  # whatever an unchecked file causes
         raise ValueError(
             f"{path} was refused, and nothing in it executed: it is damaged, or holds something else than tensors."
         ) from error

@@ -6,6 +6,8 @@ from pathlib import Path
 from sb3_mpc import METHODS
 from sb3_mpc.zoo.tasks import SUITES
 
+TRUST = "let files run code: they may name modules, or be pickles. Only for files whose whole history you know"
+
 EXAMPLES = """
 examples:
   python -m sb3_mpc.zoo train --algo tdmpc2 --env dmc/walker-walk-v0
@@ -13,7 +15,8 @@ examples:
   python -m sb3_mpc.zoo train --resume logs/tdmpc2/dmc-walker-walk-v0_1
 
 The folder of a run, logs/ALGO/ENV_NUMBER, holds its settings, the returns of its episodes (0.monitor.csv) and of its
-evaluations (evaluations.npz), the best agent (best_model.zip), the last one (ENV.zip) and, in checkpoints/, what
+evaluations (evaluations.npz), the best agent (best_model.safetensors), the last one
+(ENV.safetensors) and, in checkpoints/, what
 `--resume` needs, including the replay buffer; delete that when a run is finished. Ctrl-C saves a checkpoint first.
 
 All options of `rl_zoo3.train` work, too, among them: --eval-freq, --eval-episodes, --vec-env subproc, --num-threads,
@@ -54,12 +57,24 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="random seed (default: drawn, and kept in the folder of the run)")
     parser.add_argument("-params", "--hyperparams", nargs="+", metavar="NAME:VALUE", help="single settings to change")
     parser.add_argument("-f", "--log-folder", default="logs", help="where the folders of runs are (default: logs)")
-    parser.add_argument("--resume", type=Path, metavar="RUN", help="resume the run of this folder")
+    parser.add_argument(
+        "--resume",
+        type=Path,
+        metavar="RUN",
+        help="resume the run of this folder; -params learning_rate:1e-4 changes that",
+    )
+    parser.add_argument("--step", type=int, help="resume from the checkpoint of this step (default: the newest)")
+    parser.add_argument("--trust", action="store_true", help=TRUST)
+    parser.add_argument("--n-eval-envs", type=int, help="environments of an evaluation (default: 1)")
+    parser.add_argument("--eval-episodes", type=int, help="episodes of an evaluation (default: 5)")
     parser.add_argument(
         "--checkpoint-freq",
         type=int,
         metavar="N",
         help="decisions between checkpoints for --resume (default: 25000; 0: none), which hold the replay buffer",
+    )
+    parser.add_argument(
+        "--save-data", action="store_true", help="at the end, write what was collected to the data set RUN/data"
     )
     parser.add_argument("--optimize", action="store_true", help="search hyper-parameters with Optuna instead")
     parser.add_argument("--track", action="store_true", help="log to Weights & Biases (pip install wandb)")
@@ -70,14 +85,19 @@ def add_enjoy(parser: argparse.ArgumentParser) -> None:
     """
     :param parser: parser of ``enjoy``
     """
-    parser.epilog = (
-        "All options of `rl_zoo3.enjoy` work, too: -n STEPS, --exp-id NUMBER (default: the latest run), --load-best,\n"
-        "--no-render, --stochastic, --seed, --device, --env-kwargs, ... A window needs a display and pygame;\n"
-        "`record` needs neither to write a video."
-    )
+    parser.epilog = "A window needs a display and pygame; `record` needs neither to write a video."
     parser.add_argument("--algo", required=True, help="the method")
     parser.add_argument("--env", required=True, help="the environment")
     parser.add_argument("-f", "--folder", default="logs", help="where the folders of runs are (default: logs)")
+    parser.add_argument("-n", "--n-timesteps", type=int, default=1_000, help="number of decisions (default: 1000)")
+    parser.add_argument("--exp-id", type=int, default=0, help="number of the run (default: the latest)")
+    parser.add_argument("--load-best", action="store_true", help="the agent of the best evaluation")
+    parser.add_argument("--n-envs", type=int, default=1, help="environments side by side (default: 1)")
+    parser.add_argument("--no-render", action="store_true", help="show no window")
+    parser.add_argument("--stochastic", action="store_true", help="explore, as in training")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the episodes (default: 0)")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--trust", action="store_true", help=TRUST)
 
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
@@ -86,7 +106,7 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
     """
     parser.epilog = (
         "RUN is a folder that `train` has written. FILE is a .safetensors file of this package, or a .zip that save()\n"
-        "has written, which needs --algo and --env. Without RUN and FILE, --algo and --env choose an agent of the zoo."
+        "has written, which needs --trust, --algo and --env. Without either, --algo and --env choose one of the zoo."
     )
     parser.add_argument("agent", nargs="?", metavar="RUN or FILE", help="the agent (default: one of the zoo)")
     parser.add_argument("--algo", help="its method, such as tdmpc2")
@@ -95,6 +115,7 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--episodes", type=int, help="number of episodes")
     parser.add_argument("--seed", type=int, default=0, help="seed of the episodes (default: 0)")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--trust", action="store_true", help=TRUST)
 
 
 def add_evaluate(parser: argparse.ArgumentParser) -> None:

@@ -2,7 +2,6 @@
 
 import argparse
 import itertools
-import json
 import math
 import shlex
 import tempfile
@@ -14,12 +13,12 @@ import pandas as pd
 import sb3_mpc
 from sb3_mpc.agents.agent_files import load_agent, read_card, save_agent
 from sb3_mpc.envs.video import record_video
-from sb3_mpc.zoo import rl_zoo
 from sb3_mpc.zoo.aggregate import curves
 from sb3_mpc.zoo.cards import agent_name, card_text, pictures_of
 from sb3_mpc.zoo.evaluate import Agent, check_plain, find, measure, statistics_of
 from sb3_mpc.zoo.plot import draw
 from sb3_mpc.zoo.returns import action_repeat, read_csv, read_run, with_published
+from sb3_mpc.zoo.run_folder import read_start, settings_file
 
 # Of the animated picture on the card: seconds, pixels, frames per second. Small enough for a page
 VIDEO_SECONDS, VIDEO_WIDTH, VIDEO_RATE = 8, 128, 10
@@ -109,7 +108,7 @@ def run_card(run: Path) -> dict[str, Any]:
     :param run: folder of a run of ``train``
     :return: entries of the card about its training
     """
-    settings = json.loads((run / rl_zoo.RUN_FILE).read_text())
+    settings = read_start(run)
     words = [word for word in settings["arguments"] if word != "--progress"]
     if "--log-folder" in words:
         at = words.index("--log-folder")
@@ -126,7 +125,7 @@ def main(args: argparse.Namespace) -> None:
     """
     agent, run = find(args), Path(args.agent or "")
     of_run = args.agent is not None and run.is_dir()
-    rows = read_csv(args.curve) if args.curve else read_run(next(run.glob("*/args.yml"))) if of_run else None
+    rows = read_csv(args.curve) if args.curve else read_run(settings_file(run)) if of_run else None
     card = run_card(run) if of_run else {}
     given = dict(preset=args.preset, command=args.trained_by)
     card |= {name: value for name, value in given.items() if value is not None}

@@ -22,14 +22,14 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import sb3_mpc
-from sb3_mpc.common.files import atomic_target
+from sb3_mpc.common.files import holding as holding
+from sb3_mpc.common.files import write_text as write_text
 
 # One row for each evaluation; `method`, `task`, `frames`, `return` and `seed` are those of sb3_mpc.zoo.returns
 COLUMNS = [
@@ -84,34 +84,6 @@ class Run:
             return list(csv.DictReader(io.StringIO((self.folder / "rows.csv").read_text())))
         except FileNotFoundError:
             return []
-
-
-@contextmanager
-def holding(path: Path) -> Iterator[bool]:
-    """
-    Hold a file within the context, if nobody else does.
-
-    :param path: the file, which is made and stays; it is free again at the latest when this process is dead
-    :return: whether it is held by this process
-    """
-    import fcntl  # not on Windows
-
-    with open(path, "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-
-
-def write_text(path: Path, text: str) -> None:
-    """
-    :param path: file that is replaced only by a complete one
-    :param text: its content
-    """
-    with atomic_target(path, path.suffix) as target:
-        Path(str(target)).write_text(text)
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

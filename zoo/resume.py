@@ -6,17 +6,21 @@ Runs that can be killed at any moment and resumed, bit for bit on a CPU, from th
     model = checkpoint.load(TDMPC2, env) if checkpoint.newest() else TDMPC2("MlpPolicy", env, seed=1)
     model.learn(100_000 - model.num_timesteps, checkpoint, reset_num_timesteps=False)
 
-A checkpoint is a folder: model, replay buffer, and all other state of the run, such as that of the random number
-generators. It is written under another name and renamed when it is complete; only then is the previous one removed.
+A checkpoint is a folder: model, replay buffer, all other state of the run, such as that of the random number
+generators, and their checksums. They hold data only: to resume executes nothing from them. A checkpoint is written
+under another name and renamed when it is complete; the last two are kept, so that a damaged one is no end.
 
 Environments cannot be saved in general. Instead all of them begin new episodes at a checkpoint, seeded by the run's
 seed and the step, whether the run continues or is resumed later. With a single environment the checkpoint waits for
-the end of the episode; with several, episodes are cut as by a time limit.
+the end of the episode; with several, episodes are cut as by a time limit. That is why such a checkpoint is exact: the
+run goes on from it as if it had never been stopped. A checkpoint taken because the run was interrupted is not, as the
+run would not have cut its episodes there; the last exact one stays beside it.
 """
 
+import json
 import os
-import pickle
 import random
+import re
 import shutil
 import signal
 import threading
@@ -32,9 +36,13 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
+from sb3_mpc.agents.data_files import is_data, read_data, write_data
+from sb3_mpc.agents.normalization import normalization_settings
+from sb3_mpc.agents.training_files import load_buffer, load_training, save_buffer, save_training
 from sb3_mpc.common.algorithm import WorldModelAlgorithm
-from sb3_mpc.common.files import atomic_target, explain_damage
+from sb3_mpc.common.files import checksum, hold, release, sync_folder, write_text
 
 SelfAlgorithm = TypeVar("SelfAlgorithm", bound=WorldModelAlgorithm)
 
@@ -55,13 +63,62 @@ CALLBACK_STATE = (
 )
 
 
+# Files of a checkpoint, and the file that is written last, with their checksums
+MODEL, BUFFER, STATE = "model.npz", "replay_buffer.npz", "state.npz"
+MANIFEST = "checkpoint.json"
+NAME = re.compile(r"step_(0|[1-9][0-9]{0,15})")
+KEPT = 2
+# Signals after which the run is saved and ends; not all of them exist on all systems
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
+def checkpoints_of(folder: Path) -> dict[int, Path]:
+    """
+    :param folder: folder of checkpoints, which may hold anything else
+    :return: the complete checkpoints by their steps, the newest one first
+    """
+    found = {path: NAME.fullmatch(path.name) for path in folder.glob("step_*")}
+    complete = {int(name[1]): path for path, name in found.items() if name and (path / MANIFEST).is_file()}
+    return dict(sorted(complete.items(), reverse=True))
+
+
+def damage_of(path: Path) -> str | None:
+    """
+    :param path: checkpoint
+    :return: what is wrong with it, None if nothing is
+    """
+    try:
+        sums = dict(json.loads((path / MANIFEST).read_text())["sha256"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return f"{path / MANIFEST} cannot be read"
+    for name in (MODEL, BUFFER, STATE):
+        try:
+            if checksum(path / name) != sums.get(name):
+                return f"{path / name} does not match its checksum"
+        except OSError as error:
+            return f"{path / name} cannot be read ({error.strerror})"
+    return None
+
+
+def is_exact(path: Path) -> bool:
+    """
+    :param path: checkpoint
+    :return: whether a run goes on from it as if it had not been stopped
+    """
+    try:
+        return json.loads((path / MANIFEST).read_text())["exact"] is True
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
 class ResumableCheckpoint(BaseCallback):
     """
-    Saves the whole state of a run every so many steps, and at Ctrl-C; :meth:`load` restores it.
+    Saves the whole state of a run every so many steps, and when it is asked to stop by Ctrl-C, SIGTERM or SIGHUP;
+    :meth:`load` restores it. Ctrl-C then ends ``learn`` by ``KeyboardInterrupt``, the others end the process.
 
-    When the disk is full there is a warning, the previous checkpoint stays and the training continues.
+    When the disk is full there is a warning, the previous checkpoints stay and the training continues.
 
-    :param folder: folder for the checkpoints of this run alone
+    :param folder: folder for the checkpoints of this run alone; no other process can use it during the training
     :param every: steps between checkpoints; the first end of an episode from then on counts
     :param callbacks: other callbacks of the run, whose counters and evaluations are restored, too
     :param logs: folder of the ``*.monitor.csv`` files, which are continued; open them with ``override_existing=False``
@@ -77,78 +134,152 @@ class ResumableCheckpoint(BaseCallback):
         logs: str | Path | None = None,
     ) -> None:
         super().__init__()
-        if every < 1:
-            raise ValueError(f"every={every} must be at least 1: it is the number of steps between checkpoints.")
+        if isinstance(every, bool) or not isinstance(every, (int, np.integer)) or every < 1:
+            raise ValueError(f"every={every!r} must be at least 1: it is the number of steps between checkpoints.")
         self.folder, self.every, self.callbacks = Path(folder), every, callbacks
         self.logs = None if logs is None else Path(logs)
         self._saved_at = 0
         self._resumed: dict[str, Any] | None = None
-        self._interrupted = False
-
-    def _complete(self) -> dict[int, Path]:
-        """:return: complete checkpoints by their steps"""
-        return {int(path.name.split("_")[1]): path for path in self.folder.glob("step_*")}
+        self._stopped_by: int | None = None
+        self._handlers: dict[int, Any] = {}
 
     def newest(self) -> Path | None:
         """:return: the newest complete checkpoint, None if there is none"""
-        complete = self._complete()
-        return complete[max(complete)] if complete else None
+        return next(iter(checkpoints_of(self.folder).values()), None)
+
+    def hold(self) -> None:
+        """:raises BlockingIOError: if another process works on this run"""
+        if not hold(self.folder / ".lock"):
+            raise BlockingIOError(f"Another process works on the run of {self.folder}: wait until it has ended.")
+
+    def choose(self, step: int | None = None) -> Path:
+        """
+        :param step: step of a checkpoint, the newest that is not damaged if None
+        :return: that checkpoint
+        :raises FileNotFoundError: if there is none
+        :raises ValueError: if it is damaged, or all are
+        """
+        complete = checkpoints_of(self.folder)
+        if step is not None:
+            complete = {known: path for known, path in complete.items() if known == step}
+        if not complete:
+            if any(self.folder.glob("step_*/model.zip")):
+                raise ValueError(
+                    f"The checkpoints in {self.folder} are of an earlier version, whose files may run code: if you "
+                    "trust them, convert the run by `python -m sb3_mpc.zoo convert RUN NEW --trust`."
+                )
+            which = "no complete checkpoint" if step is None else f"no complete checkpoint of step {step}"
+            raise FileNotFoundError(f"{self.folder} holds {which}: start the run again.")
+        reasons = []
+        for path in complete.values():
+            reason = damage_of(path)
+            if reason is None:
+                if reasons:
+                    warnings.warn(f"{'; '.join(reasons)}: going on from {path} instead.", stacklevel=3)
+                return path
+            reasons.append(reason)
+        raise ValueError(f"{self.folder} holds no checkpoint that is not damaged: {'; '.join(reasons)}.")
 
     def load(
-        self, algorithm: type[SelfAlgorithm], env: GymEnv, device: th.device | str = "auto", **kwargs: Any
+        self,
+        algorithm: type[SelfAlgorithm],
+        env: GymEnv,
+        device: th.device | str = "auto",
+        step: int | None = None,
+        **kwargs: Any,
     ) -> SelfAlgorithm:
         """
+        Nothing in a checkpoint is executed, wherever it comes from.
+
         :param algorithm: class of the agent
         :param env: environment made as for the start of the run, in the same number
         :param device: device of the agent
-        :param kwargs: arguments of the agent to change, such as ``verbose``
-        :return: the agent of the newest checkpoint; continue with ``learn(..., self, reset_num_timesteps=False)``
-        :raises FileNotFoundError: if there is none
+        :param step: step of the checkpoint; the newest one if None, or, with a warning, one before it if that is
+            damaged
+        :param kwargs: arguments of the agent to change, such as ``verbose``, and those that are no data, such as a
+            schedule that is a function
+        :return: the agent; continue with ``learn(..., self, reset_num_timesteps=False)``
+        :raises FileNotFoundError: if there is no checkpoint
+        :raises ValueError: if all are damaged, or an argument is missing
+        :raises BlockingIOError: if another process works on the run
         """
-        path = self.newest()
-        if path is None:
-            raise FileNotFoundError(f"{self.folder} holds no complete checkpoint: start the run again.")
-        with explain_damage(path / "state.pkl", "state of a run"), open(path / "state.pkl", "rb") as file:
-            state = pickle.load(file)
-        model = algorithm.load(path / "model.zip", env, device, **kwargs)
-        model.load_replay_buffer(path / "replay_buffer.pkl")
-        venv, normalize = model.get_env(), model.get_vec_normalize_env()
-        assert venv is not None, "an environment was given"
-        if normalize is not None:
-            normalize.obs_rms, normalize.ret_rms = state["normalization"]
-        venv.seed(state["env_seed"])  # for the reset at the beginning of learn()
-        for index, start in enumerate(state["monitor_starts"]):
-            venv.env_method("set_wrapper_attr", "t_start", start, indices=index)
-        for name, size in state["monitor_files"].items():  # episodes logged after the checkpoint will be repeated
-            if self.logs is not None and (self.logs / name).exists():
-                with open(self.logs / name, "rb+") as log:
-                    log.truncate(size)
-        if model.tensorboard_log is not None:
-            formats = ["tensorboard", *(["stdout"] if model.verbose > 0 else [])]
-            model.set_logger(configure(state["log_folder"], formats))
-        for callback, saved in zip(self.callbacks, state["callbacks"], strict=False):
-            vars(callback).update(saved)
+        self.hold()
+        path = self.choose(step)
+        state = read_data(path / STATE)
+        model = load_training(path / MODEL, algorithm, env, device, **kwargs)
+        load_buffer(model, path / BUFFER)
+        try:
+            self._restore(model, state)
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
+            raise ValueError(f"{path / STATE} is not the state of a run: {type(error).__name__}: {error}.") from error
         self._resumed = state
         return model
 
+    def _restore(self, model: Any, state: dict[str, Any]) -> None:
+        """
+        :param model: agent of a checkpoint
+        :param state: see :meth:`_state`
+        """
+        venv, normalize = model.get_env(), model.get_vec_normalize_env()
+        if normalize is not None:
+            normalize.obs_rms, normalize.ret_rms = state["normalization"]
+        venv.seed(int(state["env_seed"]))  # for the reset at the beginning of learn()
+        for index, start in enumerate(state["monitor_starts"]):
+            venv.env_method("set_wrapper_attr", "t_start", float(start), indices=index)
+        logs = {} if self.logs is None else {path.name: path for path in self.logs.glob("*.monitor.csv")}
+        for name, size in state["monitor_files"].items():  # episodes logged after the checkpoint will be repeated
+            if name in logs and not logs[name].is_symlink():
+                with open(logs[name], "rb+") as log:
+                    log.truncate(min(int(size), logs[name].stat().st_size))
+        if model.tensorboard_log is not None:
+            formats = ["tensorboard", *(["stdout"] if model.verbose > 0 else [])]
+            model.set_logger(configure(str(state["log_folder"]), formats))
+        for callback, saved in zip(self.callbacks, state["callbacks"], strict=False):
+            vars(callback).update({name: value for name, value in saved.items() if name in CALLBACK_STATE})
+
     def _on_training_start(self) -> None:
-        path, steps = self.newest(), self.model.num_timesteps
-        if path is not None and max(self._complete()) > steps:
+        self.hold()
+        steps = self.model.num_timesteps
+        further = [path for step, path in checkpoints_of(self.folder).items() if step > steps]
+        if further and self._resumed is None:
             raise FileExistsError(
-                f"{path} is of a run that is further than this one: resume that one, or choose another folder."
+                f"{further[0]} is of a run that is further than this one: resume that one, or choose another folder."
             )
+        for path in further:  # damaged ones, and those that the user did not choose
+            aside = path.with_name(f"aside_{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
         self._saved_at = steps
         if self._resumed is not None:
             self._enter(self._resumed)
             self._resumed = None
-        self._interrupted = False
+        self._stopped_by = None
         if threading.current_thread() is threading.main_thread():
-            self._handler = signal.signal(signal.SIGINT, self._interrupt)
+            for number in SIGNALS:  # nohup ignores SIGHUP, and so do we
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._handlers[number] = signal.signal(number, self._stop)
 
-    def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, self._handler)
-        self._interrupted = True
-        print("\nStopping after this step; Ctrl-C again stops at once, without saving", flush=True)
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self._restore_handlers()
+        while frame is not None and frame.f_locals.get("self") is not self.model:
+            frame = frame.f_back
+        if frame is None:  # an error has ended the training, and the signal is no matter of ours
+            signal.raise_signal(number)
+            return
+        self._stopped_by = number
+        what = "Ctrl-C" if number == signal.SIGINT else "the signal"
+        print(f"\nStopping after this step; {what} again stops at once, without saving", flush=True)
+
+    def _restore_handlers(self) -> None:
+        while self._handlers:
+            number, handler = self._handlers.popitem()
+            signal.signal(number, handler)
+
+    def close(self) -> None:
+        """Let others use the folder, and leave signals to others. Called at the end of the training."""
+        if threading.current_thread() is threading.main_thread():
+            self._restore_handlers()
+        release(self.folder / ".lock")
 
     def _on_step(self) -> bool:
         return True
@@ -156,10 +287,10 @@ class ResumableCheckpoint(BaseCallback):
     def _on_rollout_start(self) -> None:
         # Here the last transition is stored and learned from; on_step() comes before both
         steps = self.model.num_timesteps
-        if self._interrupted:
+        if self._stopped_by is not None:
             path = self._save(steps)
             print(f"Interrupted at step {steps}" + (f", saved in {path}" if path else ""), flush=True)
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt if self._stopped_by == signal.SIGINT else SystemExit(128 + self._stopped_by)
         between = self.training_env.num_envs > 1 or bool(np.all(self.model._last_episode_starts))
         # Rollouts of many steps may never begin where an episode does
         overdue = steps - self._saved_at >= 2 * self.every
@@ -172,8 +303,15 @@ class ResumableCheckpoint(BaseCallback):
     def _on_training_end(self) -> None:
         if self.model.num_timesteps > self._saved_at:
             self._save(self.model.num_timesteps)
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, self._handler)
+        self.close()
+
+    def save_now(self) -> Path | None:
+        """
+        Save when something else than the agent has failed, such as an environment.
+
+        :return: the checkpoint, None if it could not be written
+        """
+        return self._save(self.model.num_timesteps)
 
     def _state(self, steps: int) -> dict[str, Any]:
         """
@@ -191,15 +329,13 @@ class ResumableCheckpoint(BaseCallback):
                 cuda=th.cuda.get_rng_state_all() if th.cuda.is_available() else [],
             ),
             normalization=None if normalize is None else (normalize.obs_rms, normalize.ret_rms),
-            monitor_starts=env.get_attr("t_start") if all(env.env_is_wrapped(Monitor)) else [],
+            normalization_settings=None if normalize is None else normalization_settings(normalize),
+            monitor_starts=_monitor_starts(env),
             monitor_files={path.name: path.stat().st_size for path in self.logs.glob("*.monitor.csv")}
             if self.logs
             else {},
             log_folder=os.path.abspath(self.logger.get_dir() or ""),
-            callbacks=[
-                {name: vars(callback)[name] for name in CALLBACK_STATE if name in vars(callback)}
-                for callback in self.callbacks
-            ],
+            callbacks=[_state_of(callback) for callback in self.callbacks],
         )
 
     def _save(self, steps: int, state: dict[str, Any] | None = None) -> Path | None:
@@ -209,30 +345,38 @@ class ResumableCheckpoint(BaseCallback):
         :return: the checkpoint, None if it could not be written
         """
         final, temporary = self.folder / f"step_{steps}", self.folder / f".step_{steps}.tmp"
-        if final.exists():
+        if (final / MANIFEST).exists() and steps == self._saved_at:
             return final
         try:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
-            self.model.save(temporary / "model.zip")
-            self.model.save_replay_buffer(temporary / "replay_buffer.pkl")
-            with atomic_target(temporary / "state.pkl", "pkl") as target, open(str(target), "wb") as file:
-                pickle.dump(state or self._state(steps), file)
+            save_training(self.model, temporary / MODEL)
+            save_buffer(self.model, temporary / BUFFER)
+            write_data(temporary / STATE, state or self._state(steps))
+            sums = {name: checksum(temporary / name) for name in (MODEL, BUFFER, STATE)}
+            manifest = dict(steps=steps, exact=state is not None, sha256=sums)
+            write_text(temporary / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+            if final.exists():
+                shutil.rmtree(final)
             temporary.rename(final)
-        except (OSError, RuntimeError) as error:
+            sync_folder(self.folder)
+        except (OSError, ValueError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            if not isinstance(error, OSError) and "PytorchStreamWriter" not in str(error):
-                raise
             kept = "the previous one is kept" if self.newest() else "there is none yet"
             warnings.warn(
                 f"The checkpoint at step {steps} could not be written ({error}): training is not affected, {kept}.",
                 stacklevel=2,
             )
             return None
-        for old in self.folder.iterdir():
-            if old != final:
-                shutil.rmtree(old, ignore_errors=True)
+        self._remove_old()
         return final
+
+    def _remove_old(self) -> None:
+        """Keep the last two checkpoints, and the last exact one; what is not ours stays."""
+        complete = list(checkpoints_of(self.folder).values())
+        kept = [*complete[:KEPT], *[path for path in complete if is_exact(path)][:1]]
+        for path in (*(path for path in complete if path not in kept), *self.folder.glob(".step_*.tmp")):
+            shutil.rmtree(path, ignore_errors=True)
 
     def _begin_episodes(self, state: dict[str, Any]) -> None:
         """
@@ -263,3 +407,44 @@ class ResumableCheckpoint(BaseCallback):
         th.set_rng_state(numbers["torch"])
         if len(numbers["cuda"]) == th.cuda.device_count():
             th.cuda.set_rng_state_all(numbers["cuda"])
+
+
+def _monitor_starts(env: Any) -> list[float]:
+    """:return: times when the monitors of the environments were started; none if there are none, or one is dead"""
+    try:
+        return list(env.get_attr("t_start")) if all(env.env_is_wrapped(Monitor)) else []
+    except (EOFError, OSError, RuntimeError):
+        return []
+
+
+def _state_of(callback: BaseCallback) -> dict[str, Any]:
+    """:return: attributes of a callback that are restored"""
+    found = {name: vars(callback)[name] for name in CALLBACK_STATE if name in vars(callback)}
+    kept = {name: value for name, value in found.items() if is_data(value)}
+    for name in found.keys() - kept.keys():
+        warnings.warn(
+            f"{type(callback).__name__}.{name} is no data, and is not restored when the run is resumed.", stacklevel=2
+        )
+    return kept
+
+
+def load_agent_of_checkpoint(
+    path: Path, algorithm: type[SelfAlgorithm], env: VecEnv, device: th.device | str = "auto"
+) -> SelfAlgorithm:
+    """
+    :param path: checkpoint, that of a run which is not finished
+    :param algorithm: class of the agent
+    :param env: environment to act in, without ``VecNormalize``; act in ``get_env()`` of the agent
+    :param device: device of the agent
+    :return: the agent, to act
+    :raises ValueError: if the checkpoint is damaged, or of another environment
+    """
+    state = read_data(path / STATE)
+    if state.get("normalization") is not None:
+        try:
+            env = VecNormalize(env, **state["normalization_settings"])
+            env.obs_rms, env.ret_rms = state["normalization"]
+            env.training, env.norm_reward = False, False
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"{path / STATE} is not the state of a run: {type(error).__name__}: {error}.") from error
+    return load_training(path / MODEL, algorithm, env, device)

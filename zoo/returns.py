@@ -7,7 +7,6 @@ environment; ``return`` may be a success rate in percent; ``seed`` is text, and 
 """
 
 import inspect
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -81,12 +80,11 @@ def label_of(settings: Path) -> tuple[dict[str, str], int]:
     :param settings: the file ``args.yml`` of a run
     :return: method, task and seed of the run, and its simulator frames per decision
     """
-    import yaml
+    from sb3_mpc.zoo.run_folder import RUN_FILE, read_arguments, read_start
 
-    own = settings.parents[1] / "train.json"
-    with settings.open() as file:
-        arguments = yaml.load(file, Loader=yaml.UnsafeLoader)  # as rl_zoo3 has written it
-    preset = json.loads(own.read_text()).get("preset") if own.exists() else None
+    run = settings.parents[1]
+    arguments = read_arguments(settings)
+    preset = read_start(run)["preset"] if (run / RUN_FILE).exists() else None
     method = arguments["algo"] + (f" ({preset})" if preset else "")
     repeat = action_repeat(arguments["env"], arguments["env_kwargs"] or {})
     return dict(method=method, task=arguments["env"], seed=str(arguments["seed"])), repeat
@@ -102,7 +100,7 @@ def read_run(settings: Path, success: bool = False) -> pd.DataFrame:
     run = settings.parents[1]
     label, repeat = label_of(settings)
     if (run / "evaluations.npz").exists():
-        found = np.load(run / "evaluations.npz")
+        found = read_evaluations(run / "evaluations.npz")
         if success and "successes" not in found:
             raise ValueError(f"{run} has no successes: leave out --success.")
         values = 100 * found["successes"] if success else found["results"]
@@ -115,6 +113,27 @@ def read_run(settings: Path, success: bool = False) -> pd.DataFrame:
         windows = episodes.groupby(np.arange(len(episodes)) // WINDOW)
         points = windows.agg({"frames": "last", "return": "mean"})
     return points.assign(**label)[COLUMNS]
+
+
+def read_evaluations(path: Path) -> dict[str, np.ndarray]:
+    """
+    :param path: file that an ``EvalCallback`` has written
+    :return: its arrays by name
+    :raises ValueError: if it is damaged, or no such file
+    """
+    try:
+        with np.load(path) as file:  # no pickles
+            found = {name: np.asarray(file[name]) for name in ("timesteps", "results", "successes") if name in file}
+        shapes = {len(found[name]) for name in found}
+        if (
+            found["results"].ndim != 2
+            or len(shapes) != 1
+            or any(part.dtype.kind not in "biuf" for part in found.values())
+        ):
+            raise ValueError("its arrays do not fit together")
+    except Exception as error:  # whatever an unchecked file causes
+        raise ValueError(f"{path} is damaged, or no file of evaluations: {error}.") from error
+    return found
 
 
 def episodes_of(run: Path, repeat: int) -> pd.DataFrame:

@@ -14,12 +14,15 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize, sync_envs_nor
 
 from sb3_mpc.agents.agent_files import save_agent
 from sb3_mpc.agents.provenance import git_commit
+from sb3_mpc.agents.training_files import save_training
 from sb3_mpc.common.algorithm import WorldModelAlgorithm
 from sb3_mpc.zoo import rl_zoo
 from sb3_mpc.zoo.bench import machine
 from sb3_mpc.zoo.evaluate import measure
 from sb3_mpc.zoo.queue import Run, write_rows, write_text
+from sb3_mpc.zoo.resume import BUFFER, checkpoints_of
 from sb3_mpc.zoo.returns import action_repeat
+from sb3_mpc.zoo.run_folder import plain
 
 # Evaluations draw other episodes than training
 EVALUATION_SEED = 1_000_000
@@ -67,13 +70,14 @@ class MeasuredEvaluation(BaseCallback):
         self.settings = run.settings
         # State that checkpoints keep; see sb3_mpc.zoo.resume
         self.rows: list[dict[str, Any]] = []
-        self.spent = dict(train=Times(0.0, 0.0), evaluate=Times(0.0, 0.0))
+        self.spent: dict[str, tuple[float, ...]] = dict(train=(0.0, 0.0), evaluate=(0.0, 0.0))
         self.resumed = 0
 
     def _count(self, what: str) -> None:
         """Add the time since the last call to ``what``."""
         now = Times.now()
-        self.spent = {**self.spent, what: self.spent[what].plus(now.plus(self._clock, -1))}
+        spent = Times(*self.spent[what]).plus(now.plus(self._clock, -1))
+        self.spent = {**self.spent, what: tuple(spent)}
         self._clock = now
 
     def _on_training_start(self) -> None:
@@ -107,7 +111,7 @@ class MeasuredEvaluation(BaseCallback):
         self.eval_env.seed(int(sequence.generate_state(1)[0]) % 2**31)
         found = measure(self.model, self.eval_env, self.settings["episodes"])
         self._count("evaluate")
-        train, evaluate = self.spent["train"], self.spent["evaluate"]
+        train, evaluate = (Times(*self.spent[name]) for name in ("train", "evaluate"))
         row = {
             **self.label,
             "frames": decisions * self.settings["repeat"],
@@ -139,7 +143,7 @@ class MeasuredEvaluation(BaseCallback):
                 self.model, self.run.folder / "agent.safetensors", preset=preset, steps=steps, evaluation=evaluation
             )
         else:
-            self.model.save(self.run.folder / "agent.zip")
+            save_training(self.model, self.run.folder / "agent.npz")
 
 
 class MeasuredExperiment(rl_zoo.Experiment):
@@ -183,6 +187,8 @@ def execute(run: Run, wall_begin: float) -> None:
         *("--num-threads", str(settings["threads"]), "--log-interval", "-2"),
     ]
     hyperparams = settings.get("hyperparams", [])
+    for item in hyperparams:
+        plain(item.partition(":")[2])  # raises ValueError: rl_zoo3 evaluates it
     if settings["algo"] == "sac":  # never full in so few steps; the checkpoint holds all of it, filled or not
         hyperparams = [*hyperparams, f"buffer_size:{min(decisions, 1_000_000)}"]
     options += ["--hyperparams", *hyperparams] if hyperparams else []
@@ -199,8 +205,9 @@ def execute(run: Run, wall_begin: float) -> None:
     if not rows or int(rows[-1]["decisions"]) < decisions:
         raise RuntimeError("The run was interrupted.")
     if settings["save_data"]:
-        for buffer in log_folder.glob("*/*/checkpoints/step_*/replay_buffer.pkl"):
-            buffer.replace(run.folder / buffer.name)
+        for folder in log_folder.glob("*/*/checkpoints"):
+            newest = next(iter(checkpoints_of(folder).values()))
+            (newest / BUFFER).replace(run.folder / BUFFER)
     result = dict(rows[-1], machine={**about, "threads": th.get_num_threads()})
     write_text(run.folder / "result.json", json.dumps(result, indent=1) + "\n")
     tidy(run)
@@ -212,8 +219,8 @@ def tidy(run: Run) -> None:
     """
     for path in run.folder.glob("train/*/*"):
         shutil.rmtree(path / "checkpoints", ignore_errors=True)
-        for archive in path.glob("*.zip"):
-            archive.unlink()
+        for name in (f"{path.name.rpartition('_')[0]}.{suffix}" for suffix in ("safetensors", "npz")):
+            (path / name).unlink(missing_ok=True)
 
 
 def settings_of(suite: str, algo: str, preset: str, task: str, seed: int, **common: Any) -> dict[str, Any]:

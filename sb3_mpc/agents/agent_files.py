@@ -9,7 +9,7 @@ The format is described in :mod:`sb3_mpc.agents.agent_format`.
 
 import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+from torch.overrides import TorchFunctionMode
 
 import sb3_mpc
 from sb3_mpc.agents.agent_format import read_agent, write_agent
@@ -28,17 +29,34 @@ from sb3_mpc.agents.agent_format import read_card as read_card
 from sb3_mpc.agents.normalization import normalization_settings, normalization_tensors, wrap_normalized
 from sb3_mpc.agents.provenance import git_commit, package_versions
 from sb3_mpc.agents.space_json import space_from_json, space_to_json
+from sb3_mpc.agents.training_files import check_finite_parameters
 from sb3_mpc.common.algorithm import WorldModelAlgorithm
 from sb3_mpc.common.checks.arguments import make_env
 from sb3_mpc.common.discount import env_attribute
 from sb3_mpc.common.networks.encoders import DictExtractor, PixelExtractor
 from sb3_mpc.common.networks.world_model import WorldModel
+from sb3_mpc.common.persistence import global_randomness_kept
 from sb3_mpc.common.planning.planner import MPPIPlanner
 from sb3_mpc.common.planning.prior import PriorPlanner
 
 # Arguments that belong to the machine or to the training run, not to the agent
 NOT_KEPT = {"policy", "env", "expert", "action_noise", "replay_buffer_class", "replay_buffer_kwargs", "device"}
 NOT_KEPT |= {"stats_window_size", "tensorboard_log", "verbose", "preset", "_init_setup_model"}
+# Functions of PyTorch that allocate
+MAKING = {
+    th.empty,
+    th.zeros,
+    th.ones,
+    th.full,
+    th.rand,
+    th.randn,
+    th.randint,
+    th.arange,
+    th.linspace,
+    th.eye,
+    th.tensor,
+}
+MAKING |= {th.empty_like, th.zeros_like, th.ones_like, th.Tensor.clone, th.Tensor.repeat, th.Tensor.new_zeros}
 STATISTICS = "vec_normalize/"  # prefix of the tensors that do not belong to the policy
 
 
@@ -99,7 +117,9 @@ def load_agent(path: str | Path, env: GymEnv | None = None, device: th.device | 
     with _described(path, algorithm):
         settings = card["vec_normalize"]
         normalized = settings is not None and bool(settings["norm_obs"])
-        model = _build(algorithm, card, 1 if venv is None else venv.num_envs, device)
+        with global_randomness_kept(), Budget(tensors.values()):
+            model = _build(algorithm, card, 1 if venv is None else venv.num_envs, device)
+        check_finite_parameters(tensors)
         model.policy.load_state_dict(tensors)
         model.policy.set_training_mode(False)
     already_wrapped = venv is not None and settings is not None and unwrap_vec_normalize(venv) is not None
@@ -111,7 +131,7 @@ def load_agent(path: str | Path, env: GymEnv | None = None, device: th.device | 
     if venv is not None:
         try:
             model.set_env(venv if settings is None else wrap_normalized(venv, settings, statistics))
-        except (ValueError, TypeError, KeyError) as error:
+        except Exception as error:  # whatever unchecked settings cause
             raise ValueError(f"{path} was trained in another environment than the one given: {error}.") from error
     return model
 
@@ -143,6 +163,31 @@ def build_agent(
         setattr(model, name, value)
     model._setup_model()
     return model
+
+
+class Budget(TorchFunctionMode):
+    """
+    Context in which not many more numbers and tensors are made than a file holds: the card of a small file may describe
+    a large agent.
+
+    :param tensors: content of the file
+    """
+
+    def __init__(self, tensors: Iterable[th.Tensor]) -> None:
+        super().__init__()
+        sizes = [value.numel() for value in tensors]
+        # Networks are made with their targets, and initialised from drawn numbers
+        self.numbers, self.calls = 4 * sum(sizes) + 1_000_000, 100 * len(sizes) + 10_000
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Count what is made, see PyTorch."""
+        result = func(*args, **(kwargs or {}))
+        self.calls -= 1
+        if func in MAKING and isinstance(result, th.Tensor):
+            self.numbers -= result.numel()
+        if self.numbers < 0 or self.calls < 0:
+            raise ValueError("it describes larger networks than it holds")
+        return result
 
 
 # -- Writing -----------------------------------------------------------------------------------------------------------
@@ -266,6 +311,8 @@ def _build(
         for name, value in arguments["policy_kwargs"].items()
     }
     arguments = {**arguments, "policy_kwargs": policy_kwargs, "train_freq": tuple(arguments["train_freq"])}
+    if arguments.get("compile") is not False:  # no file starts a compiler here
+        arguments["compile"] = "auto"
     if card["policy"] not in algorithm.policy_aliases:
         raise ValueError(f"unknown policy {card['policy']!r}")
     observation_space, action_space = (space_from_json(card[f"{kind}_space"]) for kind in ("observation", "action"))

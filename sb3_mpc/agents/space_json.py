@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-MAX_SIZE = 2**26  # largest number of entries of a space, far more than any observation has
+MAX_SIZE = 2**22  # largest number of entries of a space, more than an observation has
+MAX_PARTS, MAX_DEPTH = 1_000, 10  # of a Dict
 
 
 def space_to_json(space: spaces.Space) -> dict[str, Any]:
@@ -29,9 +30,10 @@ def space_to_json(space: spaces.Space) -> dict[str, Any]:
     raise ValueError(f"The space {space} cannot be written to a file: use Box, Discrete, MultiDiscrete or MultiBinary.")
 
 
-def space_from_json(described: dict[str, Any]) -> spaces.Space:
+def space_from_json(described: dict[str, Any], depth: int = 0) -> spaces.Space:
     """
     :param described: as returned by :func:`space_to_json`
+    :param depth: number of spaces that it is in
     :return: the space
     :raises ValueError: if it does not describe a space
     """
@@ -39,10 +41,12 @@ def space_from_json(described: dict[str, Any]) -> spaces.Space:
     if dtype.kind not in "fiub":
         raise ValueError(f"a space cannot hold {dtype}")
     if kind == "Dict":
-        return spaces.Dict([(str(key), space_from_json(sub)) for key, sub in described["spaces"]])
+        if depth > MAX_DEPTH or len(described["spaces"]) > MAX_PARTS:
+            raise ValueError("a Dict has too many spaces in it")
+        return spaces.Dict([(str(key), space_from_json(sub, depth + 1)) for key, sub in described["spaces"]])
     if kind == "Box":
         shape = tuple(int(size) for size in described["shape"])
-        if math.prod(shape) > MAX_SIZE:
+        if any(size < 0 for size in shape) or math.prod(shape) > MAX_SIZE:
             raise ValueError(f"a space of the shape {shape} is too large")
         low, high = (_array(described[name], shape, dtype) for name in ("low", "high"))
         return spaces.Box(low, high, shape, dtype.type)
@@ -51,6 +55,8 @@ def space_from_json(described: dict[str, Any]) -> spaces.Space:
     if kind == "MultiDiscrete":
         return spaces.MultiDiscrete(described["nvec"], dtype.type, start=described["start"])
     if kind == "MultiBinary":
+        if np.prod(described["n"]) > MAX_SIZE:
+            raise ValueError(f"a space of {described['n']} entries is too large")
         return spaces.MultiBinary(described["n"])
     raise ValueError(f"unknown space {kind!r}")
 

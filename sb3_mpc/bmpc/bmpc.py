@@ -19,6 +19,7 @@ from sb3_mpc.common import processes
 from sb3_mpc.common.algorithm import WorldModelAlgorithm, inherited
 from sb3_mpc.common.buffers.batch import SequenceBatch
 from sb3_mpc.common.buffers.plan_buffer import PlanReplayBuffer
+from sb3_mpc.common.buffers.sources import RecordedData
 from sb3_mpc.common.networks.gaussian import gaussian_kl, gaussian_log_prob
 from sb3_mpc.common.networks.losses import UpdateNoise, temporal_weights, time_slice
 from sb3_mpc.common.planning.plan import Plan, PlanNoise
@@ -80,8 +81,13 @@ class BMPC(WorldModelAlgorithm):
     buffer_class = PlanReplayBuffer
     ranges: ClassVar[dict[str, tuple[float, ...]]] = {
         **WorldModelAlgorithm.ranges,
-        **dict(td_horizon=(1,), reanalyze_interval=(0,), reanalyze_batch_size=(1,), reanalyze_horizon=(1,)),
+        **dict(td_horizon=(1, 1_000), reanalyze_batch_size=(1,), reanalyze_horizon=(1, 1_000)),
+        **dict.fromkeys(("expl_log_std_min", "expl_log_std_max"), (-20, 10)),
     }
+    relations: ClassVar[tuple[tuple[str, str], ...]] = (
+        *WorldModelAlgorithm.relations,
+        ("expl_log_std_min", "expl_log_std_max"),
+    )
     policy_defaults: ClassVar[dict[str, Any]] = dict(
         n_critics=2,
         log_std_min=-3.0,
@@ -281,7 +287,7 @@ class BMPC(WorldModelAlgorithm):
         :param batch: windows
         :param count: number of windows to plan again, the first ones of the batch
         :param noise: random numbers of ``H * count`` plans
-        :return: windows with the new plans, which are also written to the replay buffer
+        :return: windows with the new plans, which are also written to where the windows come from
         """
         assert batch.plans is not None and batch.buffer_index is not None
         if self.policy.acceleration.compiles and self._compiled_replan is None:
@@ -300,7 +306,7 @@ class BMPC(WorldModelAlgorithm):
         new = self.plan_to_store(plan)
         stored = batch.mask[:, :count].flatten().cpu().numpy() > 0
         rows, envs = batch.buffer_index[:, :, :count].reshape(2, -1)
-        self.replay_buffer.store_plans(new.cpu().numpy()[:, stored], rows[stored], envs[stored])
+        self.windows.store_plans(new.cpu().numpy()[:, stored], rows[stored], envs[stored])
         plans, planned = batch.plans.clone(), batch.planned
         plans[:, :, :count] = new.view(2, self.horizon, count, -1)
         if planned is not None:
@@ -316,6 +322,19 @@ class BMPC(WorldModelAlgorithm):
         tb_log_name: str = "BMPC",
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
+        offline_data: RecordedData | None = None,
+        offline_fraction: float | Schedule = 0.5,
+        random_seeding: bool | str = "auto",
     ) -> SelfBMPC:
         """See :meth:`sb3_mpc.TDMPC2.learn`."""
-        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        return super().learn(
+            total_timesteps,
+            callback,
+            log_interval,
+            tb_log_name,
+            reset_num_timesteps,
+            progress_bar,
+            offline_data,
+            offline_fraction,
+            random_seeding,
+        )

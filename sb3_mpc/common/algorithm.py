@@ -24,16 +24,20 @@ from sb3_mpc.common.buffers.sequence_buffer import SequenceReplayBuffer
 from sb3_mpc.common.checks.arguments import (
     Absent,
     check_action_space,
+    check_argument,
+    check_arguments,
     check_keywords,
     check_no_unknown_arguments,
+    check_observation_space,
     check_policy_class,
     check_range,
+    check_train_freq,
     known_arguments,
     make_env,
     warn_of_changes,
     without_defaults_of_sac,
 )
-from sb3_mpc.common.checks.data import check_finite_losses
+from sb3_mpc.common.checks.data import CHECK_LOSSES_EVERY, check_finite_losses, check_weights
 from sb3_mpc.common.collection import Collection
 from sb3_mpc.common.discount import DEFAULT_GAMMA, discount_from_episode_length, episode_length
 from sb3_mpc.common.execution.acceleration import choose_acceleration, compile_function, graphed, set_learning_rate
@@ -41,6 +45,7 @@ from sb3_mpc.common.execution.cuda_graphs import frozen_values
 from sb3_mpc.common.execution.gradients import Gradients, apply_gradients, clipped_gradients, trained_parameters
 from sb3_mpc.common.execution.transfer import with_index
 from sb3_mpc.common.networks.losses import UpdateNoise, draw_update_noise, model_losses, time_slice, unroll
+from sb3_mpc.common.offline_training import OfflineTraining
 from sb3_mpc.common.persistence import Persistence
 from sb3_mpc.common.planning.plan import Plan
 from sb3_mpc.common.policies.multitask import MultitaskWorldModelPolicy
@@ -50,7 +55,6 @@ from sb3_mpc.common.tasks import SeveralTasks
 
 # Random steps before the first update: 5 episodes, at least 1000 (official code)
 SEED_EPISODES, MIN_SEED_STEPS = 5, 1000
-CHECK_LOSSES_EVERY = 100  # updates; a copy to the host in each of them would cost time
 # Arguments of the replay buffer that the agent sets itself
 RESERVED = (
     "buffer_size",
@@ -76,15 +80,16 @@ def inherited(arguments: dict[str, Any]) -> dict[str, Any]:
     return {name: arguments[name] for name in known} | arguments["unknown"]
 
 
-class WorldModelAlgorithm(Collection, Persistence, SeveralTasks, OffPolicyAlgorithm):
+class WorldModelAlgorithm(Collection, OfflineTraining, Persistence, SeveralTasks, OffPolicyAlgorithm):
     """
     Base class of the methods: collects transitions with the planner, and updates model, values and policy on windows of
     consecutive transitions from the replay buffer.
 
     :meth:`train` and :meth:`update` are the training step of all methods. A method defines :meth:`value_target` and
     :meth:`policy_loss` and overrides other hooks where it differs; all hooks are listed under the heading "Hooks".
-    Data collection is in :mod:`sb3_mpc.common.collection`, saving and loading in :mod:`sb3_mpc.common.persistence`. The
-    arguments are described in :class:`sb3_mpc.TDMPC2`.
+    Data collection is in :mod:`sb3_mpc.common.collection`, learning from recorded data in
+    :mod:`sb3_mpc.common.offline_training`, saving and loading in :mod:`sb3_mpc.common.persistence`. The arguments are
+    described in :class:`sb3_mpc.TDMPC2`.
     """
 
     log_ent_coef = Absent("the weight of the entropy is entropy_coef, a constant")
@@ -141,6 +146,7 @@ class WorldModelAlgorithm(Collection, Persistence, SeveralTasks, OffPolicyAlgori
         **unknown: Any,
     ) -> None:
         check_no_unknown_arguments(type(self), unknown)
+        check_argument("verbose", verbose, {int}, self.ranges["verbose"])  # SB3 reads it before the others are checked
         env = make_env(env, verbose)
         if env is None and _init_setup_model:
             raise ValueError(f"{type(self).__name__} needs an environment: give env, or load() a saved agent.")
@@ -192,8 +198,13 @@ class WorldModelAlgorithm(Collection, Persistence, SeveralTasks, OffPolicyAlgori
             )
         if self.episodic not in (True, False, "auto"):
             raise ValueError(f'episodic={self.episodic!r} is not understood: use True, False or "auto".')
-        for name, limits in self.ranges.items():
-            check_range(name, getattr(self, name), *limits)
+        known = vars(self) | dict(stats_window_size=self._stats_window_size)
+        check_arguments(type(self), known, self.ranges, self.relations)
+        self.seed = None if self.seed is None else int(self.seed)  # Python's generator knows no numbers of NumPy
+        check_train_freq(self.train_freq)
+        if not isinstance(self.learning_rate, (int, float)):
+            check_range("The initial learning_rate", self.learning_rate(1.0), *self.ranges["learning_rate"])
+        check_observation_space(self.observation_space, type(self).__name__)
         check_policy_class(self.policy_class, WorldModelPolicy, type(self).__name__)
         read: dict[str, Any] = self.policy_class.arguments_of_env(self.env)  # type: ignore[attr-defined]
         self.policy_kwargs = {**read, **self.policy_kwargs}
@@ -203,6 +214,7 @@ class WorldModelAlgorithm(Collection, Persistence, SeveralTasks, OffPolicyAlgori
             without_defaults_of_sac(self.policy_class, self.policy_kwargs),
             ("observation_space", "action_space", "lr_schedule"),
         )
+        check_arguments(self.policy_class, self.policy_kwargs, self.policy_class.ranges, self.policy_class.relations)
         self.device = with_index(self.device)
         if processes.rank() > 0:
             self.verbose, self.tensorboard_log = 0, None
@@ -289,13 +301,11 @@ class WorldModelAlgorithm(Collection, Persistence, SeveralTasks, OffPolicyAlgori
         :param batch_size: number of windows in a batch, the agent's ``batch_size`` if None
         :raises ValueError: if a loss becomes NaN or infinite; looked at every 100 updates, and at the end
         """
+        if self.waits_for_episode():
+            return
         batch_size = batch_size or self.batch_size
         self.keep_together(gradient_steps)
-        self.policy.set_training_mode(True)
-        self._update_learning_rate([self.policy.model_optimizer, self.policy.pi_optimizer])
-        if self.policy.acceleration.compiles and not self._compiled:
-            self._compiled = {name: compile_function(getattr(self, name), takes_gradients=True) for name in COMPILED}
-            self._compiled["update"] = graphed(self.update, self.recorded_constants)
+        self.prepare_updates()
         with self.policy.acceleration.applied():
             if self._n_updates == 0 and int(self.pretrain_gradient_steps) > 0:
                 if self.verbose > 0:
@@ -304,6 +314,14 @@ class WorldModelAlgorithm(Collection, Persistence, SeveralTasks, OffPolicyAlgori
             self._timed_updates(gradient_steps, batch_size)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.policy.set_training_mode(False)
+
+    def prepare_updates(self) -> None:
+        """Training mode, the present learning rate, and compilation if it has been chosen."""
+        self.policy.set_training_mode(True)
+        self._update_learning_rate([self.policy.model_optimizer, self.policy.pi_optimizer])
+        if self.policy.acceleration.compiles and not self._compiled:
+            self._compiled = {name: compile_function(getattr(self, name), takes_gradients=True) for name in COMPILED}
+            self._compiled["update"] = graphed(self.update, self.recorded_constants)
 
     def _timed_updates(self, count: int, batch_size: int, pretraining: bool = False) -> None:
         """As :meth:`_updates`; the first ones of a run tell how long it will take."""
@@ -320,26 +338,35 @@ class WorldModelAlgorithm(Collection, Persistence, SeveralTasks, OffPolicyAlgori
         :param batch_size: number of windows in a batch
         :param pretraining: whether these are the first updates, on the seeding data
         """
-        update: Callable[..., dict[str, th.Tensor]] = self._compiled.get("update", self.update)
-        batch_size = processes.share(batch_size)
         sums: th.Tensor | None = None
         for done in range(1, count + 1):
-            batch = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
-            batch = batch if pretraining else self.refresh_batch(batch)
-            noise = self.draw_noise(batch_size)
-            logs = update(
-                batch._replace(buffer_index=None), noise, self.trains_policy_in_pretraining or not pretraining
-            )
+            logs = self.update_once(batch_size, pretraining)
             values = th.stack([value.float() for value in logs.values()])
             sums = values if sums is None else sums + values
             if done % CHECK_LOSSES_EVERY == 0:  # a sum stays NaN or infinite once a loss was
-                check_finite_losses(dict(zip(logs, sums.tolist(), strict=True)), self._n_updates + done)
-        self._n_updates += count
+                check_finite_losses(dict(zip(logs, sums.tolist(), strict=True)), self._n_updates)
         if sums is not None:  # the only other copy of the losses to the host
             means = dict(zip(logs, (sums / count).tolist(), strict=True))
             check_finite_losses(means, self._n_updates)
             for name, value in means.items():
                 self.logger.record(f"train/{name}", value)
+        if self._n_updates <= CHECK_LOSSES_EVERY or count > self._n_updates % CHECK_LOSSES_EVERY:
+            check_weights(dict(self.policy.named_parameters()), self._n_updates)
+
+    def update_once(self, batch_size: int, pretraining: bool = False) -> dict[str, th.Tensor]:
+        """
+        :param batch_size: number of windows in the batch
+        :param pretraining: whether this is one of the first updates, on the seeding data
+        :return: values to log of one update on newly drawn windows, scalars by name
+        """
+        batch_size = processes.share(batch_size)
+        batch = self.windows.sample(batch_size, env=self._vec_normalize_env)
+        batch = batch if pretraining else self.refresh_batch(batch)
+        noise = self.draw_noise(batch_size)
+        update: Callable[..., dict[str, th.Tensor]] = self._compiled.get("update", self.update)
+        logs = update(batch._replace(buffer_index=None), noise, self.trains_policy_in_pretraining or not pretraining)
+        self._n_updates += 1
+        return logs
 
     def update(self, batch: SequenceBatch, noise: UpdateNoise, train_policy: bool = True) -> dict[str, th.Tensor]:
         """
@@ -443,13 +470,23 @@ class WorldModelAlgorithm(Collection, Persistence, SeveralTasks, OffPolicyAlgori
     trains_policy_in_pretraining: ClassVar[bool] = True  # whether the updates on the seeding data train the policy
     # Attributes, plain values, that an agent file keeps besides the arguments and the policy's tensors
     kept_in_agent_files: ClassVar[tuple[str, ...]] = ("num_timesteps", "_n_updates", "_episode_num")
-    ranges: ClassVar[dict[str, tuple[float, ...]]] = {  # smallest and, if any, largest allowed value of arguments
-        **dict.fromkeys(("buffer_size", "batch_size", "horizon", "iterations"), (1,)),
+    # Smallest and, if any, largest allowed value of arguments; of others 0, and any finite number. Types are those of
+    # the constructor
+    ranges: ClassVar[dict[str, tuple[float, ...]]] = {
+        **dict.fromkeys(("horizon", "iterations"), (1, 1_000)),
+        **dict.fromkeys(("batch_size", "num_samples", "num_elites"), (1, 10_000_000)),
+        **dict.fromkeys(("buffer_size", "stats_window_size", "n_steps"), (1,)),
         **dict.fromkeys(("gamma", "tau", "rho"), (0, 1)),
-        **dict.fromkeys(
-            ("learning_starts", "pretrain_gradient_steps", "temperature", "min_std", "max_grad_norm"), (0,)
-        ),
+        "learning_rate": (0, 10),
+        "gradient_steps": (-1,),
+        "verbose": (0, 2),
+        "seed": (0, 2**32 - 1),
     }
+    relations: ClassVar[tuple[tuple[str, str], ...]] = (  # the first of two arguments must not be larger
+        ("min_std", "max_std"),
+        ("num_elites", "num_samples"),
+        ("num_pi_trajs", "num_samples"),
+    )
 
     @classmethod
     def preset_arguments(cls, name: str, given: dict[str, Any]) -> dict[str, Any]:

@@ -89,8 +89,12 @@ class Collection(OffPolicyAlgorithm):
         if dones is not None:
             self.replay_buffer.dones = dones
         if self._last_obs is not None:
+            if self._vec_normalize_env is not None:  # it makes NaN of infinity
+                original = self._vec_normalize_env.get_original_obs()
+                check_finite_observation(original, "returned by reset()", batched=True)
             check_finite_observation(self._last_obs, "returned by reset()", batched=True)
-        self._accelerate(result[0])
+        updates = number_of_updates(result[0], self.n_envs, self.train_freq, self.gradient_steps)  # type: ignore[arg-type]
+        self._accelerate(result[0] // self.n_envs + updates)
         self._estimate = self._start_estimate(result[0]) if self.verbose > 0 or not progress_bar else None
         return result
 
@@ -140,13 +144,11 @@ class Collection(OffPolicyAlgorithm):
         }
         return [way for way, helps in ways.items() if helps]
 
-    def _accelerate(self, decisions: int) -> None:
+    def _accelerate(self, calls: int) -> None:
         """
-        :param decisions: number of decisions of the whole run, past ones included, so that a resumed run computes as
-            before
+        :param calls: number of plans and updates of the whole run, past ones included, so that a resumed run computes
+            as before
         """
-        updates = number_of_updates(decisions, self.n_envs, self.train_freq, self.gradient_steps)  # type: ignore[arg-type]
-        calls = decisions // self.n_envs + updates
         chosen = choose_acceleration(self.compile, self.policy.world_model, self.device, calls)
         if self.policy.acceleration.compiles:  # already compiled, at no further cost
             chosen = chosen._replace(compiles=True)
@@ -267,6 +269,10 @@ class Collection(OffPolicyAlgorithm):
             message names the environment and the step
         """
         where = f"at step {self.num_timesteps}"
+        if self._vec_normalize_env is not None:  # it makes NaN of infinity
+            reward = self._vec_normalize_env.get_original_reward()
+            original = self._vec_normalize_env.get_original_obs()
+            check_finite_observation(original, f"returned by step() {where}", batched=True)
         for index in np.flatnonzero(~np.isfinite(reward)):
             raise ValueError(
                 f"The reward of environment {index} {where} is {reward[index]}: rewards must be finite, check "

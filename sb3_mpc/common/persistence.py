@@ -1,12 +1,15 @@
 """Saving and loading in SB3's formats: atomic, and with the random number state that a resumed run needs."""
 
+import contextlib
 import io
 import json
 import pathlib
+import random
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar, TypeVar
 
+import numpy as np
 import torch as th
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv, TensorDict
@@ -19,7 +22,7 @@ from sb3_mpc.common.policies.world_model_policy import WorldModelPolicy
 SelfPersistence = TypeVar("SelfPersistence", bound="Persistence")
 
 
-def _method_name(algorithm: type) -> str:
+def method_name(algorithm: type) -> str:
     """:return: name of the class of this package that the algorithm is or is derived from"""
     return next(cls.__name__ for cls in algorithm.__mro__ if cls.__module__.startswith("sb3_mpc."))
 
@@ -32,6 +35,25 @@ def _read_method(path: str | pathlib.Path | io.BufferedIOBase) -> str | None:
     except (OSError, ValueError, AttributeError, *DAMAGE):  # load() gives the better message
         return None
     return name if isinstance(name, str) else None
+
+
+@contextlib.contextmanager
+def global_randomness_kept(wanted: bool = True) -> Iterator[None]:
+    """
+    :param wanted: if False, the context has no effect
+    :return: context after which the global generators of Python, NumPy and PyTorch are as before
+    """
+    if not wanted:
+        yield
+        return
+    python, numpy = random.getstate(), np.random.get_state()
+    devices = range(th.cuda.device_count()) if th.cuda.is_initialized() else ()
+    with th.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
 
 
 class Persistence(OffPolicyAlgorithm):
@@ -85,8 +107,8 @@ class Persistence(OffPolicyAlgorithm):
         :param exclude: names of attributes to leave out, besides the usual ones
         :param include: names of attributes to save that are usually left out
         """
-        self._saved_by = _method_name(type(self))
-        self._rng_state = dict(policy=self.policy.get_rng_state(), action_space=self.action_space.np_random)
+        self._saved_by = method_name(type(self))
+        self._rng_state = self.rng_state()
         with atomic_target(path, "zip") as target:
             super().save(target, exclude, include)
 
@@ -121,7 +143,8 @@ class Persistence(OffPolicyAlgorithm):
         **kwargs: Any,
     ) -> SelfPersistence:
         """
-        Load a model, see SB3. Its random number state is restored unless a ``seed`` is given.
+        Load a model, see SB3. Its random number state is restored, and the global generators of the process are left
+        as they are, unless a ``seed`` is given.
 
         :param path: file to read
         :param env: environment to continue with
@@ -136,9 +159,9 @@ class Persistence(OffPolicyAlgorithm):
         if "preset" in kwargs:
             raise ValueError("A preset is for new agents, load() keeps the saved settings: leave preset out.")
         saved_by = _read_method(path)
-        if saved_by not in (None, _method_name(cls)):
-            raise ValueError(f"{path} was saved by {saved_by}, not by {_method_name(cls)}: use {saved_by}.load().")
-        with explain_damage(path, f"{cls.__name__} model"):
+        if saved_by not in (None, method_name(cls)):
+            raise ValueError(f"{path} was saved by {saved_by}, not by {method_name(cls)}: use {saved_by}.load().")
+        with global_randomness_kept("seed" not in kwargs), explain_damage(path, f"{cls.__name__} model"):
             try:
                 model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
             except ValueError as error:
@@ -147,13 +170,25 @@ class Persistence(OffPolicyAlgorithm):
                 raise ValueError(
                     f"{path} was trained in another environment than the one given to load(): {error}."
                 ) from error
-        state = getattr(model, "_rng_state", None)
-        if state is not None and "seed" not in kwargs:
-            model.policy.set_rng_state(state["policy"])
-            model.action_space._np_random = state["action_space"]
+        model.restore_rng_state(seeded="seed" in kwargs)
         if processes.rank() > 0:  # that state is the first process's
             model._seed_generators(processes.seed_after(model._n_updates))
         return model
+
+    def rng_state(self) -> dict[str, Any]:
+        """:return: state of the agent's own random numbers"""
+        return dict(policy=self.policy.get_rng_state(), action_space=self.action_space.np_random)
+
+    def restore_rng_state(self, seeded: bool = False) -> None:
+        """
+        Restore what a file has kept of :meth:`rng_state`.
+
+        :param seeded: whether the user has given a seed, which wins
+        """
+        state = getattr(self, "_rng_state", None)
+        if state is not None and not seeded:
+            self.policy.set_rng_state(state["policy"])
+            self.action_space._np_random = state["action_space"]
 
     def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
         """

@@ -51,7 +51,7 @@ def find_preset(presets: Mapping[str, dict[str, Any]], name: str) -> dict[str, A
     :return: a copy of its settings
     :raises ValueError: if there is no such preset
     """
-    if name not in presets:
+    if not isinstance(name, str) or name not in presets:
         known = " or ".join(f'"{preset}"' for preset in presets)
         raise ValueError(f'There is no preset "{name}": use {known}.')
     return copy.deepcopy(presets[name])

@@ -25,12 +25,14 @@ from sb3_mpc.common import processes
 from sb3_mpc.common.algorithm import WorldModelAlgorithm, inherited
 from sb3_mpc.common.buffers.batch import SequenceBatch
 from sb3_mpc.common.buffers.sequence_buffer import SequenceReplayBuffer
+from sb3_mpc.common.buffers.sources import DataWindows, RecordedData
 from sb3_mpc.common.checks.arguments import check_range
 from sb3_mpc.common.checks.data import check_finite_losses
 from sb3_mpc.common.execution.acceleration import compile_function, graphed, set_learning_rate
 from sb3_mpc.common.execution.gradients import gradient_step
 from sb3_mpc.common.files import explain_damage
 from sb3_mpc.common.networks.losses import temporal_weights, time_slice
+from sb3_mpc.common.offline_training import check_fits
 from sb3_mpc.common.policies.multitask import MultitaskWorldModelPolicy
 from sb3_mpc.common.policies.world_model_policy import WorldModelPolicy
 from sb3_mpc.common.presets import PRESETS, takes_preset
@@ -156,10 +158,9 @@ class FacTDMPC(TDMPC2):
     }
     ranges: ClassVar[dict[str, tuple[float, ...]]] = {
         **TDMPC2.ranges,
-        "distill_steps": (0,),
         "distill_batch_size": (1,),
+        "distill_learning_rate": (0, 10),
         "num_candidates": (2,),
-        "candidate_std": (0,),
         "distill_temperature": (1e-6,),
     }
     policy: FactoredPolicy
@@ -341,6 +342,9 @@ class FacTDMPC(TDMPC2):
         tb_log_name: str = "FacTDMPC",
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
+        offline_data: RecordedData | None = None,
+        offline_fraction: float | Schedule = 0.5,
+        random_seeding: bool | str = "auto",
     ) -> SelfFacTDMPC:
         """
         Train the expert, or collect with it if it was given; then distil it. The student of an earlier call learns on.
@@ -352,29 +356,98 @@ class FacTDMPC(TDMPC2):
         self._use_student(False)
         if reset_num_timesteps:
             self._student_decisions = 0
-        super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        super().learn(
+            total_timesteps,
+            callback,
+            log_interval,
+            tb_log_name,
+            reset_num_timesteps,
+            progress_bar,
+            offline_data,
+            offline_fraction,
+            random_seeding,
+        )
+        self._distil_what_was_learned(callback, log_interval, progress_bar)
+        return self
+
+    def _distil_what_was_learned(
+        self,
+        callback: MaybeCallback,
+        log_interval: int | None,
+        progress_bar: bool,
+        windows: DataWindows | None = None,
+    ) -> None:
+        """
+        :param callback: callback(s) of the expert's training, of which the evaluations go on
+        :param log_interval: that of the training; without one the distillation is not logged either
+        :param progress_bar: show a progress bar
+        :param windows: what the segments are drawn from, the replay buffer if None
+        """
         steps = self.distill_steps
         if isinstance(steps, str):  # "auto"
             steps = min(self.num_timesteps - self._student_decisions, MAX_DISTILL_STEPS)
-        if steps > 0 and not self._can_distil():
-            return self
+        if steps > 0 and windows is None and not self._can_distil():
+            return
         found = evaluations(callback)
         calls = [evaluation.n_calls for evaluation in found]
         for evaluation in found:  # the expert's returns are not the student's; the last update is evaluated, too
             evaluation.best_mean_reward, evaluation.n_calls = -np.inf, -int(steps) % evaluation.eval_freq
         with lines_apart(self.logger):
-            self._distill(steps, self._init_callback([*found]), LOG_EVERY if log_interval else None, progress_bar)
+            log_every = LOG_EVERY if log_interval else None
+            self._distill(steps, self._init_callback([*found]), log_every, progress_bar, windows)
         for evaluation, count in zip(found, calls, strict=True):
             evaluation.n_calls = count
         if steps > 0:
             self._student_decisions = self.num_timesteps
+
+    def learn_offline(
+        self: SelfFacTDMPC,
+        data: RecordedData,
+        gradient_steps: int,
+        callback: MaybeCallback = None,
+        log_interval: int | None = LOG_EVERY,
+        tb_log_name: str = "FacTDMPC",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+        batch_size: int | None = None,
+    ) -> SelfFacTDMPC:
+        """
+        With a given expert, ``gradient_steps`` updates of the student, by segments of the data. Otherwise the expert
+        learns from the data, by as many updates, and is then distilled as after :meth:`learn`. The arguments are those
+        of :meth:`sb3_mpc.TDMPC2.learn_offline`.
+        """
+        if not self._expert_given:
+            self._use_student(False)
+            if reset_num_timesteps:
+                self._student_decisions = 0
+            super().learn_offline(
+                data,
+                gradient_steps,
+                callback,
+                log_interval,
+                tb_log_name,
+                reset_num_timesteps,
+                progress_bar,
+                batch_size,
+            )
+            windows = data.windows(self.horizon, observation_space=self.observation_space)
+            self._distil_what_was_learned(callback, log_interval, progress_bar, windows)
+            return self
+        check_range("gradient_steps", gradient_steps, 0)
+        steps = int(gradient_steps)
+        _, calls = self._begin_offline(data, steps, callback, tb_log_name, reset_num_timesteps, False)
+        windows = data.windows(self.horizon, observation_space=self.observation_space)
+        try:
+            self._distill(steps, calls, log_interval, progress_bar, windows, batch_size, True)
+        finally:
+            self._leave_data()
         return self
 
     @classmethod
     def distill(
         cls: type[SelfFacTDMPC],
         expert: WorldModelAlgorithm,
-        replay_buffer: SequenceReplayBuffer | str | Path | None = None,
+        replay_buffer: SequenceReplayBuffer | RecordedData | str | Path | None = None,
         steps: int = MAX_DISTILL_STEPS,
         callback: MaybeCallback = None,
         log_interval: int | None = LOG_EVERY,
@@ -389,7 +462,8 @@ class FacTDMPC(TDMPC2):
             FacTDMPC.distill(expert, callback=EvalCallback(eval_env, n_eval_episodes=10, eval_freq=5_000))
 
         :param expert: trained agent
-        :param replay_buffer: buffer with observations and actions, or its file; the expert's buffer if None
+        :param replay_buffer: buffer with observations and actions, its file, or a :class:`sb3_mpc.offline.Dataset`; the
+            expert's buffer if None
         :param steps: updates of the student
         :param callback: callback(s) called after every update, which count updates as steps and see the student act
         :param log_interval: updates between two lines of the log; None for no log
@@ -408,12 +482,18 @@ class FacTDMPC(TDMPC2):
         model.n_envs, model._vec_normalize_env = expert.n_envs, expert.get_vec_normalize_env()
         model.env = expert.get_env()  # callbacks ask for it
         model._setup_model()
-        data: object = expert.replay_buffer if replay_buffer is None else replay_buffer
+        data: Any = expert.replay_buffer if replay_buffer is None else replay_buffer
         if isinstance(data, (str, Path)):
             with explain_damage(data, "replay buffer"):
                 data = load_from_pkl(data)
             if isinstance(data, SequenceReplayBuffer):
                 data.set_env(expert.env)
+        model._logger = logger or configure_logger(model.verbose, model.tensorboard_log, tb_log_name)
+        if hasattr(data, "windows"):
+            check_fits(data, model.observation_space, model.action_space)
+            windows = data.windows(model.horizon, observation_space=model.observation_space)
+            model._distill(steps, model._init_callback(callback), log_interval, progress_bar, windows)
+            return model
         spaces = (model.observation_space, model.action_space)
         if not isinstance(data, SequenceReplayBuffer) or (data.observation_space, data.action_space) != spaces:
             raise ValueError(
@@ -425,7 +505,6 @@ class FacTDMPC(TDMPC2):
                 "The replay buffer is empty: give replay_buffer, a file written by save_replay_buffer() of the expert."
             )
         model.replay_buffer = data
-        model._logger = logger or configure_logger(model.verbose, model.tensorboard_log, tb_log_name)
         model._distill(steps, model._init_callback(callback), log_interval, progress_bar)
         return model
 
@@ -433,16 +512,28 @@ class FacTDMPC(TDMPC2):
         self._distilled = distilled
         self.policy.use_student(distilled)
 
-    def _distill(self, steps: int, callback: BaseCallback, log_interval: int | None, progress_bar: bool) -> None:
+    def _distill(
+        self,
+        steps: int,
+        callback: BaseCallback,
+        log_interval: int | None,
+        progress_bar: bool,
+        windows: DataWindows | None = None,
+        batch_size: int | None = None,
+        counted: bool = False,
+    ) -> None:
         """
-        Update the student, a newly initialised one if there is none yet. The distillation has random numbers of its
-        own, so that its result depends on expert, data and seed alone: a resumed agent gets the same student as one
-        that was not interrupted.
+        Update the student, a newly initialised one if there is none yet. Every update has random numbers of its own,
+        so that the result depends on expert, data and seed alone: a resumed agent gets the same student as one that was
+        not interrupted.
 
         :param steps: updates of the student
         :param callback: called after every update
         :param log_interval: updates between two lines of the log, none if None
         :param progress_bar: show a progress bar
+        :param windows: what the segments are drawn from, the replay buffer if None
+        :param batch_size: number of segments in a batch, ``distill_batch_size`` if None
+        :param counted: whether the updates remain counted as steps when they are done
         """
         check_range("steps", steps, 0)
         steps = int(steps)
@@ -462,9 +553,9 @@ class FacTDMPC(TDMPC2):
                 self.policy.reset_student()
         processes.join(self.device)
         processes.broadcast(self.policy.state_dict().values())
-        seed += processes.rank()
-        generator = th.Generator(self.device).manual_seed(seed)
-        buffer, batch_size = self.replay_buffer, processes.share(int(self.distill_batch_size))
+        generator = th.Generator(self.device)
+        buffer: Any = self.replay_buffer if windows is None else windows
+        batch_size = processes.share(batch_size or int(self.distill_batch_size))
         kept = {name: getattr(buffer, name) for name in ("_rng", "horizon", "device")}
         compiles = self.policy.acceleration.compiles and not processes.joined()
         update = self.distill_update
@@ -475,16 +566,19 @@ class FacTDMPC(TDMPC2):
         self.policy.set_training_mode(False)
         self._use_student(True)
         try:
-            buffer.seed(seed)
             buffer.horizon, buffer.device = self.horizon + 1, self.device
             callback.on_training_start(locals(), globals())
             for step in steps_left:
+                entropy = [self._distill_seed, self._student_updates, processes.rank()]
+                drawn = np.random.SeedSequence(entropy).generate_state(2)
+                buffer.seed(int(drawn[0]))
+                generator.manual_seed(int(drawn[1]))
                 batch = buffer.sample(batch_size, env=self._vec_normalize_env)
                 noise = self.draw_distill_noise(batch_size, generator)
                 with self.policy.acceleration.applied():
                     logs = update(batch._replace(plans=None, planned=None, buffer_index=None), noise)
                 self._student_updates += 1
-                self._counted_updates += 1
+                self._counted_updates += not counted
                 self.num_timesteps += 1
                 if step == steps or step % (log_interval or LOG_EVERY) == 0:
                     values = {name: value.item() for name, value in logs.items()}

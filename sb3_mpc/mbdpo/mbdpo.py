@@ -11,6 +11,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from sb3_mpc.common import processes
 from sb3_mpc.common.algorithm import inherited
 from sb3_mpc.common.buffers.batch import SequenceBatch
+from sb3_mpc.common.buffers.sources import RecordedData
 from sb3_mpc.common.networks.layers import draw_members
 from sb3_mpc.common.networks.losses import UpdateNoise
 from sb3_mpc.common.policies.world_model_policy import WorldModelPolicy
@@ -77,9 +78,10 @@ class MBDPO(TDMPC2):
     }
     ranges: ClassVar[dict[str, tuple[float, ...]]] = {
         **TDMPC2.ranges,
-        **dict(contrastive_momentum=(0, 1), contrastive_clip=(0,), exploration_std=(0,), init_noise=(0,)),
-        **dict(score_states=(1,), score_samples=(1,)),
+        **dict(contrastive_momentum=(0, 1), beta_start=(0, 1), beta_end=(0, 1)),
+        **dict(score_states=(1,), score_samples=(1,), time_embed_dim=(2, 2**20)),
     }
+    relations: ClassVar[tuple[tuple[str, str], ...]] = (*TDMPC2.relations, ("beta_start", "beta_end"))
     policy_defaults: ClassVar[dict[str, Any]] = dict(planner_class=DiffusionPlanner)
 
     @takes_preset
@@ -253,6 +255,19 @@ class MBDPO(TDMPC2):
         tb_log_name: str = "MBDPO",
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
+        offline_data: RecordedData | None = None,
+        offline_fraction: float | Schedule = 0.5,
+        random_seeding: bool | str = "auto",
     ) -> SelfMBDPO:
         """See :meth:`sb3_mpc.TDMPC2.learn`."""
-        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        return super().learn(
+            total_timesteps,
+            callback,
+            log_interval,
+            tb_log_name,
+            reset_num_timesteps,
+            progress_bar,
+            offline_data,
+            offline_fraction,
+            random_seeding,
+        )

@@ -3,10 +3,11 @@
 from typing import TypeVar
 
 import torch as th
-from stable_baselines3.common.type_aliases import MaybeCallback
+from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
 
 from sb3_mpc.common.algorithm import WorldModelAlgorithm
 from sb3_mpc.common.buffers.batch import SequenceBatch
+from sb3_mpc.common.buffers.sources import RecordedData
 from sb3_mpc.common.networks.gaussian import gaussian_log_prob, squash_correction
 from sb3_mpc.common.networks.losses import UpdateNoise, temporal_weights
 
@@ -128,6 +129,9 @@ class TDMPC2(WorldModelAlgorithm):
         tb_log_name: str = "TDMPC2",
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
+        offline_data: RecordedData | None = None,
+        offline_fraction: float | Schedule = 0.5,
+        random_seeding: bool | str = "auto",
     ) -> SelfTDMPC2:
         """
         :param total_timesteps: number of environment steps (agent decisions), all environments together
@@ -136,6 +140,23 @@ class TDMPC2(WorldModelAlgorithm):
         :param tb_log_name: name of the run in TensorBoard
         :param reset_num_timesteps: start counting at zero, with a reset of the environment
         :param progress_bar: show a progress bar (needs tqdm and rich)
+        :param offline_data: a :class:`sb3_mpc.offline.Dataset` to learn from, too; with it, each batch has windows of
+            both
+        :param offline_fraction: part of the data in a batch, a number or a schedule, which is a function of the
+            remaining progress from 1 to 0
+        :param random_seeding: whether the first ``learning_starts`` decisions are random actions without updates; if
+            not, ``learning_starts`` becomes 0. "auto" leaves them out after :meth:`learn_offline`; the updates of an
+            agent that has learned from data then begin with the end of the first episode, or after 1,000 decisions
         :return: the trained model
         """
-        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        return super().learn(
+            total_timesteps,
+            callback,
+            log_interval,
+            tb_log_name,
+            reset_num_timesteps,
+            progress_bar,
+            offline_data,
+            offline_fraction,
+            random_seeding,
+        )

@@ -11,6 +11,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from sb3_mpc.common.algorithm import inherited
 from sb3_mpc.common.buffers.batch import SequenceBatch
 from sb3_mpc.common.buffers.plan_buffer import PlanReplayBuffer
+from sb3_mpc.common.buffers.sources import RecordedData
 from sb3_mpc.common.networks.gaussian import LOG_SQRT_2PI, gaussian_log_prob, squash_correction
 from sb3_mpc.common.networks.losses import UpdateNoise, temporal_weights
 from sb3_mpc.common.policies.world_model_policy import WorldModelPolicy
@@ -87,6 +88,7 @@ class TDMPCSquare(TDMPC2):
 
     buffer_class = PlanReplayBuffer
     ranges: ClassVar[dict[str, tuple[float, ...]]] = {**TDMPC2.ranges, **dict(prior_coef=(0,), awac_lambda=(1e-6,))}
+    relations: ClassVar[tuple[tuple[str, str], ...]] = (*TDMPC2.relations, ("exp_adv_min", "exp_adv_max"))
     constraint_scalings: ClassVar[tuple[str, ...]] = ("code", "readme", "paper")
     actor_modes: ClassVar[tuple[str, ...]] = ("residual", "sac", "bc", "bc_sac", "awac")
 
@@ -278,6 +280,19 @@ class TDMPCSquare(TDMPC2):
         tb_log_name: str = "TDMPCSquare",
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
+        offline_data: RecordedData | None = None,
+        offline_fraction: float | Schedule = 0.5,
+        random_seeding: bool | str = "auto",
     ) -> SelfTDMPCSquare:
         """See :meth:`sb3_mpc.TDMPC2.learn`."""
-        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        return super().learn(
+            total_timesteps,
+            callback,
+            log_interval,
+            tb_log_name,
+            reset_num_timesteps,
+            progress_bar,
+            offline_data,
+            offline_fraction,
+            random_seeding,
+        )

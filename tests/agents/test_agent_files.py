@@ -268,6 +268,10 @@ def test_rewritten_card_alone_is_accepted(agent: Path, tmp_path: Path) -> None:
     assert load_agent(rewritten(agent, tmp_path / "a.safetensors", note="ours")).seed == 1
 
 
+# What every card's arguments have
+CALL = dict(learning_rate=1e-3, train_freq=[1, "step"], policy_kwargs={})
+
+
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
@@ -278,25 +282,32 @@ def test_rewritten_card_alone_is_accepted(agent: Path, tmp_path: Path) -> None:
         (dict(algorithm=["tdmpc2"]), "does not have"),
         (dict(algorithm="bmpc"), "does not describe a BMPC"),
         (dict(policy="os.system"), "unknown policy 'os.system'"),
-        (dict(policy=None), "unknown policy"),
-        (dict(arguments={"os.system": "touch executed"}), "unknown arguments .*os.system"),
-        (dict(arguments={"env": "os:system"}), "unknown arguments .*env"),
-        (dict(arguments={"tensorboard_log": "../../executed"}), "unknown arguments"),
-        (dict(arguments=None), "does not describe"),
+        (dict(policy=None), "wrong type for policy"),
+        (dict(arguments={"os.system": "touch executed"}), "wrong type for arguments"),
+        (dict(arguments={**CALL, "env": "os:system"}), "unknown arguments .*env"),
+        (dict(arguments={**CALL, "tensorboard_log": "../../executed"}), "unknown arguments"),
+        (dict(arguments=None), "wrong type for arguments"),
         (dict(state={"__class__": "os.system"}), "does not describe"),
         (dict(observation_space=dict(type="os.system")), "unknown space 'os.system'"),
         (dict(observation_space=dict(type="Box", dtype="O", shape=[1], low=0, high=1)), "cannot hold"),
         (dict(observation_space=dict(type="Box", dtype="float32", shape=[2**40], low=0, high=1)), "too large"),
         (dict(observation_space=dict(type="Box", dtype="float32", shape=[4], low=0, high=1)), "size mismatch"),
-        (dict(action_space="../../../etc/passwd"), "does not describe"),
+        (dict(action_space="../../../etc/passwd"), "wrong type for action_space"),
         (dict(vec_normalize={"venv": "os.system", "norm_obs": False}), ""),
         (dict(environment={"id": "os:system"}), "'os:system'.* is not an environment id"),
         (dict(environment="os.system"), "is not an environment id"),
-        (dict(environment={"id": "a/b-v0", "kwargs": "os.system"}), "wrong type for environment"),
+        (dict(environment={"id": "a/b-v0", "kwargs": "os.system"}), "is not an environment id"),
         (dict(steps=5), "wrong type for steps"),
         (dict(steps={"decisions": "many"}), "wrong type for steps"),
         (dict(state={"num_timesteps": "x", "_n_updates": 1, "_episode_num": 1}), "invalid state"),
-        (dict(environment={"id": "../../x"}, commit="$(touch executed)", versions=None), None),
+        (dict(environment={"id": "../../x"}), "is not an environment id"),
+        (dict(environment={"id": "a\x1b[2J-v0"}), r"a\\x1b\[2J-v0.* is not an environment id"),
+        (dict(environment={"id": "a`b|c-v0"}), "is not an environment id"),
+        (dict(commit="$(touch executed)"), "wrong type for commit"),
+        (dict(versions=None), "wrong type for versions"),
+        (dict(evaluation={"mean_return": "1.0"}), "wrong type for evaluation"),
+        (dict(command="a\x1bb"), "wrong type for command"),
+        (dict(command="touch executed"), None),
     ],
 )
 def test_malicious_card_is_refused(
@@ -341,6 +352,61 @@ def test_malicious_header_is_refused(tmp_path: Path, data: bytes, word: str) -> 
 def test_malicious_json_is_refused(tmp_path: Path, text: str) -> None:
     save_file({"../../x": np.zeros(1, np.float32)}, tmp_path / "bad.safetensors", {"sb3_mpc": text})
     assert_refused(tmp_path / "bad.safetensors", "header that cannot be read")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(observation_space=dict(type="Box", dtype="float32", shape=[2**21], low=0, high=1)),
+        dict(policy_kwargs=dict(model_size=317)),
+        dict(policy_kwargs=dict(num_enc_layers=10**5)),
+        dict(policy_kwargs=dict(num_enc_layers=100, latent_dim=4096, enc_dim=4096)),
+        dict(policy_kwargs=dict(net_arch=[1] * 10**5)),
+        dict(policy_kwargs=dict(num_q=2**20)),
+        dict(policy_kwargs=dict(num_bins=2**20, num_q=2**10)),
+        dict(arguments=dict(num_samples=10**7, horizon=1_000)),
+    ],
+    ids=str,
+)
+def test_small_file_costs_little(
+    agent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
+) -> None:
+    """A card may claim anything: nothing is built that is much larger than the file."""
+    card = read_card(agent)
+    card["arguments"]["policy_kwargs"] |= changes.pop("policy_kwargs", {})
+    card["arguments"] |= changes.pop("arguments", {})
+    path = rewritten(agent, tmp_path / "bad.safetensors", arguments=card["arguments"], **changes)
+    largest, fill = 0, th.Tensor.uniform_
+
+    def watched(tensor: th.Tensor, *args: Any, **kwargs: Any) -> th.Tensor:
+        nonlocal largest
+        largest = max(largest, tensor.numel())
+        return fill(tensor, *args, **kwargs)
+
+    monkeypatch.setattr(th.Tensor, "uniform_", watched)
+    assert_refused(path, "does not describe a TDMPC2")
+    assert largest < 2_000_000
+
+
+def test_card_starts_no_compiler(agent: Path, tmp_path: Path) -> None:
+    arguments = {**read_card(agent)["arguments"], "compile": True}
+    model = load_agent(rewritten(agent, tmp_path / "a.safetensors", arguments=arguments))
+    assert model.compile == "auto" and not model.policy.acceleration.compiles
+
+
+def test_weights_that_are_nan_are_refused(agent: Path, tmp_path: Path) -> None:
+    tensors, card = load_file(agent), read_card(agent)
+    name = next(name for name in tensors if "prior_net" in name)
+    tensors[name].reshape(-1)[0] = np.nan
+    del card["sha256"]
+    agent_format.write_agent(tmp_path / "a", card, {n: th.from_numpy(value) for n, value in tensors.items()})
+    assert_refused(tmp_path / "a", f"{name} is NaN or infinite")
+
+
+def test_loading_leaves_global_randomness_alone(agent: Path) -> None:
+    state = th.get_rng_state(), np.random.get_state()[1].copy()
+    load_agent(agent)
+    assert th.equal(th.get_rng_state(), state[0]) and (np.random.get_state()[1] == state[1]).all()
 
 
 class Bomb:

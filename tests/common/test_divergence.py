@@ -5,9 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_mpc import FacTDMPC
-from tests.support.agents import PointEnv, assert_one_clear_sentence, make_agent, two_envs
+from sb3_mpc import TDMPC2, FacTDMPC
+from tests.support.agents import PointEnv, SpaceEnv, assert_one_clear_sentence, make_agent, two_envs, vec
 
 # what becomes NaN -> the network, and what the plan then lacks
 PARTS = {
@@ -86,3 +88,50 @@ def test_losses_are_looked_at_in_the_burst_after_seeding(algorithm: Any) -> None
         model.learn(20)
     assert 13 < updates <= 112 and model.num_timesteps == 11
     assert_one_clear_sentence(error.value, "consistency_loss", "NaN or infinite", rf"\b{updates}\b", "checkpoint")
+
+
+@pytest.mark.parametrize(("value", "words"), [(1e30, "VecNormalize"), (1e300, "VecNormalize"), (np.inf, "check the")])
+@pytest.mark.parametrize("normalized", [False, True])
+def test_observations_that_no_network_can_read(value: float, words: str, normalized: bool) -> None:
+    """Also those that become infinite in single precision, and those that ``VecNormalize`` makes NaN."""
+    box = spaces.Box(-np.inf, np.inf, (2,), np.float64)
+    env: Any = vec(lambda: SpaceEnv(box, spaces.Box(-1, 1, (1,))))
+    inner = env.envs[0]
+    step, count = inner.step, 0
+
+    def spoiled(action: Any) -> Any:
+        nonlocal count
+        observation, *rest = step(action)
+        count += 1
+        return (np.array([0.0, value]) if count == 5 else observation), *rest
+
+    inner.step = spoiled
+    model = make_agent(TDMPC2, VecNormalize(env) if normalized else env)
+    with pytest.raises(ValueError) as error, np.errstate(all="ignore"):
+        model.learn(20)
+    assert_one_clear_sentence(error.value, "observation of environment 0", rf"is {value}".replace("+", r"\+"), words)
+    assert model.num_timesteps == 5
+    if not normalized:
+        with pytest.raises(ValueError, match="observation given to predict"):
+            model.predict(np.array([value, 0.0]))
+
+
+@pytest.mark.parametrize("rate", [1e6, 1e20])
+def test_steps_that_are_far_too_large(rate: float) -> None:
+    """Named before another action is taken, and not when all is lost."""
+    model = make_agent(TDMPC2, PointEnv(), learning_rate=lambda left: 1e-3 if left == 1 else rate)
+    with pytest.raises(ValueError) as error:
+        model.learn(30)
+    assert_one_clear_sentence(error.value, "Training has diverged", "has reached", "lower learning_rate")
+    assert model.num_timesteps < 12
+    with pytest.raises(ValueError, match="learning_rate=.* is out of range"):
+        make_agent(TDMPC2, PointEnv(), learning_rate=rate)
+
+
+def test_predict_in_a_thread_while_the_first_termination_appears() -> None:
+    model = make_agent(TDMPC2, PointEnv())
+    size = len(model.policy.world_model._modules)
+    model.policy.enable_termination()
+    assert len(model.policy.world_model._modules) == size  # nobody who goes through them is disturbed
+    model.policy.disable_termination()
+    assert len(model.policy.world_model._modules) == size

@@ -406,3 +406,15 @@ def test_files_of_versions_with_other_module_names_are_explained(tmp_path: Path)
     with pytest.raises(ValueError, match="old.pkl was written by an earlier version .* agent file"):
         model.load_replay_buffer(path)
     assert model.replay_buffer.size() == 12
+
+
+def test_loading_leaves_global_randomness_alone(algorithm: Any, tmp_path: Path) -> None:
+    """Unless a seed is given, which seeds the process as SB3 does."""
+    make_agent(algorithm, PointEnv(), seed=3).save(tmp_path / "model")
+    state = th.get_rng_state(), np.random.get_state()[1].copy()
+    algorithm.load(tmp_path / "model", env=PointEnv())
+    assert th.equal(th.get_rng_state(), state[0]) and (np.random.get_state()[1] == state[1]).all()
+    algorithm.load(tmp_path / "model", seed=3)
+    first = th.get_rng_state()
+    algorithm.load(tmp_path / "model", seed=3)
+    assert th.equal(th.get_rng_state(), first)

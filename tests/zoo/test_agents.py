@@ -221,7 +221,7 @@ def test_commands(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     for command in (
         f"list --folder {folder}",
         f"load-from-hub --algo tdmpc2 --env Pendulum-v1 --repo-id {folder} --folder {tmp_path}",
-        f"convert {tmp_path}/a.zip {tmp_path}/b.safetensors --algo tdmpc2 --env Pendulum-v1",
+        f"convert {tmp_path}/a.zip {tmp_path}/b.safetensors --algo tdmpc2 --env Pendulum-v1 --trust",
     ):
         assert main(command.split()) == 0
     output = capsys.readouterr().out

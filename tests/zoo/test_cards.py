@@ -90,3 +90,28 @@ def test_preset_that_is_unknown_and_code_that_was_changed(tmp_path: Path) -> Non
     assert "There is no preset `mine` today." in text and "git checkout abc\n" in text
     assert "to which changes had been made" in text and "LinearSchedule(0.0003, 0.0, 1.0)" in text
     assert "git checkout" not in cards.card_text({**card, "commit": None})
+
+
+def test_text_of_strangers_stays_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing in a card ends a block of code, a row or a page, and no command is other than it looks."""
+    card = read_card(FILES[0])
+    card |= dict(
+        policy="`|x",
+        preset="a`b; touch executed",
+        note="<script>alert(1)</script> [x](http://x) ```",
+        command="python -m sb3_mpc.zoo train --algo tdmpc2; touch executed ```",
+        versions={"<b>": "|"},
+    )
+    text = cards.card_text(card)
+    assert "<script>" not in text and "<b>" not in text and "[x](" not in text and "\n```\nimport" not in text
+    assert "train --algo 'tdmpc2;' touch executed '```'\n````" in text
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    assert all(len(re.findall(r"(?<!\\)\|", row)) == 3 for row in rows)
+    assert cards.training_command({**card, "command": "rm -rf ~"}) is None
+    card["arguments"] = {**card["arguments"], "policy_kwargs": {"x": {"class": "os.system('x')"}}}
+    assert "os.system('x')" not in cards.card_text(card).replace("\"os.system('x')\"", "")
+    # A file that is damaged is left out of the list of its folder, and named
+    (tmp_path / "bad.safetensors").write_bytes(b"bad")
+    (tmp_path / "good.safetensors").write_bytes(FILES[0].read_bytes())
+    assert list(cards.read_cards(tmp_path)) == ["good"]
+    assert "Left out: " in capsys.readouterr().err

@@ -19,12 +19,14 @@ import yaml
 
 import sb3_mpc
 from sb3_mpc import METHODS
-from sb3_mpc.agents.agent_files import read_card, save_agent
+from sb3_mpc.agents.agent_files import load_agent, read_card, save_agent
 from sb3_mpc.common.algorithm import WorldModelAlgorithm
 from sb3_mpc.envs import SUITES
 from sb3_mpc.zoo import aggregate, returns, rl_zoo
 from sb3_mpc.zoo.__main__ import COMMANDS, main
 from sb3_mpc.zoo.presets import PRESETS, load_preset, preset_file, preset_key
+from sb3_mpc.zoo.resume import checkpoints_of
+from sb3_mpc.zoo.run_folder import read_settings
 from tests.support import ROOT
 from tests.support.agents import assert_one_clear_sentence
 from tests.support.rendering import needs_gl
@@ -107,12 +109,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_run_folder(finished: Path) -> None:
     folder = finished / "tdmpc2" / f"{NAME}_1"
-    saved = yaml.load((folder / NAME / "config.yml").read_text(), Loader=yaml.UnsafeLoader)
-    model = sb3_mpc.TDMPC2.load(folder / f"{NAME}.zip")
+    saved = read_settings(folder / NAME / "config.yml", trust=True)  # for its callback
+    model = load_agent(folder / NAME)
     # the preset under the reduced one under what the command line says
     assert (saved["n_timesteps"], saved["num_samples"], saved["batch_size"]) == (2_000_000, 16, 16)
     assert (model.num_timesteps, model.num_samples, model.rho) == (40, 16, 0.5)
-    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step_40"]
+    assert list(checkpoints_of(folder / "checkpoints")) == [40]
+    pickles = {path.suffix for path in folder.rglob("*")} & {".zip", ".pkl", ".pth"}
+    assert not pickles, "a run folder holds data only"
 
 
 @pytest.mark.slow
@@ -125,11 +129,12 @@ def test_evaluate_and_enjoy(
     assert f"TDMPC2 on {TASK}, 2 episodes" in by_run[-3]
     assert [line.split(" return ")[0].strip() for line in by_run[-2:]] == ["planner", "network policy"]
     monkeypatch.setattr(gym.spec(TASK), "max_episode_steps", 20)
-    file = [folder / f"{NAME}.zip", "--algo", "tdmpc2", "--env", TASK, "--device", "cpu"]
+    agent = load_agent(folder / NAME, gym.make(TASK, max_episode_steps=20))
+    agent.save(tmp_path / "agent.zip")
+    file = [tmp_path / "agent.zip", "--algo", "tdmpc2", "--env", TASK, "--device", "cpu", "--trust"]
     run("evaluate", *file, "--episodes", 2)
     assert capsys.readouterr().out.splitlines()[-1] == by_run[-2]
-    model = sb3_mpc.TDMPC2.load(folder / f"{NAME}.zip", gym.make(TASK, max_episode_steps=20))
-    run("evaluate", save_agent(model, tmp_path / "agent"), "--episodes", 2, "--device", "cpu")
+    run("evaluate", save_agent(agent, tmp_path / "agent"), "--episodes", 2, "--device", "cpu")
     assert capsys.readouterr().out.splitlines()[-1] == by_run[-2]
     run("enjoy", "--algo", "tdmpc2", "--env", TASK, "-f", finished, "--no-render", "-n", 20)
     assert "Episode Reward" in capsys.readouterr().out
@@ -174,8 +179,8 @@ def test_environment_with_arguments_and_a_run_that_is_extended(tmp_path: Path, c
     at = arguments.index("max_episode_steps:20")
     run(*arguments[:at], "g:5.0", *arguments[at:])
     folder = tmp_path / "tdmpc2" / "Pendulum-v1_1"
-    run("train", "--resume", folder, "-n", 60)
-    run("train", "--resume", folder)  # has nothing left to do
+    run("train", "--resume", folder, "-n", 60, "--trust")
+    run("train", "--resume", folder, "--trust")  # has nothing left to do
     assert json.loads((folder / "train.json").read_text())["arguments"].count("--n-timesteps") == 1
     capsys.readouterr()
     run("evaluate", folder, "--episodes", 1)
@@ -242,7 +247,7 @@ def test_registration() -> None:
         ("train --algo tdmpc2 --env Pendulum-v1 -params policy:MlpPolicy", ["policy:MlpPolicy", "quotes"]),
         ("train --algo tdmpc2 --env nomodule:Pendulum-v1", ["nomodule:Pendulum-v1", "cannot be imported"]),
         ("train --resume missing --env-kwargs g:5.0", ["leave out --env-kwargs"]),
-        ("train --resume missing -params horizon:2", ["leave out --hyperparams"]),
+        ("train --resume missing -params horizon:2", ["leave out horizon:2"]),
         ("bench --obs 0", ["--obs=0", "at least 1"]),
         ("evaluate missing --n-envs 0", ["--n-envs=0", "at least 1"]),
         ("list --folder missing", ["no folder missing"]),
@@ -250,9 +255,10 @@ def test_registration() -> None:
         ("train --resume missing", ["missing", "no folder of a run"]),
         ("train --resume missing --seed 3", ["leave out --seed"]),
         ("enjoy --algo sarsa --env Pendulum-v1", ['no method "sarsa"']),
-        ("enjoy --algo tdmpc2 --env Pendulum-v1 -f missing", ["missing.*not found"]),
+        ("enjoy --algo tdmpc2 --env Pendulum-v1 -f missing", ["no run of tdmpc2 in Pendulum-v1 in missing"]),
         ("evaluate missing", ["no run and no file missing"]),
-        ("evaluate README.md", ["give --algo and --env"]),
+        ("evaluate README.md", ["may run code", "add --trust"]),
+        ("evaluate README.md --trust", ["give --algo and --env"]),
         ("evaluate", ["Which agent"]),
         ("evaluate tests", ["no folder of a run"]),
         ("plot missing", ["neither a CSV file nor a folder"]),
@@ -280,7 +286,7 @@ def test_bad_input(
 
 def test_run_that_is_further_than_asked(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     copy = shutil.copytree(finished / "tdmpc2" / f"{NAME}_1", tmp_path / "run")
-    assert main(["train", "--resume", str(copy), "-n", "20"]) == 1
+    assert main(["train", "--resume", str(copy), "-n", "20", "--trust"]) == 1
     assert_one_clear_sentence(RuntimeError(capsys.readouterr().err.splitlines()[-1]), "done 40 of 20 steps", "-n")
 
 

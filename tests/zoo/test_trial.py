@@ -50,7 +50,9 @@ def test_run_that_dies_continues_as_if_it_had_not(tmp_path: Path, monkeypatch: p
     for ours, expected in zip(killed.rows, whole.rows, strict=True):
         assert [ours[name] for name in MEASURED] == [expected[name] for name in MEASURED]
     assert [row["resumed"] for row in killed.rows] == ["0", "1", "1"]
-    assert not list(killed.folder.glob("train/*/*/checkpoints")) and not list(killed.folder.glob("train/*/*/*.zip"))
+    assert not list(killed.folder.glob("train/*/*/checkpoints")) and not list(
+        killed.folder.glob("train/*/*/*.safetensors")
+    )
     card = read_card(killed.folder / "agent.safetensors")
     assert card["steps"] == dict(decisions=60, frames=60) and card["environment"]["id"] == "Pendulum-v1"
     times = [float(row["train_cpu_s"]) for row in killed.rows]
@@ -64,7 +66,7 @@ def test_sac_is_measured_likewise_and_data_are_kept(tmp_path: Path) -> None:
     sac = tiny_run(tmp_path, "sac", "sac", save_data=True)
     run("benchmark", "--nice", 0, "--run", sac.folder)
     assert [int(row["frames"]) for row in sac.rows] == [20, 40, 60]
-    assert (sac.folder / "agent.zip").exists() and (sac.folder / "replay_buffer.pkl").exists()
+    assert (sac.folder / "agent.npz").exists() and (sac.folder / "replay_buffer.npz").exists()
     assert json.loads((sac.folder / "result.json").read_text())["machine"]["threads"] >= 1
 
 

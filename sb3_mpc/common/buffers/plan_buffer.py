@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from sb3_mpc.common.buffers.batch import SequenceBatch
-from sb3_mpc.common.buffers.sequence_buffer import SequenceReplayBuffer
+from sb3_mpc.common.buffers.sequence_buffer import SequenceReplayBuffer, StoredEpisode
 
 
 class PlanReplayBuffer(SequenceReplayBuffer):
@@ -50,6 +50,9 @@ class PlanReplayBuffer(SequenceReplayBuffer):
             )
         buffer_index = (self.pos - 1) % self.buffer_size if rows is None else (rows, envs)
         self.plans[buffer_index], self.planned[buffer_index] = plans.swapaxes(0, 1), True
+
+    def _episode(self, rows: np.ndarray, env: int) -> StoredEpisode:
+        return super()._episode(rows, env)._replace(plans=self.plans[rows, env], planned=self.planned[rows, env])
 
     def _add_plans(self, batch: SequenceBatch, buffer_index: list[tuple[np.ndarray, np.ndarray]]) -> SequenceBatch:
         index = np.array(buffer_index).swapaxes(0, 1)  # [2, H, B]

@@ -1,6 +1,7 @@
 """Replay of windows of H consecutive transitions, masked past the end of the episode."""
 
-from typing import Any, ClassVar
+from collections.abc import Iterator
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch as th
@@ -17,6 +18,29 @@ from sb3_mpc.common.execution.transfer import to_device
 # Where the next observation of a transition is stored: in the next row, or in the head, which holds the newest
 # observation of each environment; a value >= 0 is an index into the final observations
 NEXT_ROW, HEAD = -1, -2
+
+
+class StoredEpisode(NamedTuple):
+    """
+    T consecutive transitions of one episode, or of the part of it that is stored.
+
+    :param observations: by key, ``""`` for a plain observation; the one behind the last transition included
+        ``[T + 1, *shape]``
+    :param actions: in [-1, 1] ``[T, A]``
+    :param rewards: ``[T]``
+    :param terminated: whether it ended by termination
+    :param truncated: whether it ended by a time limit; an episode that still runs, or was cut by a reset, did neither
+    :param plans: mean and standard deviation of the planned actions ``[T, 2, A]``, None if the buffer stores none
+    :param planned: whether there is a plan ``[T]``, None if the buffer stores none
+    """
+
+    observations: dict[str, np.ndarray]
+    actions: np.ndarray
+    rewards: np.ndarray
+    terminated: bool
+    truncated: bool
+    plans: np.ndarray | None = None
+    planned: np.ndarray | None = None
 
 
 class SequenceReplayBuffer(ReplayBuffer):
@@ -219,6 +243,30 @@ class SequenceReplayBuffer(ReplayBuffer):
         self.pos += 1
         if self.pos == self.buffer_size:
             self.full, self.pos = True, 0
+
+    def episodes(self) -> Iterator[StoredEpisode]:
+        """:return: all that is stored, copied, one environment after the other and in the order of time"""
+        size = self.size()
+        order = (self.pos - size + np.arange(size)) % self.buffer_size
+        for env in range(self.n_envs if size else 0):
+            ends = np.flatnonzero(self._next[order, env] != NEXT_ROW) + 1
+            for rows in np.split(order, ends[:-1]):
+                yield self._episode(rows, env)
+
+    def _episode(self, rows: np.ndarray, env: int) -> StoredEpisode:
+        """
+        :param rows: rows of consecutive transitions ``[T]``
+        :param env: their environment
+        :return: the transitions
+        """
+        last, index = rows[-1:], np.array([env])
+        done, timeout = bool(self.dones[last[0], env]), bool(self.timeouts[last[0], env])
+        observations = {
+            key: np.concatenate([stored[rows, env], self._following(key, last, index)])
+            for key, stored in self._observations.items()
+        }
+        actions, rewards = self.actions[rows, env], self.rewards[rows, env]
+        return StoredEpisode(observations, actions, rewards, done and not timeout, done and timeout)
 
     def sample(self, batch_size: int, env: VecNormalize | None = None) -> SequenceBatch:  # type: ignore[override]
         """

@@ -1,10 +1,13 @@
 """What users set: arguments, spaces, classes."""
 
 import difflib
+import functools
 import inspect
+import os
 import warnings
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 import numpy as np
 from gymnasium import spaces
@@ -58,6 +61,10 @@ def check_action_space(space: spaces.Space, method: str) -> None:
             f"{method} plans over continuous actions and cannot use the action space {space}: use an environment with "
             "a gymnasium.spaces.Box action space, or a method for discrete actions such as DQN or PPO."
         )
+    if 0 in space.shape:
+        raise UnsupportedActionSpaceError(
+            f"{method} needs at least one action, and the action space {space} has none: use another environment."
+        )
     if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
         raise UnsupportedActionSpaceError(
             f"{method} needs an action space with a finite lower and upper bound in every dimension, got {space}: wrap "
@@ -95,6 +102,7 @@ FOREIGN_ARGUMENTS = {
 }
 
 
+MAX_NUMBER = float(np.finfo(np.float32).max)  # larger numbers are infinite in single precision
 MAX_LISTED = 12  # largest number of names listed in a message
 
 
@@ -195,9 +203,136 @@ def check_range(name: str, value: object, least: float, most: float = np.inf) ->
     """
     if isinstance(value, str) and value == "auto":
         return
-    if not isinstance(value, (int, float, np.number)) or not least <= value <= most:
+    numbers = (int, float, np.number)
+    if isinstance(value, np.complexfloating) or not isinstance(value, numbers) or not least <= value <= most:
         allowed = f"from {least:g} to {most:g}" if most < np.inf else f"of at least {least:g}"
-        raise ValueError(f"{name}={value!r} is out of range: use a number {allowed}.")
+        raise ValueError(f"{name}={value!r:.80} is out of range: use a number {allowed}.")
+
+
+@functools.cache
+def annotations(cls: type) -> dict[str, set[Any]]:
+    """
+    :param cls: class
+    :return: types that each argument of its constructor may have; those of base classes, if it passes arguments on
+    """
+    found: dict[str, set[Any]] = {}
+    for base in cls.__mro__:
+        if "__init__" in vars(base):
+            for name, parameter in inspect.signature(base.__init__).parameters.items():  # type: ignore[misc]
+                if parameter.annotation is not parameter.empty and not isinstance(parameter.annotation, str):
+                    found.setdefault(name, _alternatives(parameter.annotation))
+    return {name: found[name] for name in known_arguments(cls) if name in found}
+
+
+def _alternatives(hint: Any) -> set[Any]:
+    """:return: types of a union, or the one type"""
+    return set(get_args(hint)) if get_origin(hint) in (Union, UnionType) else {hint}
+
+
+def check_arguments(
+    cls: type,
+    values: Mapping[str, Any],
+    ranges: Mapping[str, tuple[float, ...]],
+    relations: Iterable[tuple[str, str]] = (),
+) -> None:
+    """
+    Check arguments against one table: their types are those of the constructor, numbers are finite, and not negative
+    unless their range says otherwise.
+
+    :param cls: class whose constructor takes the arguments
+    :param values: arguments by name
+    :param ranges: smallest and, if any, largest allowed value of numbers, by name
+    :param relations: pairs of arguments, of which the first must not be larger than the second
+    :raises ValueError: if one is of another type or out of range
+    """
+    for name, kinds in annotations(cls).items():
+        if name in values:
+            check_argument(name, values[name], kinds, ranges.get(name, (0,)))
+    for smaller, larger in relations:
+        low, high = values.get(smaller), values.get(larger)
+        if all(isinstance(value, (int, float, np.number)) for value in (low, high)) and low > high:  # type: ignore[operator]
+            raise ValueError(
+                f"{smaller}={low!r} is larger than {larger}={high!r}: reduce it, or give a larger {larger}."
+            )
+
+
+def check_argument(name: str, value: Any, kinds: set[Any], limits: tuple[float, ...]) -> None:
+    """
+    :param name: name of the argument, for the message
+    :param value: its value
+    :param kinds: types that it may have; only plain ones are checked here
+    :param limits: smallest and, if any, largest allowed value of a number
+    :raises ValueError: if it is of another type, not finite, or out of range
+    """
+    plain = kinds & {bool, int, float, str, type(None)}
+    others = kinds - plain
+    if (value is None and type(None) in plain) or any(_is_of(value, kind) for kind in others):
+        return
+    if isinstance(value, (str, os.PathLike)) and str in plain and (plain <= {str, type(None)} or value == "auto"):
+        return
+    if {int, float} & plain and (not others or isinstance(value, (bool, int, float, np.generic))):
+        whole = float not in plain
+        flag = isinstance(value, (bool, np.bool_)) and name != "verbose"
+        if flag or (whole and not isinstance(value, (int, np.integer))):
+            auto = ', or "auto"' if str in plain else ""
+            raise ValueError(f"{name}={value!r:.80} is out of range: use a {'whole ' if whole else ''}number{auto}.")
+        check_range(name, value, limits[0], min([*limits[1:], MAX_NUMBER]))
+    elif bool in plain:
+        check_flag(name, value, str in plain)
+    else:
+        names = sorted(getattr(kind, "__name__", str(kind)) for kind in kinds - {type(None)})
+        raise ValueError(f"{name}={value!r:.80} is not understood: use {' or '.join(names)}.")
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """:return: whether a value is of a type that an annotation names, as far as that can be seen"""
+    origin = get_origin(kind) or kind
+    if origin in (tuple, list, Sequence):
+        return isinstance(value, Sequence) and not isinstance(value, str)
+    if origin is Callable:
+        return callable(value)
+    return isinstance(value, origin) if isinstance(origin, type) else True
+
+
+def check_flag(name: str, value: Any, auto: bool = False) -> None:
+    """
+    :param name: name of the argument, for the message
+    :param value: its value
+    :param auto: whether "auto" is allowed, too
+    :raises ValueError: if it is neither True nor False
+    """
+    if not isinstance(value, (bool, np.bool_)) and not (auto and isinstance(value, str) and value == "auto"):
+        allowed = 'True, False or "auto"' if auto else "True or False"
+        raise ValueError(f"{name}={value!r:.80} is not understood: use {allowed}.")
+
+
+def check_train_freq(value: Any) -> None:
+    """
+    :param value: the argument ``train_freq``
+    :raises ValueError: unless it is a positive number of steps, or a pair of that and a unit
+    """
+    frequency, unit = value if isinstance(value, tuple) and len(value) == 2 else (value, "step")
+    unit = getattr(unit, "value", unit)  # of SB3's TrainFreq
+    whole = isinstance(frequency, (int, np.integer)) and not isinstance(frequency, bool)
+    if not whole or frequency < 1 or unit not in ("step", "episode"):
+        raise ValueError(
+            f'train_freq={value!r:.80} is out of range: use a whole number of at least 1, or (number, "step") or '
+            '(number, "episode").'
+        )
+
+
+def check_observation_space(space: spaces.Space, method: str) -> None:
+    """
+    :param space: observation space of the environment
+    :param method: name of the method, for the message
+    :raises UnsupportedObservationError: if there is nothing in it
+    """
+    parts = list(space.spaces.values()) if isinstance(space, spaces.Dict) else [space]
+    if not parts or any(0 in (part.shape or ()) for part in parts):
+        raise UnsupportedObservationError(
+            f"{method} needs observations, and the observation space {space} has none: use an environment that returns "
+            "at least one number."
+        )
 
 
 def check_policy_class(policy_class: type, base: type, method: str) -> None:

@@ -3,9 +3,16 @@
 import traceback
 
 import numpy as np
+import torch as th
 from gymnasium import spaces
 
+# Beyond it, squares in the networks are infinite in single precision
+LARGEST_OBSERVATION = 1e15
+# Weights are of the order of one; such a number means that the steps were far too large
+LARGEST_WEIGHT = 1e5
+
 Observations = np.ndarray | dict[str, np.ndarray]
+CHECK_LOSSES_EVERY = 100  # updates; a copy to the host in each of them would cost time
 
 
 def named_parts(observation: Observations) -> list[tuple[str, np.ndarray]]:
@@ -25,16 +32,19 @@ def check_finite_observation(
     :param observation: one observation or a batch of them
     :param context: where the observation comes from, for the message
     :param batched: whether the first index is the environment
-    :raises ValueError: if a floating-point entry is NaN or infinite
+    :raises ValueError: if a floating-point entry is NaN, infinite, or so large that networks cannot read it
     """
     for name, array in named_parts(observation):
-        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
-            where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+        if np.issubdtype(array.dtype, np.floating) and not (np.abs(array) <= LARGEST_OBSERVATION).all():
+            where = tuple(int(i) for i in np.argwhere(~(np.abs(array) <= LARGEST_OBSERVATION))[0])
             owner = f" of environment {where[0]}" if batched else ""
             index = where[1:] if batched else where
+            fix = (
+                "check the environment" if not np.isfinite(array[where]) else "scale them, for example by VecNormalize"
+            )
             raise ValueError(
-                f"The {name}{owner} {context} is {array[where]} at index {index}: observations must be finite, "
-                "check the environment."
+                f"The {name}{owner} {context} is {array[where]} at index {index}: observations must be finite and at "
+                f"most {LARGEST_OBSERVATION:g} in size, {fix}."
             )
 
 
@@ -79,3 +89,22 @@ def check_finite_losses(losses: dict[str, float], n_updates: int) -> None:
             f"Training has diverged: {', '.join(bad)} became NaN or infinite after {n_updates} updates. Resume from an "
             "earlier checkpoint with a lower learning_rate or smaller rewards."
         )
+
+
+def check_weights(parameters: dict[str, th.Tensor], n_updates: int) -> None:
+    """
+    :param parameters: of a policy, by name
+    :param n_updates: number of updates so far
+    :raises ValueError: if one is far too large: the steps of the optimiser were. NaN is seen in the losses
+    """
+    names = [name for name, value in parameters.items() if value.is_floating_point() and value.numel() > 0]
+    if not names:
+        return
+    largest = th.stack(th._foreach_norm([parameters[name].detach() for name in names], float("inf"))).float()
+    if not bool((largest > LARGEST_WEIGHT).any()):
+        return
+    index = int((largest > LARGEST_WEIGHT).nonzero()[0])
+    raise ValueError(
+        f"Training has diverged: {names[index]} has reached {float(largest[index]):.3g} after {n_updates} updates. "
+        "Resume from an earlier checkpoint with a lower learning_rate."
+    )

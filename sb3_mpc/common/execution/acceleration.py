@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cache, wraps
+from types import FunctionType, MethodType
 from typing import Any, NamedTuple
 
 import torch as th
@@ -146,33 +147,75 @@ def compile_function(function: Callable[..., Any], takes_gradients: bool = False
     """
     :param function: function of tensors
     :param takes_gradients: whether it calls ``torch.autograd.grad``
-    :return: the function compiled by torch.compile for fixed shapes, whose first call takes up to a minute
+    :return: the function compiled by torch.compile for fixed shapes, whose first call takes up to a minute. With more
+        different inputs than PyTorch compiles it for, it runs uncompiled, and there is a warning
     """
-    compiled = th.compile(function, dynamic=False)
-    if not takes_gradients:
-        return compiled
+    compiled, told = th.compile(with_own_code(function), dynamic=False), False
 
     @wraps(function)
     def call(*args: Any) -> Any:
-        with _traced_gradients():
-            return compiled(*args)
+        nonlocal told
+        if th.compiler.is_compiling():  # within another compiled function, of which it becomes a part
+            return function(*args)
+        from torch._dynamo.exc import FailOnRecompileLimitHit
+
+        with _set_in_dynamo(
+            fail_on_recompile_limit_hit=True, **dict(trace_autograd_ops=True) if takes_gradients else {}
+        ):
+            try:
+                return compiled(*args)
+            except FailOnRecompileLimitHit:
+                if not told:
+                    name = getattr(function, "__qualname__", "a function")
+                    warnings.warn(
+                        f"{name} was compiled for as many different inputs as PyTorch allows: for others it runs "
+                        "uncompiled, which is slower. Keep batch size, number of environments and frozen networks as "
+                        "they are, or raise torch._dynamo.config.recompile_limit.",
+                        stacklevel=2,
+                    )
+                told = True
+        return function(*args)
 
     return call
 
 
+def with_own_code(function: Callable[..., Any]) -> Callable[..., Any]:
+    """
+    PyTorch counts how often it compiles a function by its code, which all agents of a class share: after eight agents
+    in a process it would compile no more, without a word.
+
+    :param function: function or bound method
+    :return: the same, with a code object of its own
+    """
+    inner: Any = getattr(function, "__func__", function)
+    if not isinstance(inner, FunctionType):
+        return function
+    copied = FunctionType(
+        inner.__code__.replace(), inner.__globals__, inner.__name__, inner.__defaults__, inner.__closure__
+    )
+    copied.__kwdefaults__ = inner.__kwdefaults__
+    owner = getattr(function, "__self__", None)
+    return copied if owner is None else MethodType(copied, owner)
+
+
 @contextmanager
-def _traced_gradients() -> Iterator[None]:
-    """:return: context in which a compiled function and its gradients become one graph, where PyTorch can do that"""
+def _set_in_dynamo(**settings: bool) -> Iterator[None]:
+    """
+    :param settings: switches of PyTorch's compiler, of which those that this version has are set: to trace gradients,
+        so that a function and its gradients become one graph; and to say when it compiles no more
+    :return: context with these settings
+    """
     from torch._dynamo import config
 
-    before = getattr(config, "trace_autograd_ops", None)
-    if before is not None:
-        config.trace_autograd_ops = True
+    known = [name for name in settings if hasattr(config, name)]
+    before = {name: getattr(config, name) for name in known}
     try:
+        for name in known:
+            setattr(config, name, settings[name])
         yield
     finally:
-        if before is not None:
-            config.trace_autograd_ops = before
+        for name, value in before.items():
+            setattr(config, name, value)
 
 
 def graphed(function: Callable[..., Any], constants: Callable[[], Hashable] = lambda: None) -> Callable[..., Any]:

@@ -38,6 +38,7 @@ def apply_gradients(optimizer: th.optim.Optimizer, parameters: list[th.Tensor], 
     :param gradients: their gradients
     """
     if gradients:
+        optimizer.zero_grad()  # parameters that were frozen meanwhile would go on by their last gradient
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         optimizer.step()

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from sb3_mpc.common.checks.arguments import check_range
+from sb3_mpc.common.checks.arguments import check_argument, check_range
 
 # Architectures by number of parameters in millions (TD-MPC2, appendix on scaling)
 MODEL_SIZES: dict[int, dict[str, int]] = {
@@ -12,6 +12,8 @@ MODEL_SIZES: dict[int, dict[str, int]] = {
     48: dict(enc_dim=1792, mlp_dim=1792, latent_dim=768, num_enc_layers=4, num_q=5),
     317: dict(enc_dim=4096, mlp_dim=4096, latent_dim=1376, num_enc_layers=5, num_q=8),
 }
+
+MAX_SIZE, MAX_LAYERS = 2**20, 100  # far more than any network has
 
 # Other latent sizes in the experiments on the 30 tasks of DMControl (mt30), and the size of the task embedding, which
 # depends on the model there (official code)
@@ -88,5 +90,12 @@ def resolve_sizes(
     if not arch.keys() <= {"qf", "pi"}:
         raise ValueError(f"net_arch has the keys {sorted(arch)}: use qf (all other networks) and pi (policy prior).")
     given_layers = (arch.get("qf"), arch.get("pi"))
+    for layers in given_layers:
+        if layers is not None and not isinstance(layers, (list, tuple)):
+            raise ValueError(f"net_arch={net_arch!r:.80} is not understood: use a list of sizes, such as [512, 512].")
+        if len(layers or ()) > MAX_LAYERS:
+            raise ValueError(f"net_arch has {len(layers or ())} layers: use at most {MAX_LAYERS}.")
+        for size in layers or ():
+            check_argument("A size in net_arch", size, {int}, (1, MAX_SIZE))
     hidden, prior_hidden = ([sizes["mlp_dim"]] * 2 if layers is None else list(layers) for layers in given_layers)
     return Sizes(sizes["latent_dim"], sizes["enc_dim"], sizes["num_enc_layers"], hidden, prior_hidden, sizes["num_q"])

@@ -76,7 +76,9 @@ class WorldModel(nn.Module):
         self.q_ensemble = EnsembleMLP(*values)
         self.q_target = EnsembleMLP(*values).requires_grad_(False)
         self.q_target.load_state_dict(self.q_ensemble.state_dict())
-        self.termination_head: nn.Sequential | None = None
+        self.termination_head: nn.Sequential | None
+        # A place for it from the start: another thread may go through the modules when it is added
+        self.register_module("termination_head", None)
 
     def add_termination_head(self) -> None:
         """Create the termination head; its parameters come last, so that optimisers keep their order."""

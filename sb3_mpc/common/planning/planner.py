@@ -17,6 +17,7 @@ from sb3_mpc.common.networks.layers import draw_members
 from sb3_mpc.common.networks.world_model import WorldModel
 from sb3_mpc.common.planning.plan import Plan, PlanNoise
 
+MAX_NUMBERS = 2**30  # random numbers of a plan for one environment, far more than any plan has
 LARGE_ACTION_DIM, EXTRA_ITERATIONS = 20, 2  # more iterations for large action spaces (official code)
 
 
@@ -72,6 +73,12 @@ class MPPIPlanner(nn.Module):
         self.horizon, self.gamma = horizon, gamma
         self.action_dim = world_model.action_dim
         self.iterations = iterations + (EXTRA_ITERATIONS if self.action_dim >= LARGE_ACTION_DIM else 0)
+        numbers = self.iterations * (horizon + 1) * num_samples * self.action_dim
+        if numbers > MAX_NUMBERS:
+            raise ValueError(
+                f"A plan needs {4e-9 * numbers:.0f} GB of random numbers with {horizon=}, {iterations=} and "
+                f"{num_samples=}: reduce them."
+            )
         self.num_samples, self.num_elites, self.num_pi_trajs = num_samples, num_elites, num_pi_trajs
         self.min_std, self.max_std, self.temperature = min_std, max_std, temperature
         self._compiled: dict[str, Callable[..., th.Tensor]] = {}

@@ -13,6 +13,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch.utils._pytree import tree_map_only
 
+from sb3_mpc.common.checks.arguments import check_flag
 from sb3_mpc.common.checks.data import check_finite_observation
 from sb3_mpc.common.execution.acceleration import Acceleration, compile_function, graphed
 from sb3_mpc.common.execution.cuda_graphs import frozen_values
@@ -181,6 +182,7 @@ class PlanningPolicy(BasePolicy):
         :raises ValueError: see :meth:`predict`
         """
         self.set_training_mode(False)
+        check_flag("deterministic", deterministic)
         if isinstance(observation, tuple) and len(observation) == 2 and isinstance(observation[1], dict):
             raise ValueError(
                 "You have passed a tuple to the predict() function instead of a Numpy array or a Dict. "

@@ -8,6 +8,7 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import BaseModel, BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs
 
+from sb3_mpc.common.checks.arguments import check_flag
 from sb3_mpc.common.checks.data import check_finite_observation
 from sb3_mpc.common.execution.transfer import in_float32
 from sb3_mpc.common.networks.world_model import WorldModel
@@ -76,6 +77,7 @@ class PriorPolicy(_View, BasePolicy):
         return self.world_model.act(z, noise)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        check_flag("deterministic", deterministic)
         actions: th.Tensor = self(observation, deterministic)
         if not actions.isfinite().all():
             raise ValueError(

@@ -1,7 +1,7 @@
 """The policy: a world model and a planner that acts through it."""
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch as th
 from gymnasium import spaces
@@ -10,10 +10,10 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Flatten
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_mpc.common.checks.arguments import check_range
+from sb3_mpc.common.checks.arguments import check_arguments
 from sb3_mpc.common.networks.encoders import DictExtractor, Encoder, PixelExtractor
 from sb3_mpc.common.networks.running_scale import RunningScale
-from sb3_mpc.common.networks.sizes import resolve_sizes
+from sb3_mpc.common.networks.sizes import MAX_LAYERS, MAX_SIZE, resolve_sizes
 from sb3_mpc.common.networks.world_model import WorldModel
 from sb3_mpc.common.planning.planner import MPPIPlanner
 from sb3_mpc.common.policies.planning_policy import PlanningPolicy
@@ -69,6 +69,19 @@ class WorldModelPolicy(PlanningPolicy):
     """
 
     default_features_extractor: type[BaseFeaturesExtractor] = FlattenExtractor
+    # Of the arguments, as in WorldModelAlgorithm
+    ranges: ClassVar[dict[str, tuple[float, ...]]] = {
+        **dict.fromkeys(("latent_dim", "enc_dim", "mlp_dim", "num_q", "n_critics", "simnorm_dim"), (1, MAX_SIZE)),
+        **dict.fromkeys(("student_latent_dim", "student_mlp_dim", "task_dim"), (1, MAX_SIZE)),
+        **dict.fromkeys(("vmin", "vmax"), (-80, 80)),  # exp(80) is the largest number in single precision
+        **dict.fromkeys(("log_std_min", "log_std_max"), (-20, 10)),
+        "num_enc_layers": (1, MAX_LAYERS),
+        "num_bins": (0, MAX_SIZE),
+        "model_size": (1,),
+        "dropout": (0, 0.99),
+        "running_scale_tau": (0, 1),
+    }
+    relations: ClassVar[tuple[tuple[str, str], ...]] = (("log_std_min", "log_std_max"), ("vmin", "vmax"))
 
     def __init__(
         self,
@@ -124,10 +137,7 @@ class WorldModelPolicy(PlanningPolicy):
             optimizer_kwargs=optimizer_kwargs,
         )
         self._init_kwargs = init_kwargs  # arguments to rebuild this policy in `load`
-        check_range("dropout", dropout, 0, 0.99)
-        check_range("num_bins", num_bins, 0)
-        if n_critics is not None:
-            check_range("n_critics", n_critics, 1)
+        check_arguments(WorldModelPolicy, init_kwargs, self.ranges, self.relations)
         count = n_critics if num_q is None else num_q
         sizes = resolve_sizes(model_size, latent_dim, enc_dim, mlp_dim, num_enc_layers, count, net_arch, simnorm_dim)
         self.net_arch = sizes.hidden if net_arch is None else net_arch  # under SB3's name

@@ -1,0 +1,213 @@
+"""Command ``pretrain``: an agent from a data set alone."""
+
+import argparse
+import ast
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.preprocessing import is_image_space
+
+import sb3_mpc
+from sb3_mpc.agents.agent_files import save_agent
+from sb3_mpc.common.algorithm import WorldModelAlgorithm
+from sb3_mpc.offline import Dataset
+from sb3_mpc.offline.layout import tells_task
+from sb3_mpc.zoo import rl_zoo
+from sb3_mpc.zoo.train import check_algorithm, check_options, check_setting
+
+SETTINGS, CHECKPOINT, AGENT = "pretrain.json", "checkpoint.zip", "agent.safetensors"
+UPDATES = 100_000
+KEPT: tuple[str, ...] = (
+    "algo",
+    "data",
+    "env",
+    "gradient_steps",
+    "preset",
+    "model_size",
+    "batch_size",
+    "sampling",
+    "hyperparams",
+)
+KEPT += ("eval_freq", "eval_episodes", "checkpoint_freq", "seed")
+
+
+class Checkpoint(BaseCallback):
+    """
+    Saves the agent every so many updates, in place of what was saved before.
+
+    :param path: file
+    :param every: updates between saves
+    """
+
+    def __init__(self, path: Path, every: int) -> None:
+        super().__init__()
+        self.path, self.every = path, every
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps % self.every == 0:
+            self.model.save(self.path)
+        return True
+
+
+class SeededEvaluation(EvalCallback):
+    """Evaluates in episodes that depend on seed and number of updates alone, so that resumed runs have the same."""
+
+    seed = 0
+
+    def _on_step(self) -> bool:
+        if self.n_calls % self.eval_freq == 0:
+            sequence = np.random.SeedSequence([self.seed, self.n_calls])
+            self.eval_env.seed(int(sequence.generate_state(1)[0]) % 2**31)
+        return super()._on_step()
+
+
+def main(args: argparse.Namespace) -> None:
+    """
+    :param args: command line
+    """
+    check_options(args, gradient_steps=1, eval_freq=1, eval_episodes=1, checkpoint_freq=1, batch_size=1, seed=0)
+    if args.resume is None:
+        folder, settings = begin(args)
+    else:
+        folder, settings = args.resume, read_settings(args.resume)
+    data = Dataset.load(settings["data"])
+    total = settings["gradient_steps"]
+    model = make(settings, data, args.device) if args.resume is None else resume(folder, settings, args.device)
+    model.set_logger(configure(str(folder), ["csv", "stdout"]))
+    callbacks: list[BaseCallback] = [Checkpoint(folder / CHECKPOINT, settings["checkpoint_freq"])]
+    if settings["env"] is not None:
+        callbacks.insert(0, evaluation(folder, settings, model.num_timesteps))
+    print(f"{type(model).__name__}, {total - model.num_timesteps:,} updates, {data.rows:,} transitions of {data.path}")
+    model.learn_offline(
+        data,
+        total - model.num_timesteps,
+        callbacks,
+        log_interval=max(1, min(1_000, total // 10)),
+        reset_num_timesteps=False,
+        progress_bar=sys.stderr.isatty() and not args.no_progress,
+    )
+    model.save(folder / CHECKPOINT)
+    note = f"learned from {data.rows:,} recorded transitions ({data.source}) by {total:,} updates, without acting"
+    print(f"Wrote {save_agent(model, folder / AGENT, env_id=settings['env'], note=note, steps=None)}")
+
+
+def begin(args: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
+    """
+    :param args: command line
+    :return: new folder for the run, and its settings
+    :raises ValueError: if method or data are missing
+    """
+    if args.data is None:
+        raise ValueError("Which data? Give --data DIR; `collect` and `data convert` make a data set.")
+    check_algorithm(args.algo)
+    for item in args.hyperparams or []:
+        check_setting(item)
+    Dataset.load(args.data)
+    settings = {name: getattr(args, name) for name in KEPT}
+    settings |= dict(data=str(args.data.resolve()), gradient_steps=args.gradient_steps or UPDATES)
+    settings["env"] = None if args.env is None else rl_zoo.find_environment(args.env)
+    for name in ("eval_freq", "checkpoint_freq"):
+        settings[name] = settings[name] or max(1, settings["gradient_steps"] // 10)
+    parent, number = args.log_folder / args.algo, 1
+    while (folder := parent / f"{args.data.resolve().name}_{number}").exists():
+        number += 1
+    folder.mkdir(parents=True)
+    (folder / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n")
+    return folder, settings
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """
+    :param folder: folder of a run
+    :return: its settings
+    :raises FileNotFoundError: if it is none, or has no checkpoint yet
+    """
+    for name, advice in ((SETTINGS, "`pretrain` has begun no run there"), (CHECKPOINT, "start the run again")):
+        if not (folder / name).exists():
+            raise FileNotFoundError(f"There is no {name} in {folder}: {advice}.")
+    settings: dict[str, Any] = json.loads((folder / SETTINGS).read_text())
+    return settings
+
+
+def policy_for(space: spaces.Space) -> str:
+    """
+    :param space: space of the observations
+    :return: name of the policy for them
+    """
+    if tells_task(space):
+        return "MultitaskPolicy"
+    if isinstance(space, spaces.Dict):
+        return "MultiInputPolicy"
+    return "CnnPolicy" if is_image_space(space) else "MlpPolicy"
+
+
+def make(settings: dict[str, Any], data: Dataset, device: str) -> WorldModelAlgorithm:
+    """
+    :param settings: settings of the run
+    :param data: the data set
+    :param device: device
+    :return: a new agent
+    """
+    arguments: dict[str, Any] = dict(seed=settings["seed"], device=device, verbose=1)
+    for name in ("preset", "batch_size"):
+        arguments |= {} if settings[name] is None else {name: settings[name]}
+    for item in settings["hyperparams"] or []:
+        name, _, value = item.partition(":")
+        arguments[name] = ast.literal_eval(value)
+    policy_kwargs = {**data.policy_kwargs, **arguments.pop("policy_kwargs", {})}
+    if settings["model_size"] is not None:
+        policy_kwargs["model_size"] = settings["model_size"]
+    arguments |= dict(policy_kwargs=policy_kwargs) if policy_kwargs else {}
+    if settings["sampling"] is not None:
+        arguments["replay_buffer_kwargs"] = dict(sampling=settings["sampling"])
+    algorithm = sb3_mpc.ALGORITHMS[settings["algo"]]
+    return algorithm(policy_for(data.observation_space), data.as_env(), **arguments)
+
+
+def resume(folder: Path, settings: dict[str, Any], device: str) -> WorldModelAlgorithm:
+    """
+    :param folder: folder of a run
+    :param settings: its settings
+    :param device: device
+    :return: the agent of its checkpoint
+    """
+    model = sb3_mpc.ALGORITHMS[settings["algo"]].load(folder / CHECKPOINT, device=device)
+    print(f"Resuming after {model.num_timesteps:,} of {settings['gradient_steps']:,} updates")
+    return model
+
+
+def evaluation(folder: Path, settings: dict[str, Any], done: int) -> EvalCallback:
+    """
+    :param folder: folder of the run
+    :param settings: its settings
+    :param done: updates that are done
+    :return: the callback that evaluates, with the results of those updates
+    """
+    episodes = settings["eval_episodes"]
+    env = make_vec_env(settings["env"], min(episodes, 10))
+    callback = SeededEvaluation(
+        env,
+        n_eval_episodes=episodes,
+        eval_freq=settings["eval_freq"],
+        log_path=str(folder),
+        best_model_save_path=str(folder),
+    )
+    callback.n_calls, callback.seed = done, settings["seed"]
+    if done and (folder / "evaluations.npz").exists():
+        with np.load(folder / "evaluations.npz", allow_pickle=False) as file:
+            known = file["timesteps"] <= done
+            callback.evaluations_timesteps = file["timesteps"][known].tolist()
+            callback.evaluations_results = file["results"][known].tolist()
+            callback.evaluations_length = file["ep_lengths"][known].tolist()
+            if "successes" in file:
+                callback.evaluations_successes = file["successes"][known].tolist()
+        if known.any():
+            callback.best_mean_reward = float(np.max(np.mean(callback.evaluations_results, axis=1)))
+    return callback
