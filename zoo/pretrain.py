@@ -16,6 +16,7 @@ from stable_baselines3.common.preprocessing import is_image_space
 
 import sb3_mpc
 from sb3_mpc.agents.agent_files import save_agent
+from sb3_mpc.common import processes
 from sb3_mpc.common.algorithm import WorldModelAlgorithm
 from sb3_mpc.offline import Dataset
 from sb3_mpc.offline.layout import tells_task
@@ -80,11 +81,15 @@ def main(args: argparse.Namespace) -> None:
     data = Dataset.load(settings["data"])
     total = settings["gradient_steps"]
     model = make(settings, data, args.device) if args.resume is None else resume(folder, settings, args.device)
-    model.set_logger(configure(str(folder), ["csv", "stdout"]))
+    first = processes.rank() == 0  # of several processes the first one logs and saves
+    model.set_logger(configure(str(folder), ["csv", "stdout"] if first else []))
     callbacks: list[BaseCallback] = [Checkpoint(folder / CHECKPOINT, settings["checkpoint_freq"])]
-    if settings["env"] is not None:
+    if first and settings["env"] is not None:
         callbacks.insert(0, evaluation(folder, settings, model.num_timesteps))
-    print(f"{type(model).__name__}, {total - model.num_timesteps:,} updates, {data.rows:,} transitions of {data.path}")
+    if first:
+        print(
+            f"{type(model).__name__}, {total - model.num_timesteps:,} updates, {data.rows:,} transitions of {data.path}"
+        )
     model.learn_offline(
         data,
         total - model.num_timesteps,
@@ -93,6 +98,8 @@ def main(args: argparse.Namespace) -> None:
         reset_num_timesteps=False,
         progress_bar=sys.stderr.isatty() and not args.no_progress,
     )
+    if not first:
+        return
     model.save(folder / CHECKPOINT)
     note = f"learned from {data.rows:,} recorded transitions ({data.source}) by {total:,} updates, without acting"
     print(f"Wrote {save_agent(model, folder / AGENT, env_id=settings['env'], note=note, steps=None)}")
@@ -101,7 +108,7 @@ def main(args: argparse.Namespace) -> None:
 def begin(args: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     """
     :param args: command line
-    :return: new folder for the run, and its settings
+    :return: new folder for the run, and its settings; of several processes, the first one makes it
     :raises ValueError: if method or data are missing
     """
     if args.data is None:
@@ -116,6 +123,8 @@ def begin(args: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     for name in ("eval_freq", "checkpoint_freq"):
         settings[name] = settings[name] or max(1, settings["gradient_steps"] // 10)
     parent, number = args.log_folder / args.algo, 1
+    if processes.rank() > 0:
+        return parent, settings
     while (folder := parent / f"{args.data.resolve().name}_{number}").exists():
         number += 1
     folder.mkdir(parents=True)
