@@ -83,7 +83,7 @@ class ImageEnv(IdleEnv):
     def __init__(self) -> None:
         super().__init__(1, 6)
         self.observation_space = spaces.Box(0, 255, IMAGE, np.uint8)
-        self._observation = np.random.default_rng(0).integers(0, 256, IMAGE, dtype=np.uint8)
+        self._observation: Any = np.random.default_rng(0).integers(0, 256, IMAGE, dtype=np.uint8)
 
 
 @contextmanager
@@ -105,7 +105,7 @@ def execution(work: Work) -> Iterator[list[float]]:
         compiled = compile_(function, mode="reduce-overhead", **options)
 
         def call(*args: Any) -> Any:  # the next call overwrites its results
-            th.compiler.cudagraph_mark_step_begin()  # type: ignore[attr-defined]
+            th.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
             return tree_map_only(th.Tensor, th.Tensor.clone, compiled(*args))
 
         return call
@@ -255,7 +255,7 @@ def training(work: Work, write: Write) -> None:
     decisions, starts, episodes = (60, 20, 1) if work.small else (DECISIONS, "auto", EPISODES)
     found: Facts = dict(env=env_id, decisions=decisions, compile=True, seed=0)
     evaluation = EvalCallback(
-        Monitor(gym.make(env_id, **({"max_episode_steps": 20} if work.small else {}))),
+        Monitor(gym.make(env_id, max_episode_steps=20 if work.small else None)),
         callback_after_eval=Curve(write, found),
         n_eval_episodes=episodes,
         eval_freq=decisions // EVALUATIONS,

@@ -70,7 +70,7 @@ class PlanningPolicy(BasePolicy):
         Called by whatever moves the policy, such as ``to`` and ``cuda``: another device gets a new generator of the
         same seed.
         """
-        super()._apply(*args, **kwargs)
+        super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
         if self.generator.device != th.zeros((), device=self.device).device:  # with its index
             self.generator = th.Generator(self.device)
             self.seed(self._seed)
@@ -160,7 +160,8 @@ class PlanningPolicy(BasePolicy):
         size, plans = math.ceil(n_envs / parts), []
         for first in range(0, n_envs, size):
             chosen = th.arange(first, first + size, device=prev_mean.device).clamp(max=n_envs - 1)
-            some, some_shift = tree_map_only(th.Tensor, lambda x, chosen=chosen: x[chosen], (observation, shift))
+            pick = partial(th.index_select, dim=0, index=chosen)
+            some, some_shift = tree_map_only(th.Tensor, pick, (observation, shift))
             plans.append(make(some, prev_mean[chosen], some_shift, own.noise_of(noise, n_envs, chosen), planner))
         return Plan(*(th.cat(part)[:n_envs] for part in zip(*plans, strict=True)))
 
