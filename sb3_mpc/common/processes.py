@@ -103,7 +103,7 @@ def _together() -> Iterator[None]:
         reason = " ".join(str(error).split())[:160]
         raise RuntimeError(
             f"Process {rank()} of {size()} stops, because another one has ended or does not answer: its own message "
-            f"says why, and the run goes on from its last checkpoint ({reason})."
+            f"says why; continue the run from its last checkpoint ({reason})."
         ) from error
 
 

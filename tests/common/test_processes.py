@@ -77,6 +77,16 @@ def test_processes_learn_one_agent(run: dict[str, Any]) -> None:
     assert all(th.equal(value, first["state"][name]) for name, value in loaded.policy.state_dict().items())
 
 
+def test_all_processes_go_on_from_the_first_one_s_checkpoint(run: dict[str, Any]) -> None:
+    """They learn one agent further, with random numbers of their own."""
+    first, second = (one["learned"] for one in run["found"])
+    assert first["resumed_updates"] == second["resumed_updates"] == 6
+    for name, value in first["resumed"].items():
+        assert th.equal(value, second["resumed"][name]), name
+    assert any((value != first["state"][name]).any() for name, value in first["resumed"].items())
+    assert (first["resumed_rows"] != second["resumed_rows"]).any()
+
+
 def test_what_does_not_work_together_is_refused(run: dict[str, Any]) -> None:
     for one in run["found"]:
         divided, counted = one["refused"]

@@ -89,7 +89,16 @@ def learned(folder: Path) -> dict[str, Any]:
     first = env.reset()
     model.learn(24, counter)
     model.save(folder / "agent.zip")
+    model.save_replay_buffer(folder / "buffer.pkl")
+    processes.greatest(0.0)  # the first one has written
+    resumed = TDMPC2.load(folder / "agent.zip", env)
+    resumed.load_replay_buffer(folder / "buffer.pkl")
+    rows = resumed.replay_buffer.sample(16).actions
+    resumed.learn(6, reset_num_timesteps=False)
     return dict(
+        resumed={name: value.clone() for name, value in resumed.policy.state_dict().items()},
+        resumed_rows=rows,
+        resumed_updates=resumed._n_updates - model._n_updates,
         state={name: value.clone() for name, value in model.policy.state_dict().items()},
         calls=counter.calls,
         first=th.as_tensor(first),

@@ -54,7 +54,7 @@ class TaskEmbeddingCallback(Measurement):
     ``nearest``, the mean distance of a task to the next one, and ``spread``, the mean distance of all pairs.
 
     :param eval_freq: see :class:`Measurement`
-    :param names: names of the tasks, their numbers if None
+    :param names: names of the tasks; those of the agent if None, or their numbers
     :param method: see :func:`to_plane`
     :param folder: see :class:`Measurement`
     :param verbose: see :class:`Measurement`
@@ -93,9 +93,9 @@ class TaskEmbeddingCallback(Measurement):
         figure.set_size_inches(6.5, 5.5)
         axes = figure.subplots()
         axes.scatter(plane[:, 0], plane[:, 1], c=np.arange(len(plane)), cmap="turbo", s=30)
-        for index, point in enumerate(plane):
-            label = str(index) if self.names is None else self.names[index]
-            axes.annotate(label, point, xytext=(4, 3), textcoords="offset points", fontsize=7)
+        names = self.names or getattr(self.model.policy, "task_names", None) or list(map(str, range(len(plane))))
+        for name, point in zip(names, plane, strict=True):
+            axes.annotate(name, point, xytext=(4, 3), textcoords="offset points", fontsize=7)
         axes.set(title=f"task embeddings, {method}", xticks=[], yticks=[])
         axes.margins(0.12)
 
