@@ -22,8 +22,10 @@ SelfPersistence = TypeVar("SelfPersistence", bound="Persistence")
 
 
 def method_name(algorithm: type) -> str:
-    """:return: name of the class of this package that the algorithm is or is derived from"""
-    return next(cls.__name__ for cls in algorithm.__mro__ if cls.__module__.startswith("sb3_mpc."))
+    """:return: name of the class of this package that the algorithm is or is derived from; its own if there is none"""
+    return next(
+        (cls.__name__ for cls in algorithm.__mro__ if cls.__module__.startswith("sb3_mpc.")), algorithm.__name__
+    )
 
 
 def _read_method(path: str | pathlib.Path | io.BufferedIOBase) -> str | None:
