@@ -210,7 +210,8 @@ class WorldModelAlgorithm(Collection, Persistence, OffPolicyAlgorithm):
             without_defaults_of_sac(self.policy_class, self.policy_kwargs),
             ("observation_space", "action_space", "lr_schedule"),
         )
-        check_arguments(self.policy_class, self.policy_kwargs, self.policy_class.ranges, self.policy_class.relations)
+        policy_class: Any = self.policy_class
+        check_arguments(policy_class, self.policy_kwargs, policy_class.ranges, policy_class.relations)
         self.device = with_index(self.device)
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)

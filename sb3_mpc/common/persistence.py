@@ -48,7 +48,7 @@ def global_randomness_kept(wanted: bool = True) -> Iterator[None]:
         yield
         return
     python, numpy = random.getstate(), np.random.get_state()
-    devices = range(th.cuda.device_count()) if th.cuda.is_initialized() else ()
+    devices = range(th.cuda.device_count()) if th.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
     with th.random.fork_rng(devices):
         try:
             yield
