@@ -214,7 +214,8 @@ class WorldModelAlgorithm(Collection, OfflineTraining, Persistence, SeveralTasks
             without_defaults_of_sac(self.policy_class, self.policy_kwargs),
             ("observation_space", "action_space", "lr_schedule"),
         )
-        check_arguments(self.policy_class, self.policy_kwargs, self.policy_class.ranges, self.policy_class.relations)
+        policy_class: Any = self.policy_class
+        check_arguments(policy_class, self.policy_kwargs, policy_class.ranges, policy_class.relations)
         self.device = with_index(self.device)
         if processes.rank() > 0:
             self.verbose, self.tensorboard_log = 0, None
