@@ -480,7 +480,7 @@ class WorldModelAlgorithm(Collection, OfflineTraining, Persistence, SeveralTasks
         **dict.fromkeys(("gamma", "tau", "rho"), (0, 1)),
         "learning_rate": (0, 10),
         "gradient_steps": (-1,),
-        "verbose": (0, 2),
+        "verbose": (0,),
         "seed": (0, 2**32 - 1),
     }
     relations: ClassVar[tuple[tuple[str, str], ...]] = (  # the first of two arguments must not be larger
