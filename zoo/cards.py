@@ -323,8 +323,8 @@ def card_text(card: dict[str, Any], pictures: Iterable[str] = ()) -> str:
         f'```python\nfrom sb3_mpc import zoo\n{make}\nmodel = zoo.load("{card["algorithm"]}", "{env_id}"{env})\n```\n',
         "The same call with `repo_id` loads it from a hub repository or a folder.\n",
     ]
-    how, changes, note = reproduction(card), preset_sentence(card), card.get("note")
-    note = markdown(note) if is_text(note) else None
+    how, changes = reproduction(card), preset_sentence(card)
+    note = markdown(str(card["note"])) if is_text(card.get("note")) else None
     if how or changes or note:
         parts += ["## Reproduce\n", *([how] if how else []), *(f"{text}\n" for text in (changes, note) if text)]
     parts += [

@@ -170,7 +170,7 @@ class ResumableCheckpoint(BaseCallback):
                 )
             which = "no complete checkpoint" if step is None else f"no complete checkpoint of step {step}"
             raise FileNotFoundError(f"{self.folder} holds {which}: start the run again.")
-        reasons = []
+        reasons: list[str] = []
         for path in complete.values():
             reason = damage_of(path)
             if reason is None:

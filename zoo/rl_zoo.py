@@ -85,9 +85,8 @@ class SafeEvaluation(EvalCallback):
 
     def __init__(self, *args: Any, folder: Path, save: Callable[[Any, Path], Any], **kwargs: Any) -> None:
         # Written under another name first: to be killed meanwhile leaves the old results
-        super().__init__(
-            *args, log_path=str(folder / ".unfinished"), callback_on_new_best=_SaveBest(folder, save), **kwargs
-        )
+        kwargs |= dict(log_path=str(folder / ".unfinished"), callback_on_new_best=_SaveBest(folder, save))
+        super().__init__(*args, **kwargs)
         self.folder = folder
 
     def _on_step(self) -> bool:

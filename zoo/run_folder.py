@@ -39,11 +39,11 @@ class _DataLoader(yaml.SafeLoader):
 
 
 def _tuple(loader: yaml.SafeLoader, node: yaml.Node) -> tuple[Any, ...]:
-    return tuple(loader.construct_sequence(node, deep=True))  # type: ignore[arg-type]
+    return tuple(loader.construct_sequence(node, deep=True))
 
 
 def _ordered(loader: yaml.SafeLoader, node: yaml.Node) -> "OrderedDict[Any, Any]":
-    (pairs,) = loader.construct_sequence(node, deep=True)  # type: ignore[arg-type]
+    (pairs,) = loader.construct_sequence(node, deep=True)
     return OrderedDict((key, value) for key, value in pairs)
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, sync_envs_normalization
 
 from sb3_mpc.agents.agent_files import save_agent
@@ -142,7 +143,7 @@ class MeasuredEvaluation(BaseCallback):
             save_agent(
                 self.model, self.run.folder / "agent.safetensors", preset=preset, steps=steps, evaluation=evaluation
             )
-        else:
+        elif isinstance(self.model, OffPolicyAlgorithm):
             save_training(self.model, self.run.folder / "agent.npz")
 
 

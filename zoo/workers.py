@@ -199,10 +199,10 @@ def guard_log(env: gym.Env) -> gym.Env:
     if isinstance(env, Monitor) and env.results_writer is not None:
         write, told = env.results_writer.write_row, False
 
-        def guarded(row: dict[str, Any]) -> None:
+        def guarded(epinfo: dict[str, float]) -> None:
             nonlocal told
             try:
-                write(row)
+                write(epinfo)
             except OSError as error:
                 if not told:
                     warnings.warn(f"An episode could not be logged ({error}): training is not affected.", stacklevel=2)

@@ -75,7 +75,8 @@ def _digest(card: dict[str, Any], tensors: dict[str, th.Tensor]) -> str:
     digest = hashlib.sha256(json.dumps(card, sort_keys=True).encode())
     for name, value in sorted(tensors.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(memoryview(value.reshape(-1).view(th.uint8).numpy()))  # no copy
+        content: Any = value.reshape(-1).view(th.uint8).numpy()
+        digest.update(content)  # no copy
     return digest.hexdigest()
 
 

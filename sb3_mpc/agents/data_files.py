@@ -42,7 +42,8 @@ GENERATORS = {"PCG64": np.random.PCG64, "MT19937": np.random.MT19937}
 def known_classes() -> dict[str, type]:
     """:return: the classes that a file may name; objects of the second half of them may be in a file"""
     own = [value for cls in sb3_mpc.ALGORITHMS.values() for value in cls.policy_defaults.values()]
-    own += [policy for cls in (*sb3_mpc.ALGORITHMS.values(), sb3.SAC) for policy in cls.policy_aliases.values()]
+    algorithms: list[Any] = [*sb3_mpc.ALGORITHMS.values(), sb3.SAC]
+    own += [policy for cls in algorithms for policy in cls.policy_aliases.values()]
     own += [WorldModel, MPPIPlanner, PixelExtractor, DictExtractor, th.optim.Adam, th.optim.AdamW]
     own += [torch_layers.FlattenExtractor, torch_layers.NatureCNN, torch_layers.CombinedExtractor]
     own += [th.nn.ReLU, th.nn.Tanh, th.nn.ELU, th.nn.GELU, th.nn.SiLU, th.nn.Mish, th.nn.LeakyReLU]
@@ -72,7 +73,7 @@ def write_data(path: str | Path, value: Any) -> None:
     :param value: what is in it
     :raises ValueError: if a part of it is not data
     """
-    with atomic_target(path, "npz") as target, zipfile.ZipFile(target, "w") as archive:  # type: ignore[arg-type]
+    with atomic_target(path, "npz") as target, zipfile.ZipFile(target, "w") as archive:
         arrays = _Writer(archive)
         structure = json.dumps(arrays.encode(value, ""))
         archive.writestr(STRUCTURE, structure)
@@ -339,7 +340,7 @@ class _Reader:
 
     def read_object(self, content: Any, depth: int) -> Any:
         """:return: an object of a known class"""
-        cls = known_objects()[content[0]]
+        cls: Any = known_objects()[content[0]]
         made = cls.__new__(cls)
         vars(made).update(self.decode(content[1], depth))
         return made

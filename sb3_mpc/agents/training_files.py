@@ -9,7 +9,7 @@ What is no data, such as a schedule that is a function, or a class of the user's
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch as th
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -89,7 +89,7 @@ def load_training(
         if known not in kwargs and not name.startswith("_"):
             raise ValueError(f"{path} cannot hold {known}, which was {kept!s:.100}: give it again, as {known}=...")
     with _described(path, algorithm.__name__):
-        venv = algorithm._wrap_env(env, int(data["verbose"]))  # type: ignore[arg-type]
+        venv = algorithm._wrap_env(env, int(data["verbose"]))
     try:
         check_for_correct_spaces(venv, data["observation_space"], data["action_space"])
     except (ValueError, KeyError) as error:
@@ -126,7 +126,7 @@ def load_buffer(model: OffPolicyAlgorithm, path: Path) -> None:
     :param path: file written by :func:`save_buffer`
     :raises ValueError: if it is damaged, or of another kind of buffer
     """
-    content, buffer = read_data(path), model.replay_buffer
+    content, buffer = read_data(path), cast(Any, model.replay_buffer)
     with _described(path, type(buffer).__name__):
         kind, state = str(content["buffer"]), dict(content["state"])
         for name in ("observation_space", "action_space", "n_envs", "buffer_size"):
@@ -136,9 +136,10 @@ def load_buffer(model: OffPolicyAlgorithm, path: Path) -> None:
         if any(len(row) > state["buffer_size"] for row in rows):
             raise ValueError("it has more rows than its size")
         state["device"] = model.device
-        restore: Any = getattr(type(buffer), "__setstate__", lambda made, found: vars(made).update(found))
-        restore(buffer, state)
-        buffer.set_env(model.env) if hasattr(buffer, "set_env") else None
+        restore: Any = getattr(buffer, "__setstate__", buffer.__dict__.update)
+        restore(state)
+        if hasattr(buffer, "set_env"):
+            buffer.set_env(model.env)
 
 
 @contextmanager

@@ -214,7 +214,8 @@ class WorldModelAlgorithm(Collection, OfflineTraining, Persistence, SeveralTasks
             without_defaults_of_sac(self.policy_class, self.policy_kwargs),
             ("observation_space", "action_space", "lr_schedule"),
         )
-        check_arguments(self.policy_class, self.policy_kwargs, self.policy_class.ranges, self.policy_class.relations)
+        policy_class: Any = self.policy_class
+        check_arguments(policy_class, self.policy_kwargs, policy_class.ranges, policy_class.relations)
         self.device = with_index(self.device)
         if processes.rank() > 0:
             self.verbose, self.tensorboard_log = 0, None
@@ -479,7 +480,7 @@ class WorldModelAlgorithm(Collection, OfflineTraining, Persistence, SeveralTasks
         **dict.fromkeys(("gamma", "tau", "rho"), (0, 1)),
         "learning_rate": (0, 10),
         "gradient_steps": (-1,),
-        "verbose": (0, 2),
+        "verbose": (0,),
         "seed": (0, 2**32 - 1),
     }
     relations: ClassVar[tuple[tuple[str, str], ...]] = (  # the first of two arguments must not be larger

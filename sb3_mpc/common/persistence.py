@@ -23,8 +23,10 @@ SelfPersistence = TypeVar("SelfPersistence", bound="Persistence")
 
 
 def method_name(algorithm: type) -> str:
-    """:return: name of the class of this package that the algorithm is or is derived from"""
-    return next(cls.__name__ for cls in algorithm.__mro__ if cls.__module__.startswith("sb3_mpc."))
+    """:return: name of the class of this package that the algorithm is or is derived from; its own if there is none"""
+    return next(
+        (cls.__name__ for cls in algorithm.__mro__ if cls.__module__.startswith("sb3_mpc.")), algorithm.__name__
+    )
 
 
 def _read_method(path: str | pathlib.Path | io.BufferedIOBase) -> str | None:
@@ -47,7 +49,7 @@ def global_randomness_kept(wanted: bool = True) -> Iterator[None]:
         yield
         return
     python, numpy = random.getstate(), np.random.get_state()
-    devices = range(th.cuda.device_count()) if th.cuda.is_initialized() else ()
+    devices = range(th.cuda.device_count()) if th.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
     with th.random.fork_rng(devices):
         try:
             yield

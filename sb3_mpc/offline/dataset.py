@@ -18,6 +18,7 @@ from sb3_mpc.offline.layout import (
     DESCRIPTION,
     EPISODE,
     TASK,
+    RowReader,
     observation_columns,
     open_column,
     read_description,
@@ -73,6 +74,7 @@ class Dataset:
             for name, row in about["rows"].items()
         }
         self.episodes = np.array(self.columns.pop("episodes"))  # as EPISODE of sb3_mpc.offline.layout
+        self.readers = {name: RowReader(self.path / f"{name}.npy", column) for name, column in self.columns.items()}
         self.numbers = np.arange(len(self.episodes))  # of these episodes on disk
         self._stamp = self._stat()
         self._digest = hashlib.sha256((self.path / DESCRIPTION).read_bytes()).hexdigest()

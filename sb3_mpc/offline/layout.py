@@ -36,6 +36,7 @@ ESSENTIAL = ("episodes", "actions", "rewards")
 HEADER = 512  # bytes of the header of an array, whose length must not depend on the number of rows
 BLOCK, BLOCKS = 4096, 64  # bytes and number of the samples that tell at once whether a file has changed
 PART = 2**24  # bytes that are read at once
+MAPPED = 2**28  # bytes of the largest array that is read through a mapping
 
 
 def observation_columns(space: spaces.Space) -> dict[str, tuple[str, spaces.Space]]:
@@ -82,6 +83,40 @@ def header(row: np.dtype, rows: int) -> bytes:
     text = repr(dict(descr=descr, fortran_order=False, shape=(rows, *row.shape)))
     magic = b"\x93NUMPY\x01\x00" + (HEADER - 10).to_bytes(2, "little")
     return magic + text.ljust(HEADER - 11).encode("latin1") + b"\n"
+
+
+class RowReader:
+    """
+    Reads rows at random places of an array on disk. One that is small is mapped into memory. Of a large one the places
+    are read one by one: a mapping would grow with all that is touched, and finding the pages takes longer.
+
+    :param path: file
+    :param array: the same, mapped into memory
+    """
+
+    def __init__(self, path: Path, array: np.ndarray) -> None:
+        self.array = array
+        self.row = array[:0].nbytes if len(array) == 0 else array[0].nbytes
+        self.file: BinaryIO | None = None
+        if array.nbytes > MAPPED and hasattr(os, "pread"):
+            self.file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed with this object
+            if hasattr(os, "posix_fadvise"):  # what lies beside a row need not be read
+                os.posix_fadvise(self.file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+
+    def read(self, first: np.ndarray, step: np.ndarray) -> np.ndarray:
+        """
+        :param first: rows where windows start ``[B]``
+        :param step: which of the rows from there on, not more than H - 1 ``[H, B]``
+        :return: these rows ``[H, B, *shape]``
+        """
+        if self.file is None:
+            return self.array[first + step]
+        count = min(len(step), len(self.array))
+        begin = np.minimum(first, len(self.array) - count)
+        descriptor, size, pread = self.file.fileno(), count * self.row, os.pread
+        parts = [pread(descriptor, size, place) for place in (HEADER + begin * self.row).tolist()]
+        rows = np.frombuffer(b"".join(parts), self.array.dtype).reshape(len(first), count, *self.array.shape[1:])
+        return rows[np.arange(len(first)), step + (first - begin)]
 
 
 class ColumnFile:
@@ -226,6 +261,8 @@ def open_column(folder: Path, name: str, row: np.dtype, entries: dict[str, Any] 
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError, SyntaxError, TypeError) as error:
         raise ValueError(f"{path} is no array of numbers: copy or convert the data set again.") from error
+    if array.offset != HEADER or not array.flags.c_contiguous:
+        raise ValueError(f"{path} is laid out in another way than `sb3_mpc` writes it: convert the data set again.")
     if array.dtype != row.base or array.shape != (entries["rows"], *row.shape):
         raise ValueError(
             f"{path} does not fit the spaces of {folder / DESCRIPTION}: its rows are {array.dtype}{array.shape[1:]}, "

@@ -144,39 +144,33 @@ class Windows:
         :return: the windows
         """
         data, index = self.data, self.data.episodes
-        start, length, last = index["start"][episodes], index["length"][episodes], index["length"][episodes] - 1
-        step = steps + np.arange(self.horizon + 1)[:, None]  # [H + 1, B]
-        of_observations = start + data.numbers[episodes] + np.minimum(step, length)
-        step = step[:-1]
-        rows = start + np.minimum(step, last)
-        terminated = (step >= last) & index["terminated"][episodes]
-        parts: Any = {
-            key: data.columns[name][of_observations]
-            for key, (name, _) in observation_columns(data.observation_space).items()
-        }
+        first, left = index["start"][episodes] + steps, index["length"][episodes] - steps
+        step = np.arange(self.horizon + 1)[:, None]
+        seen, taken = np.minimum(step, left), np.minimum(step[:-1], left - 1)  # [H + 1, B], [H, B]
+        terminated = (taken == left - 1) & index["terminated"][episodes]
+        stored = observation_columns(data.observation_space)
+        first_seen = first + data.numbers[episodes]
+        parts: Any = {key: data.readers[name].read(first_seen, seen) for key, (name, _) in stored.items()}
         if tells_task(data.observation_space):
-            parts[TASK] = np.broadcast_to(index["task"][episodes].astype(np.int64), of_observations.shape).copy()
-        observations = self._normalize(self._typed(parts), env)
-        rewards = ReplayBuffer._normalize_reward(data.columns["rewards"][rows], env)
+            parts[TASK] = np.broadcast_to(index["task"][episodes].astype(np.int64), seen.shape).copy()
+        observations: Any = ReplayBuffer._normalize_obs(self._typed(parts), env)
+        rewards = ReplayBuffer._normalize_reward(data.readers["rewards"].read(first, taken), env)
         batch = SequenceBatch(
             {key: self._tensor(part) for key, part in observations.items()}
             if isinstance(observations, dict)
             else self._tensor(observations),
-            self._tensor(data.columns["actions"][rows]),
+            self._tensor(data.readers["actions"].read(first, taken)),
             self._tensor(rewards[..., None]),
             self._tensor(terminated[..., None].astype(np.float32)),
-            self._tensor((step <= last)[..., None].astype(np.float32)),
+            self._tensor((step[:-1] < left)[..., None].astype(np.float32)),
         )
-        return self._with_plans(batch, rows) if self.plans else batch
+        return self._with_plans(batch, first + taken) if self.plans else batch
 
     def _typed(self, parts: dict[str, np.ndarray]) -> Any:
         """:return: observations of the types of the model's space"""
         if not isinstance(self.observation_space, spaces.Dict):
             return parts[""].astype(self.observation_space.dtype, copy=False)
         return {key: parts[key].astype(sub.dtype, copy=False) for key, sub in self.observation_space.spaces.items()}
-
-    def _normalize(self, observations: Any, env: VecNormalize | None) -> Any:
-        return ReplayBuffer._normalize_obs(observations, env)
 
     def _tensor(self, array: np.ndarray) -> th.Tensor:
         return th.as_tensor(array, device=self.device)

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from sb3_mpc.common.buffers.plan_buffer import PlanReplayBuffer
 from sb3_mpc.common.buffers.sequence_buffer import SequenceReplayBuffer
 from sb3_mpc.common.buffers.sources import OF_DATA, MixedWindows
-from sb3_mpc.offline import Dataset, merge
+from sb3_mpc.offline import Dataset, layout, merge
 from sb3_mpc.offline.layout import ColumnFile
 from sb3_mpc.offline.writer import DatasetWriter
 from tests.support.agents import PointEnv, SpaceEnv, assert_one_clear_sentence, vec
@@ -82,10 +82,18 @@ def assert_same_batch(first: Any, second: Any) -> None:
             np.testing.assert_array_equal(one.numpy(), other.numpy(), err_msg=name)
 
 
+@pytest.mark.parametrize("mapped", [True, False], ids=["mapped", "read"])
 @pytest.mark.parametrize(("kind", "normalize"), [*((kind, False) for kind in SPACES), ("box", True)])
 @pytest.mark.parametrize("cls", [SequenceReplayBuffer, PlanReplayBuffer])
-def test_same_windows_as_the_replay_buffer(cls: Any, kind: str, normalize: bool) -> None:
-    """To the last bit: windows of all transitions, also those that reach past the end of an episode."""
+def test_same_windows_as_the_replay_buffer(
+    cls: Any, kind: str, normalize: bool, mapped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    To the last bit: windows of all transitions, also those that reach past the end of an episode; from files that are
+    mapped into memory, and from those that are too large for that.
+    """
+    if not mapped:
+        monkeypatch.setattr(layout, "MAPPED", 0)
     buffer = filled(SPACES[kind], cls, horizon=3)
     env = None
     if normalize:

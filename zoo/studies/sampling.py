@@ -3,8 +3,9 @@ What a batch of a data set costs: ``python -m sb3_mpc.zoo.studies.sampling``.
 
 Windows of 3 transitions are drawn from a data set of 100 million transitions, which is made of holes (a sparse file: it
 takes hardly any space, and is read as zeros), and from a replay buffer in memory. Resident memory is that of the whole
-process. ``--rows``, ``--batch`` and ``--episode`` change the sizes; ``--cold`` asks the kernel to drop the pages of the
-files before each batch. Appends a row to ``results/sampling.csv``.
+process. ``--rows``, ``--batch`` and ``--episode`` change the sizes. At first nothing of the files is in the kernel's
+cache, and each page is fetched when it is first touched; ``--warm`` reads all of them before, and takes as much memory
+for the cache. Appends a row to ``results/sampling.csv``.
 """
 
 import argparse
@@ -73,17 +74,14 @@ def resident() -> int:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def seconds_of(draw: Callable[[], Any], count: int, before: Callable[[], None] | None = None) -> float:
+def seconds_of(draw: Callable[[], Any], count: int) -> float:
     """
     :param draw: draws a batch
     :param count: how often
-    :param before: called before each, not timed
     :return: median of the times
     """
     times = []
     for _ in range(count):
-        if before is not None:
-            before()
         started = time.perf_counter()
         draw()
         times.append(time.perf_counter() - started)
@@ -94,27 +92,24 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=100_000_000)
-    parser.add_argument("--buffer-rows", type=int, default=200_000, help="rows of the buffer in memory")
+    parser.add_argument("--buffer-rows", type=int, default=1_000_000, help="rows of the buffer in memory")
     parser.add_argument("--episode", type=int, default=100)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--batches", type=int, default=1_000)
-    parser.add_argument("--cold", action="store_true", help="drop the pages of the files before each batch")
+    parser.add_argument("--warm", action="store_true", help="read all of the files before")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         data = make_sparse(Path(folder) / "data", args.rows, args.episode)
         loaded = resident()
         windows = data.windows(3, seed=0)
-
-        def drop() -> None:
+        if args.warm:
             for path in data.path.glob("*.npy"):
-                with open(path, "rb") as file:
-                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-        of_data = seconds_of(lambda: windows.sample(args.batch), args.batches, drop if args.cold else None)
+                layout.checksum_of(path)
+        of_data = seconds_of(lambda: windows.sample(args.batch), args.batches)
         after = resident()
         buffer = make_buffer(args.buffer_rows, args.episode)
         of_buffer = seconds_of(lambda: buffer.sample(args.batch), args.batches)
-    row = dict(rows=args.rows, batch=args.batch, batches=args.batches, cold=args.cold)
+    row = dict(rows=args.rows, batch=args.batch, batches=args.batches, warm=args.warm)
     row |= dict(data_ms=round(1e3 * of_data, 3), buffer_ms=round(1e3 * of_buffer, 3))
     row |= dict(ratio=round(of_data / of_buffer, 2), resident_mb=after // 10**6, resident_before_mb=loaded // 10**6)
     print(json.dumps(row))

@@ -81,9 +81,8 @@ def frozen_values(*objects: object) -> tuple[Hashable, ...]:
         if isinstance(item, th.optim.Optimizer):
             groups = ({name: value for name, value in group.items() if name != "params"} for group in item.param_groups)
             values += [value for group in groups for value in group.values() if _is_plain(value)]
-            state: dict[str, Any] = next(
-                iter(item.state.values()), {}
-            )  # if one parameter's is replaced, so are the others'
+            # If the state of one parameter is replaced, so are the others
+            state: dict[str, Any] = next(iter(item.state.values()), {})
             values += [part.data_ptr() for part in state.values() if isinstance(part, th.Tensor)]
         elif isinstance(item, th.nn.Module):
             values += [(parameter.data_ptr(), parameter.requires_grad) for parameter in item.parameters()]
