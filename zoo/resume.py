@@ -41,6 +41,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from sb3_mpc.agents.data_files import is_data, read_data, write_data
 from sb3_mpc.agents.normalization import normalization_settings
 from sb3_mpc.agents.training_files import load_buffer, load_training, save_buffer, save_training
+from sb3_mpc.common import processes
 from sb3_mpc.common.algorithm import WorldModelAlgorithm
 from sb3_mpc.common.files import checksum, hold, release, sync_folder, write_text
 
@@ -223,7 +224,9 @@ class ResumableCheckpoint(BaseCallback):
         venv, normalize = model.get_env(), model.get_vec_normalize_env()
         if normalize is not None:
             normalize.obs_rms, normalize.ret_rms = state["normalization"]
-        venv.seed(int(state["env_seed"]))  # for the reset at the beginning of learn()
+        venv.seed(
+            processes.own_seed(int(state["env_seed"]), venv.num_envs)
+        )  # for the reset at the beginning of learn()
         for index, start in enumerate(state["monitor_starts"]):
             venv.env_method("set_wrapper_attr", "t_start", float(start), indices=index)
         logs = {} if self.logs is None else {path.name: path for path in self.logs.glob("*.monitor.csv")}

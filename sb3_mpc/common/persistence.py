@@ -173,8 +173,6 @@ class Persistence(OffPolicyAlgorithm):
                     f"{path} was trained in another environment than the one given to load(): {error}."
                 ) from error
         model.restore_rng_state(seeded="seed" in kwargs)
-        if processes.rank() > 0:  # that state is the first process's
-            model._seed_generators(processes.seed_after(model._n_updates))
         return model
 
     def rng_state(self) -> dict[str, Any]:
@@ -191,6 +189,8 @@ class Persistence(OffPolicyAlgorithm):
         if state is not None and not seeded:
             self.policy.set_rng_state(state["policy"])
             self.action_space._np_random = state["action_space"]
+        if processes.rank() > 0 and not seeded:  # that state is the first process's
+            self._seed_generators(processes.seed_after(self._n_updates))
 
     def save_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
         """
@@ -224,8 +224,6 @@ class Persistence(OffPolicyAlgorithm):
                 if saved != wanted:
                     raise ValueError(f"{path} does not fit this model: its {name} is {saved}, the model's is {wanted}.")
             loaded.horizon = self.horizon
-            if processes.rank() > 0:
-                loaded.seed(processes.seed_after(self._n_updates))
             loaded.sampling = self.replay_buffer_kwargs.get("sampling", loaded.sampling)
             loaded.storage = self.replay_buffer_kwargs.get("storage", loaded.storage)
         except Exception:

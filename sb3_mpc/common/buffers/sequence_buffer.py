@@ -10,6 +10,7 @@ from stable_baselines3.common.buffers import BaseBuffer, ReplayBuffer
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch.utils._pytree import tree_map_only
 
+from sb3_mpc.common import processes
 from sb3_mpc.common.buffers.batch import SequenceBatch as SequenceBatch
 from sb3_mpc.common.buffers.device_copy import DeviceCopy
 from sb3_mpc.common.buffers.memory import check_memory
@@ -442,6 +443,8 @@ class SequenceReplayBuffer(ReplayBuffer):
         stored = {name: state.pop(name) for name in (*self.row_arrays, "_observations")} if state["_allocated"] else {}
         kept: dict[str, Any] = {name: state[name] for name in ("_head", "_final", "_free") if name in state}
         self.__dict__.update(state)
+        if processes.rank() > 0:  # that state is the first process's
+            self.seed(processes.seed_after(self._total))
         if stored:
             self._allocated = False
             self._allocate()
