@@ -324,6 +324,7 @@ class FacTDMPC(TDMPC2):
         tb_log_name: str = "FacTDMPC",
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
+        *,
         offline_data: RecordedData | None = None,
         offline_fraction: float | Schedule = 0.5,
         random_seeding: bool | str = "auto",
@@ -345,9 +346,9 @@ class FacTDMPC(TDMPC2):
             tb_log_name,
             reset_num_timesteps,
             progress_bar,
-            offline_data,
-            offline_fraction,
-            random_seeding,
+            offline_data=offline_data,
+            offline_fraction=offline_fraction,
+            random_seeding=random_seeding,
         )
         self._distil_what_was_learned(callback, progress_bar)
         return self
