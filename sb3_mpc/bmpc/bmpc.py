@@ -322,6 +322,7 @@ class BMPC(WorldModelAlgorithm):
         tb_log_name: str = "BMPC",
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
+        *,
         offline_data: RecordedData | None = None,
         offline_fraction: float | Schedule = 0.5,
         random_seeding: bool | str = "auto",
@@ -334,7 +335,7 @@ class BMPC(WorldModelAlgorithm):
             tb_log_name,
             reset_num_timesteps,
             progress_bar,
-            offline_data,
-            offline_fraction,
-            random_seeding,
+            offline_data=offline_data,
+            offline_fraction=offline_fraction,
+            random_seeding=random_seeding,
         )

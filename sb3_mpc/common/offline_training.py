@@ -224,6 +224,7 @@ class OfflineTraining(OffPolicyAlgorithm):
         tb_log_name: str = "run",
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
+        *,
         offline_data: RecordedData | None = None,
         offline_fraction: float | Schedule = 0.5,
         random_seeding: bool | str = "auto",

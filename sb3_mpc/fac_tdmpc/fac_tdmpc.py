@@ -342,6 +342,7 @@ class FacTDMPC(TDMPC2):
         tb_log_name: str = "FacTDMPC",
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
+        *,
         offline_data: RecordedData | None = None,
         offline_fraction: float | Schedule = 0.5,
         random_seeding: bool | str = "auto",
@@ -363,9 +364,9 @@ class FacTDMPC(TDMPC2):
             tb_log_name,
             reset_num_timesteps,
             progress_bar,
-            offline_data,
-            offline_fraction,
-            random_seeding,
+            offline_data=offline_data,
+            offline_fraction=offline_fraction,
+            random_seeding=random_seeding,
         )
         self._distil_what_was_learned(callback, log_interval, progress_bar)
         return self

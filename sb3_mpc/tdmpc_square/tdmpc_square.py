@@ -280,6 +280,7 @@ class TDMPCSquare(TDMPC2):
         tb_log_name: str = "TDMPCSquare",
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
+        *,
         offline_data: RecordedData | None = None,
         offline_fraction: float | Schedule = 0.5,
         random_seeding: bool | str = "auto",
@@ -292,7 +293,7 @@ class TDMPCSquare(TDMPC2):
             tb_log_name,
             reset_num_timesteps,
             progress_bar,
-            offline_data,
-            offline_fraction,
-            random_seeding,
+            offline_data=offline_data,
+            offline_fraction=offline_fraction,
+            random_seeding=random_seeding,
         )
