@@ -102,7 +102,7 @@ def main(args: argparse.Namespace) -> None:
         return
     model.save(folder / CHECKPOINT)
     note = f"learned from {data.rows:,} recorded transitions ({data.source}) by {total:,} updates, without acting"
-    print(f"Wrote {save_agent(model, folder / AGENT, env_id=settings['env'], note=note, steps=None)}")
+    print(f"Wrote {save_agent(model, folder / AGENT, environment=settings['env'], note=note, steps=None)}")
 
 
 def begin(args: argparse.Namespace) -> tuple[Path, dict[str, Any]]:

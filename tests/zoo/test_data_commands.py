@@ -13,7 +13,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_mpc import TDMPC2
-from sb3_mpc.agents.agent_files import load_agent, save_agent
+from sb3_mpc.agents.agent_files import load_agent, read_card, save_agent
 from sb3_mpc.offline import Dataset
 from sb3_mpc.zoo.__main__ import main
 from sb3_mpc.zoo.data import play
@@ -68,7 +68,7 @@ def test_play_records_what_happens(kind: str) -> None:
 
 def test_collect_by_an_agent(tmp_path: Path) -> None:
     model = make_agent(TDMPC2, make_vec_env("Pendulum-v1"), seed=0)
-    save_agent(model, tmp_path / "agent", env_id="Pendulum-v1")
+    save_agent(model, tmp_path / "agent", environment="Pendulum-v1")
     file = tmp_path / "agent.safetensors"
     run("collect", file, "-n", 6, "--deterministic", "--device", "cpu", "--output", tmp_path / "data")
     data = Dataset.load(tmp_path / "data")
@@ -141,6 +141,7 @@ def test_pretrain(collected: Path, tmp_path: Path) -> None:
     more = ("--env", "Pendulum-v1", "--eval-freq", 3, "--eval-episodes", 1, "-f", tmp_path, "-params", *TINY)
     run(*arguments, *more)
     folder = tmp_path / "tdmpc2" / "random_1"
+    assert read_card(folder / "agent.safetensors")["environment"]["id"] == "Pendulum-v1"
     whole = load_agent(folder / "agent.safetensors", device="cpu")
     results = np.load(folder / "evaluations.npz")
     assert results["timesteps"].tolist() == [3, 6] and (folder / "best_model.zip").exists()
