@@ -257,7 +257,11 @@ class WorldModelPolicy(PlanningPolicy):
     def enable_termination(self) -> None:
         """Create the termination head and add it to the model's optimiser. Does nothing if it exists already."""
         if self.world_model.termination_head is None:
-            self.world_model.add_termination_head()
+            # Initialised by the policy's own random numbers, so that a resumed run gets the same head
+            seed = th.randint(2**31, (), generator=self.generator, device=self.generator.device)
+            with th.random.fork_rng(devices=[]):
+                th.default_generator.manual_seed(int(seed.item()))
+                self.world_model.add_termination_head()
             assert self.world_model.termination_head is not None
             heads = self.model_optimizer.param_groups[-1]
             group = dict(params=list(self.world_model.termination_head.parameters()), lr=heads["lr"], lr_scale=1.0)
