@@ -116,6 +116,13 @@ class _Remote:
         """Close it."""
         self.pipe.close()
 
+    def __reduce__(self) -> Any:
+        return _pipe, (self.pipe,)  # what a worker gets, to close it
+
+
+def _pipe(pipe: Any) -> Any:
+    return pipe
+
 
 class WorkerVecEnv(SubprocVecEnv):
     """

@@ -71,6 +71,13 @@ def test_a_worker_that_is_killed_is_named(index: int) -> None:
     env.close()  # twice is once
 
 
+def test_workers_that_are_not_forked() -> None:
+    """As the command line starts them."""
+    env = WorkerVecEnv([lambda: gym.make("Pendulum-v1")])
+    env.reset()
+    env.close()
+
+
 def test_an_environment_that_cannot_be_made() -> None:
     def fail() -> gym.Env:
         raise ZeroDivisionError("no environment")
