@@ -14,9 +14,13 @@ is made::
 ``python -m sb3_mpc.envs`` lists suites and tasks, ``python -m sb3_mpc.envs --check`` tests the installed suites.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from sb3_mpc.envs import dmc, humanoid_bench, maniskill, metaworld, myosuite
-from sb3_mpc.envs.multitask import make_multitask as make_multitask
 from sb3_mpc.envs.registry import Suite
+
+if TYPE_CHECKING:
+    from sb3_mpc.envs.multitask import make_multitask as make_multitask
 
 #: The suites by the namespace of their ids
 SUITES: dict[str, Suite] = {
@@ -25,3 +29,11 @@ SUITES: dict[str, Suite] = {
 
 for _suite in SUITES.values():
     _suite.register()
+
+
+def __getattr__(name: str) -> Any:
+    if name == "make_multitask":  # not before it is used: it needs PyTorch, which takes seconds to import
+        from sb3_mpc.envs.multitask import make_multitask
+
+        return make_multitask
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -325,10 +325,10 @@ def check_observation_space(space: spaces.Space, method: str) -> None:
     """
     :param space: observation space of the environment
     :param method: name of the method, for the message
-    :raises UnsupportedObservationError: if there is nothing in it
+    :raises UnsupportedObservationError: if there is nothing in it; an empty part of a dict is named by the encoder
     """
-    parts = list(space.spaces.values()) if isinstance(space, spaces.Dict) else [space]
-    if not parts or any(0 in (part.shape or ()) for part in parts):
+    empty = not space.spaces if isinstance(space, spaces.Dict) else 0 in (space.shape or ())
+    if empty:
         raise UnsupportedObservationError(
             f"{method} needs observations, and the observation space {space} has none: use an environment that returns "
             "at least one number."
