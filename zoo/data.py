@@ -11,6 +11,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.save_util import load_from_pkl
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
+from sb3_mpc.agents.training_files import read_buffer
 from sb3_mpc.common.buffers.sequence_buffer import SequenceReplayBuffer
 from sb3_mpc.common.checks.arguments import check_range
 from sb3_mpc.common.discount import episode_length
@@ -20,6 +21,8 @@ from sb3_mpc.offline.layout import DESCRIPTION
 from sb3_mpc.offline.writer import DatasetWriter
 from sb3_mpc.zoo import rl_zoo
 from sb3_mpc.zoo.evaluate import find
+from sb3_mpc.zoo.resume import BUFFER, checkpoints_of
+from sb3_mpc.zoo.run_folder import RUN_FILE
 from sb3_mpc.zoo.train import check_options
 
 # Names of the columns of D4RL, and ours
@@ -41,13 +44,18 @@ def main(args: argparse.Namespace) -> None:
     elif args.action == "merge":
         made = [merge([Dataset.load(path) for path in args.data], args.output, args.tasks, args.overwrite)]
     else:
-        made = [convert(args.source, args.output, args.tasks, args.overwrite, args.download)]
+        made = [convert(args.source, args.output, args.tasks, args.overwrite, args.download, args.trust)]
     for data in made:
         print(data.describe())
 
 
 def convert(
-    source: str, output: Path, tasks: list[str] | None = None, overwrite: bool = False, download: bool = False
+    source: str,
+    output: Path,
+    tasks: list[str] | None = None,
+    overwrite: bool = False,
+    download: bool = False,
+    trust: bool = False,
 ) -> Dataset:
     """
     :param source: what to convert, see the help of ``data convert``
@@ -55,6 +63,7 @@ def convert(
     :param tasks: names of the tasks; of a data set, those to take
     :param overwrite: whether to replace a data set that is there
     :param download: whether Minari may download
+    :param trust: whether a ``.pkl`` may be read, which executes what is in it
     :return: the new data set
     :raises ValueError: if it is of no known kind
     """
@@ -65,13 +74,16 @@ def convert(
         return (data.of_tasks(tasks) if tasks else data).save(output, overwrite)
     if path.suffix == ".pt" or any(path.glob("chunk_*.pt")):
         return Dataset.from_official(path, **settings)
-    buffers = sorted(path.glob("checkpoints/step_*/replay_buffer.pkl")) + sorted(path.glob("replay_buffer.pkl"))
-    if path.suffix == ".pkl" or buffers:
+    if path.suffix == ".pkl":
+        if not trust:
+            raise ValueError(f"Reading {path} may run code: if you trust its source, add --trust.")
         with explain_damage(path, "replay buffer"):
-            buffer = load_from_pkl((buffers or [path])[-1])
+            buffer = load_from_pkl(path)
         if not isinstance(buffer, SequenceReplayBuffer):
             raise ValueError(f"{path} holds a {type(buffer).__name__}: give a replay buffer of this package.")
         return Dataset.from_replay_buffer(buffer, **settings)
+    if (path / RUN_FILE).exists() or path.name == BUFFER:
+        return Dataset.from_replay_buffer(read_buffer(newest_buffer(path)), **settings)
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as file:
             return Dataset.from_arrays(**arrays(dict(file), path), **{"source": path.name, **settings})
@@ -82,6 +94,24 @@ def convert(
             found = {key: value[()] for key, value in file.items() if isinstance(value, h5py.Dataset)}
         return Dataset.from_arrays(**arrays(found, path), **{"source": path.name, **settings})
     return Dataset.from_minari(source if not path.exists() else path, download=download, **settings)
+
+
+def newest_buffer(path: Path) -> Path:
+    """
+    :param path: folder of a run, or the file of a replay buffer
+    :return: the file of its newest replay buffer
+    :raises FileNotFoundError: if it has kept none
+    """
+    if path.is_file():
+        return path
+    kept = [
+        folder / BUFFER
+        for folder in (*checkpoints_of(path / "checkpoints").values(), path)
+        if (folder / BUFFER).exists()
+    ]
+    if not kept:
+        raise FileNotFoundError(f"{path} has kept no replay buffer: train with --checkpoint-freq or --save-data.")
+    return max(kept, key=lambda file: file.stat().st_mtime)
 
 
 def arrays(found: dict[str, np.ndarray], path: Path) -> dict[str, Any]:

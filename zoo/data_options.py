@@ -13,8 +13,8 @@ SOURCE is one of
                         terminated and truncated; parts of dict observations as observations.KEY
   D4RL                  FILE.hdf5 with observations, actions, rewards, terminals, timeouts and next_observations
   a data set            its folder: the episodes of the tasks --tasks alone, for example
-  a replay buffer       FILE.pkl, or the folder of a run whose checkpoint has one. A .pkl executes what is in it when it
-                        is read: only take your own
+  a run                 its folder, if its checkpoints, or --save-data, have kept the replay buffer
+  a replay buffer       FILE.pkl of save_replay_buffer(), with --trust
 
 examples:
   python -m sb3_mpc.zoo data convert mujoco/halfcheetah/medium-v0 --output data/halfcheetah
@@ -23,8 +23,8 @@ examples:
 
 PRETRAIN = """
 The folder of a run, LOGS/ALGO/NAME_NUMBER, holds its settings, the agent as a file that `evaluate` takes
-(agent.safetensors), what --resume needs (checkpoint.zip), the log (progress.csv) and, with --env, evaluations
-(evaluations.npz) and the best agent (best_model.zip). A killed run continues as if never interrupted.
+(agent.safetensors), what --resume needs (checkpoint.npz), the log (progress.csv) and, with --env, evaluations
+(evaluations.npz) and the best agent (best_model.safetensors). A killed run continues as if never interrupted.
 
 examples:
   python -m sb3_mpc.zoo pretrain --data data/pendulum --env Pendulum-v1 --preset small -n 5000
@@ -61,6 +61,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     convert.add_argument("source", help="what to convert, see below")
     _add_output(convert)
     convert.add_argument("--tasks", nargs="+", metavar="NAME", help="names of the tasks; of a data set, those to take")
+    convert.add_argument("--trust", action="store_true", help="read a .pkl, which may run code: only one of your own")
     convert.add_argument("--download", action="store_true", help="let Minari download what is not in the cache")
     merge = parsers.add_parser("merge", help="put data sets together", epilog=MERGE, formatter_class=formatter)
     merge.add_argument("data", type=Path, nargs="+", metavar="DIR", help="the data sets")

@@ -65,6 +65,8 @@ def load(args: argparse.Namespace) -> WorldModelAlgorithm:
         raise ValueError(f"{path} does not say what it is: give --algo.")
     else:
         check_algorithm(args.algo)
+        if not args.trust:
+            raise ValueError(f"Loading {path} may run code: if you trust its source, add --trust.")
         model = sb3_mpc.ALGORITHMS[args.algo].load(path, device=args.device)
     policy_of(model, path)
     return model

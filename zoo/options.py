@@ -156,6 +156,7 @@ def add_finetune(parser: argparse.ArgumentParser) -> None:
         "--like", metavar="TASK", help="task of the agent, by name or index (default: the paper's, for its ten tasks)"
     )
     parser.add_argument("--algo", help="method of a .zip file, such as tdmpc2")
+    parser.add_argument("--trust", action="store_true", help=TRUST)
     parser.add_argument(
         "-n",
         "--n-timesteps",

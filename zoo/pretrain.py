@@ -16,6 +16,7 @@ from stable_baselines3.common.preprocessing import is_image_space
 
 import sb3_mpc
 from sb3_mpc.agents.agent_files import save_agent
+from sb3_mpc.agents.training_files import load_training, save_training
 from sb3_mpc.common import processes
 from sb3_mpc.common.algorithm import WorldModelAlgorithm
 from sb3_mpc.offline import Dataset
@@ -23,7 +24,7 @@ from sb3_mpc.offline.layout import tells_task
 from sb3_mpc.zoo import rl_zoo
 from sb3_mpc.zoo.train import check_algorithm, check_options, check_setting
 
-SETTINGS, CHECKPOINT, AGENT = "pretrain.json", "checkpoint.zip", "agent.safetensors"
+SETTINGS, CHECKPOINT, AGENT = "pretrain.json", "checkpoint.npz", "agent.safetensors"
 UPDATES = 100_000
 KEPT: tuple[str, ...] = (
     "algo",
@@ -53,11 +54,11 @@ class Checkpoint(BaseCallback):
 
     def _on_step(self) -> bool:
         if self.num_timesteps % self.every == 0:
-            self.model.save(self.path)
+            save_training(self.model, self.path)  # type: ignore[arg-type]
         return True
 
 
-class SeededEvaluation(EvalCallback):
+class SeededEvaluation(rl_zoo.SafeEvaluation):
     """Evaluates in episodes that depend on seed and number of updates alone, so that resumed runs have the same."""
 
     seed = 0
@@ -80,7 +81,7 @@ def main(args: argparse.Namespace) -> None:
         folder, settings = args.resume, read_settings(args.resume)
     data = Dataset.load(settings["data"])
     total = settings["gradient_steps"]
-    model = make(settings, data, args.device) if args.resume is None else resume(folder, settings, args.device)
+    model = make(settings, data, args.device) if args.resume is None else resume(folder, settings, data, args.device)
     first = processes.rank() == 0  # of several processes the first one logs and saves
     model.set_logger(configure(str(folder), ["csv", "stdout"] if first else []))
     callbacks: list[BaseCallback] = [Checkpoint(folder / CHECKPOINT, settings["checkpoint_freq"])]
@@ -100,7 +101,7 @@ def main(args: argparse.Namespace) -> None:
     )
     if not first:
         return
-    model.save(folder / CHECKPOINT)
+    save_training(model, folder / CHECKPOINT)
     note = f"learned from {data.rows:,} recorded transitions ({data.source}) by {total:,} updates, without acting"
     print(f"Wrote {save_agent(model, folder / AGENT, environment=settings['env'], note=note, steps=None)}")
 
@@ -180,14 +181,15 @@ def make(settings: dict[str, Any], data: Dataset, device: str) -> WorldModelAlgo
     return algorithm(policy_for(data.observation_space), data.as_env(), **arguments)
 
 
-def resume(folder: Path, settings: dict[str, Any], device: str) -> WorldModelAlgorithm:
+def resume(folder: Path, settings: dict[str, Any], data: Dataset, device: str) -> WorldModelAlgorithm:
     """
     :param folder: folder of a run
     :param settings: its settings
+    :param data: the data set
     :param device: device
     :return: the agent of its checkpoint
     """
-    model = sb3_mpc.ALGORITHMS[settings["algo"]].load(folder / CHECKPOINT, device=device)
+    model = load_training(folder / CHECKPOINT, sb3_mpc.ALGORITHMS[settings["algo"]], data.as_env(), device)
     print(f"Resuming after {model.num_timesteps:,} of {settings['gradient_steps']:,} updates")
     return model
 
@@ -205,8 +207,8 @@ def evaluation(folder: Path, settings: dict[str, Any], done: int) -> EvalCallbac
         env,
         n_eval_episodes=episodes,
         eval_freq=settings["eval_freq"],
-        log_path=str(folder),
-        best_model_save_path=str(folder),
+        folder=folder,
+        save=lambda model, path: save_agent(model, path.with_suffix(".safetensors"), environment=settings["env"]),
     )
     callback.n_calls, callback.seed = done, settings["seed"]
     if done and (folder / "evaluations.npz").exists():

@@ -18,6 +18,8 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import check_for_correct_spaces
 
 from sb3_mpc.agents.data_files import is_data, read_data, write_data
+from sb3_mpc.common.buffers.plan_buffer import PlanReplayBuffer
+from sb3_mpc.common.buffers.sequence_buffer import SequenceReplayBuffer
 from sb3_mpc.common.persistence import Persistence, global_randomness_kept, method_name
 
 SelfAlgorithm = TypeVar("SelfAlgorithm", bound=OffPolicyAlgorithm)
@@ -132,14 +134,33 @@ def load_buffer(model: OffPolicyAlgorithm, path: Path) -> None:
         for name in ("observation_space", "action_space", "n_envs", "buffer_size"):
             if kind != type(buffer).__name__ or state[name] != getattr(buffer, name):
                 raise ValueError(f"it is a {kind:.100} whose {name} is {state[name]!r:.100}")
-        rows = [state[name] for name in getattr(type(buffer), "row_arrays", ()) if name in state]
-        if any(len(row) > state["buffer_size"] for row in rows):
-            raise ValueError("it has more rows than its size")
-        state["device"] = model.device
-        restore: Any = getattr(buffer, "__setstate__", buffer.__dict__.update)
-        restore(state)
+        _restore(buffer, state, model.device)
         if hasattr(buffer, "set_env"):
             buffer.set_env(model.env)
+
+
+def _restore(buffer: Any, state: dict[str, Any], device: th.device | str) -> None:
+    rows = [state[name] for name in getattr(type(buffer), "row_arrays", ()) if name in state]
+    if any(len(row) > state["buffer_size"] for row in rows):
+        raise ValueError("it has more rows than its size")
+    state["device"] = th.device(device)
+    restore: Any = getattr(buffer, "__setstate__", buffer.__dict__.update)
+    restore(state)
+
+
+def read_buffer(path: Path) -> SequenceReplayBuffer:
+    """
+    :param path: file written by :func:`save_buffer`
+    :return: the replay buffer
+    :raises ValueError: if it is damaged, or a buffer of SB3 or of hindsight goals
+    """
+    content = read_data(path)
+    with _described(path, "replay buffer of sequences"):
+        kinds = {kind.__name__: kind for kind in (SequenceReplayBuffer, PlanReplayBuffer)}
+        state, names = dict(content["state"]), ("buffer_size", "observation_space", "action_space", "n_envs")
+        buffer = kinds[str(content["buffer"])](**{name: state[name] for name in names})
+        _restore(buffer, state, "cpu")
+    return buffer
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_mpc import TDMPC2
 from sb3_mpc.agents.agent_files import load_agent, read_card, save_agent
+from sb3_mpc.agents.training_files import load_training, save_buffer
 from sb3_mpc.offline import Dataset
 from sb3_mpc.zoo.__main__ import main
 from sb3_mpc.zoo.data import play
@@ -111,8 +112,15 @@ def test_convert_arrays_and_buffers(tmp_path: Path) -> None:
     assert Dataset.load(tmp_path / "arrays").rows == 4
     model = make_agent(TDMPC2, PointEnv(4)).learn(10)
     model.save_replay_buffer(tmp_path / "buffer")
-    run("data", "convert", tmp_path / "buffer.pkl", "--output", tmp_path / "buffer")
-    assert Dataset.load(tmp_path / "buffer").rows == 10
+    with pytest.raises(ValueError, match="may run code.*--trust"):
+        run("data", "convert", tmp_path / "buffer.pkl", "--output", tmp_path / "buffer")
+    run("data", "convert", tmp_path / "buffer.pkl", "--trust", "--output", tmp_path / "buffer")
+    save_buffer(model, tmp_path / "replay_buffer.npz")
+    run("data", "convert", tmp_path / "replay_buffer.npz", "--output", tmp_path / "same")
+    first, second = (Dataset.load(tmp_path / name) for name in ("buffer", "same"))
+    assert first.rows == 10
+    for name, column in first.columns.items():
+        np.testing.assert_array_equal(column, second.columns[name])
 
 
 @pytest.mark.parametrize(
@@ -144,7 +152,7 @@ def test_pretrain(collected: Path, tmp_path: Path) -> None:
     assert read_card(folder / "agent.safetensors")["environment"]["id"] == "Pendulum-v1"
     whole = load_agent(folder / "agent.safetensors", device="cpu")
     results = np.load(folder / "evaluations.npz")
-    assert results["timesteps"].tolist() == [3, 6] and (folder / "best_model.zip").exists()
+    assert results["timesteps"].tolist() == [3, 6] and (folder / "best_model.safetensors").exists()
     assert "offline/value_of_data" in (folder / "progress.csv").read_text()
     settings = json.loads((folder / "pretrain.json").read_text())
     assert settings["gradient_steps"] == 6 and settings["seed"] == 0
@@ -153,7 +161,7 @@ def test_pretrain(collected: Path, tmp_path: Path) -> None:
     run(*killed, *more)
     folder = tmp_path / "tdmpc2" / "random_2"
     (folder / "pretrain.json").write_text(json.dumps(settings))  # as if it had been six from the start
-    model = TDMPC2.load(folder / "checkpoint.zip")
+    model = load_training(folder / "checkpoint.npz", TDMPC2, Dataset.load(collected / "random").as_env())
     assert model.num_timesteps == 5
     run("pretrain", "--resume", folder, "--device", "cpu")
     resumed = load_agent(folder / "agent.safetensors", device="cpu")
