@@ -46,7 +46,11 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert read[4:7] == objects[4:7] and isinstance(read[7], th.nn.Parameter)
 
 
-@pytest.mark.parametrize("value", [lambda: 1, print, object(), Path("a"), b"bytes", 1j, pickle, type, int], ids=repr)
+@pytest.mark.parametrize(
+    "value",
+    [lambda: 1, print, object(), Path("a"), b"bytes", 1j, pickle, type, int],
+    ids=lambda value: getattr(value, "__name__", type(value).__name__),
+)
 def test_what_is_no_data_is_not_written(value: Any, tmp_path: Path) -> None:
     assert not is_data([value])
     with pytest.raises(ValueError) as error:

@@ -79,7 +79,7 @@ def test_every_odd_argument_of_the_policy_is_refused_by_name() -> None:
         (dict(action_noise=0.1), ["action_noise=0.1", "ActionNoise"]),
         (dict(replay_buffer_kwargs=[1]), ["replay_buffer_kwargs", "dict"]),
     ],
-    ids=str,
+    ids=lambda value: "-".join(map(str, value)),
 )
 def test_relations_and_what_is_no_number(arguments: dict[str, Any], words: list[str]) -> None:
     with pytest.raises((ValueError, TypeError)) as error:
