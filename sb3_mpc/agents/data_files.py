@@ -10,6 +10,7 @@ import collections
 import enum
 import json
 import math
+import sys
 import zipfile
 from collections.abc import Callable
 from functools import cache
@@ -53,9 +54,17 @@ def known_classes() -> dict[str, type]:
     return {qualified(cls): cls for cls in (*own, *known_objects().values()) if isinstance(cls, type)}
 
 
-@cache
 def known_objects() -> dict[str, type]:
-    """:return: the classes of the objects that a file may hold; they have no methods that act when data are set"""
+    """
+    :return: the classes of the objects that a file may hold; they have no methods that act when data are set. That of
+        rl_zoo3, which the presets' learning rates are of, is there once rl_zoo3 has been imported
+    """
+    schedule = getattr(sys.modules.get("rl_zoo3.utils"), "SimpleLinearSchedule", None)
+    return _objects_of_sb3() if schedule is None else {**_objects_of_sb3(), qualified(schedule): schedule}
+
+
+@cache
+def _objects_of_sb3() -> dict[str, type]:
     of_sb3 = [utils.FloatSchedule, utils.ConstantSchedule, utils.LinearSchedule, RunningMeanStd, GoalSelectionStrategy]
     of_sb3 += [noise.NormalActionNoise, noise.OrnsteinUhlenbeckActionNoise, noise.VectorizedActionNoise]
     of_sb3 += [type_aliases.TrainFreq, type_aliases.TrainFrequencyUnit]

@@ -125,3 +125,11 @@ def test_damage_and_other_files(tmp_path: Path) -> None:
         read_data(path)
     with pytest.raises(FileNotFoundError, match="does not exist"):
         read_data(tmp_path / "b.npz")
+
+
+def test_learning_rates_of_presets_are_data(tmp_path: Path) -> None:
+    """Those of rl_zoo3, without which a run of most presets could not be resumed."""
+    utils = pytest.importorskip("rl_zoo3.utils", reason="needs the extra zoo")
+    write_data(tmp_path / "a.npz", utils.SimpleLinearSchedule(0.002))
+    read = read_data(tmp_path / "a.npz")
+    assert type(read) is utils.SimpleLinearSchedule and read(0.5) == 0.001
