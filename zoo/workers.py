@@ -1,10 +1,13 @@
 """Environments in processes of their own, whose death ends a run at once, with a name and a reason."""
 
 import contextlib
+import multiprocessing
 import multiprocessing.connection
+import multiprocessing.forkserver
 import shutil
 import signal
 import tempfile
+import threading
 import time
 import traceback
 import warnings
@@ -17,6 +20,8 @@ import gymnasium as gym
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
+# Signals that end a run
+ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 # Seconds that workers are given to end by themselves
 PATIENCE = 3.0
 
@@ -62,6 +67,21 @@ def reporting(report: Path) -> Any:
         raise SystemExit(1) from None  # the main process tells
 
 
+def start_fork_server() -> None:
+    """
+    Start the process that makes the workers. A signal to the whole group, as schedulers send it, would end it, and with
+    it what tells whether a worker lives: it ignores them, and ends with the main process.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return  # signals are the main thread's
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in ENDING}
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 class _Maker:
     """
     Makes an environment that reports.
@@ -74,9 +94,8 @@ class _Maker:
         self.make, self.report = make, report
 
     def __call__(self) -> gym.Env:
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # the main process saves first, and then ends us
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), signal.SIG_IGN)
+        for number in ENDING:  # the main process saves first, and then ends us
+            signal.signal(number, signal.SIG_IGN)
         with reporting(self.report):
             return Reporting(self.make(), self.report)
         raise AssertionError("an error has ended the process")
@@ -137,6 +156,8 @@ class WorkerVecEnv(SubprocVecEnv):
         self.reports = Path(tempfile.mkdtemp(prefix="sb3_mpc_workers_"))
         makers = [_Maker(make, self.reports / str(index)) for index, make in enumerate(env_fns)]
         self.processes: list[Any] = []
+        if start_method in (None, "forkserver") and "forkserver" in multiprocessing.get_all_start_methods():
+            start_fork_server()
         try:
             super().__init__(makers, start_method)  # type: ignore[arg-type]
         except WorkerError:

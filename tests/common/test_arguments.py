@@ -101,7 +101,7 @@ def test_spaces_without_anything_in_them(observation: spaces.Space, action: spac
     policy = "MultiInputPolicy" if isinstance(observation, spaces.Dict) else "MlpPolicy"
     with pytest.raises(ValueError) as error:
         make_agent(TDMPC2, SpaceEnv(observation, action), policy=policy)
-    assert_one_clear_sentence(error.value, "space", "use|leave")
+    assert_one_clear_sentence(error.value, "space|is empty", "use|leave")
 
 
 def test_what_was_accepted_stays_so() -> None:

@@ -1,6 +1,7 @@
 """A run that was killed goes on as if it never was; disks may be full, and users impatient."""
 
 import csv
+import functools
 import json
 import os
 import random
@@ -36,7 +37,10 @@ STEPS = 120
 def start(arguments: list[str], **kwargs: Any) -> subprocess.Popen:
     """:return: the command line in a process of its own, from this folder of the project"""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
-    return subprocess.Popen([sys.executable, "-m", "sb3_mpc.zoo", *arguments], cwd=ROOT, env=environment, **kwargs)
+    # Ctrl-C is ignored by what a shell starts in the background, and by its children
+    handles = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    command = [sys.executable, "-m", "sb3_mpc.zoo", *arguments]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, preexec_fn=handles, **kwargs)
 
 
 def wait_for_losses(process: subprocess.Popen, folder: Path, count: int) -> None:

@@ -132,6 +132,6 @@ def test_command_line_ends_and_goes_on(tmp_path: Path) -> None:
     assert time.monotonic() - begin < 30 and process.returncode == 1
     assert re.search(r"Error: Environment \d of 2 .*SIGKILL", said) and "Saved in" in said
     folder = tmp_path / "tdmpc2" / "Pendulum-v1_1"
-    resumed = command(["train", "--resume", str(folder), "-n", "60", "--trust"], stdout=subprocess.PIPE, text=True)
+    resumed = command(["train", "--resume", str(folder), "-n", "200", "--trust"], stdout=subprocess.PIPE, text=True)
     said, _ = resumed.communicate(timeout=120)
-    assert resumed.returncode in (0, 1) and "Resuming at step" in said
+    assert resumed.returncode == 0 and "Resuming at step" in said

@@ -103,6 +103,8 @@ FOREIGN_ARGUMENTS = {
 
 
 MAX_NUMBER = float(np.finfo(np.float32).max)  # larger numbers are infinite in single precision
+# What users call the types of annotations
+NAMES = dict(Sequence="a list", list="a list", tuple="a list", Callable="a function", dict="a dict", str="a text")
 MAX_LISTED = 12  # largest number of names listed in a message
 
 
@@ -280,8 +282,9 @@ def check_argument(name: str, value: Any, kinds: set[Any], limits: tuple[float, 
     elif bool in plain:
         check_flag(name, value, str in plain)
     else:
-        names = sorted(getattr(kind, "__name__", str(kind)) for kind in kinds - {type(None)})
-        raise ValueError(f"{name}={value!r:.80} is not understood: use {' or '.join(names)}.")
+        names = {getattr(kind, "__name__", str(kind)) for kind in kinds - {type(None)}}
+        named = sorted({NAMES.get(kind, kind) for kind in names})
+        raise ValueError(f"{name}={value!r:.80} is not understood: use {' or '.join(named)}.")
 
 
 def _is_of(value: Any, kind: Any) -> bool:

@@ -97,5 +97,5 @@ def test_ensemble_without_layer_norm() -> None:
 
 
 def test_unknown_codings_are_refused() -> None:
-    with pytest.raises(ValueError, match="num_bins=-1 is out of range: use a number of at least 0"):
+    with pytest.raises(ValueError, match="num_bins=-1 is out of range: use a number from 0"):
         make_agent(TDMPC2, PointEnv(), policy_kwargs=dict(num_bins=-1))
