@@ -30,6 +30,7 @@ METHODS: dict[str, Any] = dict(tdmpc2=TDMPC2, bmpc=BMPC, mbdpo=MBDPO)
 # Ours: the bit-for-bit reference, and what compile="auto" becomes in a run of 50,000 decisions
 OUR_MODES = ("eager", "default")
 FILLED = 2 * EPISODE_STEPS
+QUANTITIES = ("plan_ms", "update_ms", "update_with_replan_ms", "decision_ms", "beyond_start_mb")
 WORKER = Path(__file__).with_name("official_worker.py")
 
 
@@ -118,7 +119,7 @@ def ratios(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     cases = dict.fromkeys((run["method"], run["size"]) for run in runs)
     for method, size in cases:
         case = [run for run in runs if (run["method"], run["size"]) == (method, size)]
-        for name in ("plan_ms", "update_ms", "update_with_replan_ms", "decision_ms", "beyond_start_mb"):
+        for name in QUANTITIES:
             found: dict[str, dict[str, list[float]]] = {}
             for run in case:
                 if name in run:
@@ -152,6 +153,34 @@ def table(rows: list[dict[str, Any]]) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def draw(runs: list[dict[str, Any]], path: Path) -> None:
+    """
+    :param runs: medians of all runs
+    :param path: picture to write: a panel for each method and size, a bar for each code and mode, the mean of the turns
+    """
+    from matplotlib.figure import Figure
+
+    cases = list(dict.fromkeys((run["method"], run["size"]) for run in runs))
+    figure = Figure(figsize=(3.6 * len(cases) + 0.6, 3.2), layout="constrained")
+    for panel, case in zip(figure.subplots(1, len(cases), squeeze=False)[0], cases, strict=True):
+        own = [run for run in runs if (run["method"], run["size"]) == case and "failed" not in run]
+        names = [name for name in QUANTITIES if name.endswith("_ms") and any(name in run for run in own)]
+        kinds = list(dict.fromkeys((run["code"], run["mode"]) for run in own))
+        for i, kind in enumerate(kinds):
+            times = [[run[name] for run in own if (run["code"], run["mode"]) == kind and name in run] for name in names]
+            heights = [float(np.mean(some)) if some else 0.0 for some in times]
+            color = ("#bbbbbb", "#888888")[i % 2] if kind[0] == "official" else ("#77aadd", "#004488")[i % 2]
+            at = np.arange(len(names)) + (i - (len(kinds) - 1) / 2) * 0.8 / len(kinds)
+            bars = panel.bar(at, heights, 0.8 / len(kinds), color=color, label=" ".join(kind).replace("_", "-"))
+            panel.bar_label(bars, fmt="%.0f", fontsize=7)
+        panel.set_xticks(range(len(names)), [name.removesuffix("_ms").replace("_", " ") for name in names])
+        panel.set_title(f"{case[0]}, {case[1]}M", fontsize=10)
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("ms")
+    figure.axes[0].legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=120)
 
 
 def main() -> None:
@@ -206,6 +235,7 @@ def main() -> None:
                         report["ratios"] = ratios(report["runs"])
                         args.output.parent.mkdir(parents=True, exist_ok=True)
                         args.output.write_text(json.dumps(report, indent=1) + "\n")
+    draw(report["runs"], args.output.with_suffix(".png"))
     print(f"\n{report['machine']['cpu']}, {args.threads} threads\n" + table(report["ratios"]))
 
 
