@@ -110,7 +110,7 @@ def newest_buffer(path: Path) -> Path:
         if (folder / BUFFER).exists()
     ]
     if not kept:
-        raise FileNotFoundError(f"{path} has kept no replay buffer: train with --checkpoint-freq or --save-data.")
+        raise FileNotFoundError(f"{path} has kept no replay buffer: train with --checkpoint-freq, or collect anew.")
     return max(kept, key=lambda file: file.stat().st_mtime)
 
 

@@ -13,7 +13,7 @@ SOURCE is one of
                         terminated and truncated; parts of dict observations as observations.KEY
   D4RL                  FILE.hdf5 with observations, actions, rewards, terminals, timeouts and next_observations
   a data set            its folder: the episodes of the tasks --tasks alone, for example
-  a run                 its folder, if its checkpoints, or --save-data, have kept the replay buffer
+  a run                 its folder, if a checkpoint has kept the replay buffer, or a file replay_buffer.npz
   a replay buffer       FILE.pkl of save_replay_buffer(), with --trust
 
 examples:

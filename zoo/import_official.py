@@ -24,6 +24,7 @@ from sb3_mpc import MBDPO, TDMPC2
 from sb3_mpc.agents.agent_files import Budget, build_agent, save_agent
 from sb3_mpc.common.discount import discount_from_episode_length
 from sb3_mpc.envs.multitask import TASK_SETS
+from sb3_mpc.offline.official import EPISODE_LENGTHS
 
 Tensors = dict[str, th.Tensor]
 
@@ -44,8 +45,7 @@ PARTS = {
 PLANNER_PARTS = {"_F.": "energy_head.", "_score.": "score_net."}
 # Until December 2024, the tensors of an ensemble were numbered, four a layer
 STACKED = ("weight", "bias", "ln.weight", "ln.bias")
-# Decisions in an episode of each task in the sets mt30 (DMControl) and mt80 (with Meta-World), by number of tasks
-EPISODE_LENGTHS = {30: [500] * 30, 80: [500] * 30 + [100] * 50}
+# Names of the tasks in the sets mt30 and mt80, by number of tasks
 NAMES = {len(TASK_SETS[name]): TASK_SETS[name] for name in ("mt30", "mt80")}
 
 

@@ -32,6 +32,7 @@ from sb3_mpc.common.files import atomic_target
 from sb3_mpc.common.networks.encoders import DictExtractor, PixelExtractor
 from sb3_mpc.common.networks.world_model import WorldModel
 from sb3_mpc.common.planning.planner import MPPIPlanner
+from sb3_mpc.common.planning.prior import PriorPlanner
 
 STRUCTURE = "structure.json"
 MAX_DEPTH, MAX_STRUCTURE = 100, 2**28  # far more than any run has: levels of nesting, bytes
@@ -45,7 +46,7 @@ def known_classes() -> dict[str, type]:
     own = [value for cls in sb3_mpc.ALGORITHMS.values() for value in cls.policy_defaults.values()]
     algorithms: list[Any] = [*sb3_mpc.ALGORITHMS.values(), sb3.SAC]
     own += [policy for cls in algorithms for policy in cls.policy_aliases.values()]
-    own += [WorldModel, MPPIPlanner, PixelExtractor, DictExtractor, th.optim.Adam, th.optim.AdamW]
+    own += [WorldModel, MPPIPlanner, PriorPlanner, PixelExtractor, DictExtractor, th.optim.Adam, th.optim.AdamW]
     own += [torch_layers.FlattenExtractor, torch_layers.NatureCNN, torch_layers.CombinedExtractor]
     own += [th.nn.ReLU, th.nn.Tanh, th.nn.ELU, th.nn.GELU, th.nn.SiLU, th.nn.Mish, th.nn.LeakyReLU]
     own += [sequence_buffer.SequenceReplayBuffer, plan_buffer.PlanReplayBuffer, sb3.HerReplayBuffer]

@@ -133,3 +133,10 @@ def test_learning_rates_of_presets_are_data(tmp_path: Path) -> None:
     write_data(tmp_path / "a.npz", utils.SimpleLinearSchedule(0.002))
     read = read_data(tmp_path / "a.npz")
     assert type(read) is utils.SimpleLinearSchedule and read(0.5) == 0.001
+
+
+def test_training_of_an_agent_without_a_planner_is_data(tmp_path: Path) -> None:
+    from sb3_mpc.common.planning.prior import PriorPlanner
+
+    write_data(tmp_path / "a.npz", dict(planner_class=PriorPlanner))
+    assert read_data(tmp_path / "a.npz") == dict(planner_class=PriorPlanner)
