@@ -36,6 +36,7 @@ from sb3_mpc.common.discount import env_attribute
 from sb3_mpc.common.networks.encoders import DictExtractor, PixelExtractor
 from sb3_mpc.common.networks.world_model import WorldModel
 from sb3_mpc.common.persistence import global_randomness_kept
+from sb3_mpc.common.planning.improved import ImprovedPlanner
 from sb3_mpc.common.planning.planner import MPPIPlanner
 from sb3_mpc.common.planning.prior import PriorPlanner
 
@@ -237,6 +238,7 @@ def _classes() -> dict[str, type]:
     known = [
         WorldModel,
         MPPIPlanner,
+        ImprovedPlanner,
         PriorPlanner,
         PixelExtractor,
         DictExtractor,

@@ -31,6 +31,7 @@ from sb3_mpc.common.buffers import her, plan_buffer, sequence_buffer
 from sb3_mpc.common.files import atomic_target
 from sb3_mpc.common.networks.encoders import DictExtractor, PixelExtractor
 from sb3_mpc.common.networks.world_model import WorldModel
+from sb3_mpc.common.planning.improved import ImprovedPlanner
 from sb3_mpc.common.planning.planner import MPPIPlanner
 from sb3_mpc.common.planning.prior import PriorPlanner
 
@@ -46,7 +47,16 @@ def known_classes() -> dict[str, type]:
     own = [value for cls in sb3_mpc.ALGORITHMS.values() for value in cls.policy_defaults.values()]
     algorithms: list[Any] = [*sb3_mpc.ALGORITHMS.values(), sb3.SAC]
     own += [policy for cls in algorithms for policy in cls.policy_aliases.values()]
-    own += [WorldModel, MPPIPlanner, PriorPlanner, PixelExtractor, DictExtractor, th.optim.Adam, th.optim.AdamW]
+    own += [
+        WorldModel,
+        MPPIPlanner,
+        ImprovedPlanner,
+        PriorPlanner,
+        PixelExtractor,
+        DictExtractor,
+        th.optim.Adam,
+        th.optim.AdamW,
+    ]
     own += [torch_layers.FlattenExtractor, torch_layers.NatureCNN, torch_layers.CombinedExtractor]
     own += [th.nn.ReLU, th.nn.Tanh, th.nn.ELU, th.nn.GELU, th.nn.SiLU, th.nn.Mish, th.nn.LeakyReLU]
     own += [sequence_buffer.SequenceReplayBuffer, plan_buffer.PlanReplayBuffer, sb3.HerReplayBuffer]

@@ -172,7 +172,7 @@ class BMPC(WorldModelAlgorithm):
         horizon = self.horizon if isinstance(self.reanalyze_horizon, str) else self.reanalyze_horizon
         self._reanalyzer = self.make_reanalyzer(
             log_std_range=(self.expl_log_std_min, self.expl_log_std_max),
-            **{**self.policy_arguments()["planner_kwargs"], "horizon": horizon},
+            **{**self.planner_arguments(), "horizon": horizon},
         )
 
     def make_reanalyzer(self, **arguments: Any) -> MPPIPlanner:

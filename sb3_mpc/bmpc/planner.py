@@ -44,11 +44,11 @@ class StateValuePlanner(MPPIPlanner):
         """
         :param z: latent states at the end of the horizon ``[E, N, D]``
         :param noise: not used
-        :param members: pair of value networks ``[2]``, averaged
+        :param members: pair of value networks ``[2]``
         :return: values ``[E, N, 1]``
         """
         model = self.world_model
-        return model.two_hot.decode(model.value(z, members=members)).mean(0)
+        return self.reduce(model.two_hot.decode(model.value(z, members=self.networks(members))))
 
 
 class ExploringPlanner(MPPIPlanner):

@@ -581,10 +581,10 @@ class WorldModelAlgorithm(Collection, OfflineTraining, Persistence, SeveralTasks
             enc_lr_scale=self.enc_lr_scale,
             episodic=self.episodic is True,
             running_scale_tau=self.tau,
-            planner_kwargs=self.planner_arguments(),
         )
         given = without_defaults_of_sac(self.policy_class, self.policy_kwargs)
-        return {**self.policy_defaults, **arguments, **given}
+        planner = {**self.planner_arguments(), **(given.get("planner_kwargs") or {})}
+        return {**self.policy_defaults, **arguments, **given, "planner_kwargs": planner}
 
     def forget_compiled(self) -> None:
         """Discard compiled functions; called whenever networks are replaced or added."""

@@ -204,6 +204,17 @@ class MPPIPlanner(nn.Module):
         :param members: pair of value networks ``[2]``
         :return: estimated returns ``[E, N]``
         """
+        latents, rewards, factors = self.rollout(z, actions)
+        values = self.terminal_value(latents[-1], noise, members)
+        return (th.cat([rewards, values.unsqueeze(0)]) * factors).sum(0).squeeze(-1)
+
+    def rollout(self, z: th.Tensor, actions: th.Tensor) -> tuple[list[th.Tensor], th.Tensor, th.Tensor]:
+        """
+        :param z: latent states ``[E, D]``
+        :param actions: candidate sequences ``[H, E, N, A]``
+        :return: predicted latent states of the steps 0 to H ``[E, N, D]`` each, rewards ``[H, E, N, 1]``, and the
+            factors of rewards and values in a return ``[H + 1, ...]``: discounts, zero after a predicted termination
+        """
         model = self.world_model
         z = z.unsqueeze(1).expand(-1, actions.shape[2], -1)
         latents = [z]
@@ -211,15 +222,13 @@ class MPPIPlanner(nn.Module):
             latents.append(model.next(latents[-1], action))
         rewards = self.rewards(z.unsqueeze(0), actions[:1])  # apart, because the state is the same for all sequences
         if self.horizon > 1:
-            rewards = th.cat([rewards, self.rewards(th.stack(latents[1:-1]), actions[1:])])  # [H, E, N, 1]
-        values = self.terminal_value(latents[-1], noise, members)
-        returns = th.cat([rewards, values.unsqueeze(0)])
+            rewards = th.cat([rewards, self.rewards(th.stack(latents[1:-1]), actions[1:])])
         steps = th.arange(self.horizon + 1, device=z.device, dtype=z.dtype).view(-1, 1, 1, 1)
+        factors = model.discount(z, self.gamma) ** steps
         if model.termination_head is not None:
-            # no rewards and values after a predicted termination
             ended = (model.termination(th.stack(latents[1:])) > 0).to(z.dtype).cumsum(0).clamp(max=1)
-            returns = th.cat([returns[:1], returns[1:] * (1 - ended)])
-        return (returns * model.discount(z, self.gamma) ** steps).sum(0).squeeze(-1)
+            factors = factors * th.cat([th.ones_like(ended[:1]), 1 - ended])
+        return latents, rewards, factors
 
     def evaluate_in_parts(self, z: th.Tensor, actions: th.Tensor, noise: th.Tensor, members: th.Tensor) -> th.Tensor:
         """See :meth:`evaluate`; environments are evaluated in parts, so that no output of a layer is too large."""
@@ -245,11 +254,25 @@ class MPPIPlanner(nn.Module):
         """
         :param z: latent states at the end of the horizon ``[E, N, D]``
         :param noise: draws of the terminal actions ``[E, N, A]``
-        :param members: pair of value networks ``[2]``, averaged
+        :param members: pair of value networks ``[2]``
         :return: values ``[E, N, 1]``
         """
         model = self.world_model
-        return model.two_hot.decode(model.value(z, model.act(z, noise), members)).mean(0)
+        return self.reduce(model.two_hot.decode(model.value(z, model.act(z, noise), self.networks(members))))
+
+    def networks(self, members: th.Tensor) -> th.Tensor | None:
+        """
+        :param members: pair of value networks ``[2]``
+        :return: indices of the networks that give the terminal value, all of them if None
+        """
+        return members
+
+    def reduce(self, values: th.Tensor) -> th.Tensor:
+        """
+        :param values: values of several networks ``[M, E, N, 1]``
+        :return: terminal values ``[E, N, 1]``, here their mean
+        """
+        return values.mean(0)
 
     def refit(self, actions: th.Tensor, values: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor, th.Tensor]:
         """
@@ -275,6 +298,24 @@ class MPPIPlanner(nn.Module):
         """
         return actions.take_along_dim(index[None, :, :, None], dim=2)
 
+    def start(self, prev_mean: th.Tensor, proposals: th.Tensor | None) -> tuple[th.Tensor, th.Tensor]:
+        """
+        :param prev_mean: mean of the previous plan ``[E, H, A]``
+        :param proposals: sequences of the prior ``[H, E, P, A]``, if any
+        :return: mean and standard deviation of the first iteration ``[H, E, A]``
+        """
+        mean = th.cat([prev_mean[:, 1:], th.zeros_like(prev_mean[:, :1])], dim=1).transpose(0, 1)
+        return mean, th.full_like(mean, self.max_std)
+
+    def keep(self, actions: th.Tensor, values: th.Tensor, elites: th.Tensor) -> tuple[th.Tensor, th.Tensor] | None:
+        """
+        :param actions: sequences of an iteration ``[H, E, N, A]``
+        :param values: their estimated returns ``[E, N]``
+        :param elites: indices of the best ``[E, K]``, the best first
+        :return: sequences and returns that the next iteration has besides its own; none here
+        """
+        return None
+
     @th.no_grad()
     def plan(self, z: th.Tensor, prev_mean: th.Tensor, noise: PlanNoise) -> Plan:
         """
@@ -284,16 +325,19 @@ class MPPIPlanner(nn.Module):
         :return: action and distribution for each environment
         """
         mask = self.world_model.mask_actions
-        mean = mask(z, th.cat([prev_mean[:, 1:], th.zeros_like(prev_mean[:, :1])], dim=1).transpose(0, 1))
-        std = mask(z, th.full_like(mean, self.max_std))
         proposals = self.propose(z, noise.proposals) if self.num_pi_trajs > 0 else None
+        mean, std = (mask(z, part) for part in self.start(prev_mean, proposals))
+        kept: tuple[th.Tensor, th.Tensor] | None = None
         for j in range(self.iterations):
             actions = self.sample(mean, std, proposals, noise.samples[j])
             gives_action = noise.selection is None and j == self.iterations - 1  # the last mean is the action
             with full_precision(z, gives_action):
                 values = self.evaluate_in_parts(z, actions, noise.terminal[j], noise.members[j])
+            if kept is not None:
+                actions, values = th.cat([actions, kept[0]], dim=2), th.cat([values, kept[1]], dim=1)
             mean, std, weights, elites = self.refit(actions, values)
             std = mask(z, std)
+            kept = self.keep(actions, values, elites)
         if noise.selection is None:
             action, selected = mean[0], elites[:, :1]
         else:
