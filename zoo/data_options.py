@@ -111,7 +111,9 @@ def add_pretrain(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, metavar="DIR", help="the data set")
     parser.add_argument("--env", help="environment to evaluate in; without, there are no evaluations")
     parser.add_argument("-n", "--gradient-steps", type=int, help="number of updates (default: 100000)")
-    parser.add_argument("--preset", help='reduced settings: "cpu" or "small"')
+    parser.add_argument(
+        "--preset", help='settings by name: "offline" (batches of 1,024 as in TD-MPC2), "cpu" or "small"'
+    )
     parser.add_argument("--model-size", type=int, help="millions of parameters: 1, 5, 19, 48 or 317")
     parser.add_argument("--batch-size", type=int, help="windows in a batch")
     parser.add_argument("--sampling", choices=("transitions", "episodes"), help="how windows are drawn")

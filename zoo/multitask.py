@@ -3,6 +3,7 @@
 import argparse
 import csv
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,13 @@ from sb3_mpc.zoo.cards import agent_name
 from sb3_mpc.zoo.evaluate import measure
 from sb3_mpc.zoo.plot import pyplot
 from sb3_mpc.zoo.train import check_algorithm, check_options
+
+# Settings of ``finetune`` by name: decisions, updates for each of them, and size of a batch
+FINETUNING: dict[str, tuple[int, Fraction, int]] = {
+    "finetune": (10_000, Fraction(1), 256),  # TD-MPC2
+    "o2o": (40_000, Fraction(1), 256),  # MBDPO
+    "small": (5_000, Fraction(1, 2), 128),
+}
 
 
 class TaskScore(NamedTuple):
@@ -299,15 +307,33 @@ def finetune(args: argparse.Namespace) -> None:
     like = int(args.like) if args.like is not None and args.like.isdigit() else args.like
     model.verbose = 1
     task = add_task(model, env_id, like, args.n_envs)
+    preset_decisions = use_preset(model, args.preset)
+    decisions = args.n_timesteps or preset_decisions
     model.set_random_seed(args.seed)
-    print(f"{type(model).__name__}, {env_id} as task {task}, {args.n_timesteps:,} decisions, seed {args.seed}")
+    print(f"{type(model).__name__}, {env_id} as task {task}, {decisions:,} decisions, seed {args.seed}")
     model.verbose = 0
     folder = args.folder / f"{agent_name(key_of(model), env_id)}_{args.seed}"
     env = make_task(model, env_id, task, min(args.episodes, 10))
     evaluations = Evaluations(env, args.eval_freq, args.episodes, folder / "evaluations.csv", args.seed)
-    model.learn(args.n_timesteps, evaluations, progress_bar=args.progress)
+    model.learn(decisions, evaluations, progress_bar=args.progress)
     note = f"finetuned from {Path(args.agent).name}"
     print(f"Wrote {save_agent(model, folder / 'agent', note=note)} and {evaluations.path}")
+
+
+def use_preset(model: WorldModelAlgorithm, name: str | None) -> int:
+    """
+    :param model: agent of several tasks, whose updates are set
+    :param name: one of ``FINETUNING``; None to leave them as they are
+    :return: number of decisions
+    """
+    if name is None:
+        return FINETUNING["finetune"][0]
+    decisions, updates, batch_size = FINETUNING[name]
+    updates *= model.n_envs
+    model.batch_size, model.gradient_steps = batch_size, updates.numerator
+    model.train_freq = updates.denominator
+    model._convert_train_freq()
+    return decisions
 
 
 def key_of(model: WorldModelAlgorithm) -> str:

@@ -146,8 +146,11 @@ def add_finetune(parser: argparse.ArgumentParser) -> None:
     """
     parser.epilog = (
         "The agent gains the task of ENV, whose embedding begins as that of TASK, and learns it alone: all weights\n"
-        "are trained, with the agent's settings, an empty replay buffer and no random actions. A task that it has\n"
-        "learned before is refused. FOLDER/METHOD-ENV_SEED has the agent (agent.safetensors) and evaluations.csv.\n\n"
+        "are trained, with an empty replay buffer and no random actions. A task that it has learned before is\n"
+        "refused. FOLDER/METHOD-ENV_SEED has the agent (agent.safetensors) and evaluations.csv.\n\n"
+        "Without --preset: 10,000 decisions with the agent's own settings. finetune: 10,000, the 20,000 frames of\n"
+        "TD-MPC2's few-shot experiment; o2o: 40,000, MBDPO's from offline to online; both update after every\n"
+        "decision by batches of 256. small: 5,000, an update of 128 for every second, for one CPU core.\n\n"
         "example: python -m sb3_mpc.zoo finetune mt70.safetensors --env dmc/walker-run-v0 --like walker-walk"
     )
     parser.add_argument("agent", metavar="FILE", help="agent of several tasks: .safetensors, or .zip with --algo")
@@ -161,9 +164,9 @@ def add_finetune(parser: argparse.ArgumentParser) -> None:
         "-n",
         "--n-timesteps",
         type=int,
-        default=10_000,
-        help="decisions of the agent (default: 10000, the paper's 20k frames with an action repeat of 2)",
+        help="decisions of the agent (default: those of the preset, or 10000)",
     )
+    parser.add_argument("--preset", choices=("finetune", "o2o", "small"), help="settings by name, see below")
     parser.add_argument("--n-envs", type=int, default=1, help="environments side by side (default: 1)")
     parser.add_argument("--eval-freq", type=int, default=2_000, help="decisions between evaluations (default: 2000)")
     parser.add_argument("--episodes", type=int, default=10, help="episodes of an evaluation (default: 10)")

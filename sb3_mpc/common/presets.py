@@ -37,6 +37,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         num_pi_trajs=16,
         iterations=3,
     ),
+    # What TD-MPC2 changes to learn many tasks from data alone; its agents of 80 tasks have model_size 19 and more
+    "offline": dict(batch_size=1024),
 }
 OF_THE_RUN = ("policy", "n_envs", "n_timesteps")
 # Of policy_kwargs: model_size stands for all sizes, and of each pair one name stands for the other

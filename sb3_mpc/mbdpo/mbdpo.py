@@ -75,6 +75,7 @@ class MBDPO(TDMPC2):
         # The 19 denoising steps stay: fewer would change the noise they begin with
         "cpu": dict(policy_kwargs=dict(model_size=1), num_samples=128, num_elites=16),
         "small": {**PRESETS["small"], "iterations": 8},  # more than MPPI: the diffusion needs small steps
+        "offline": PRESETS["offline"],
     }
     ranges: ClassVar[dict[str, tuple[float, ...]]] = {
         **TDMPC2.ranges,

@@ -123,5 +123,5 @@ def test_presets_are_not_shared_by_agents(algorithm: Any) -> None:
 
 
 def test_unknown_name(algorithm: Any) -> None:
-    with pytest.raises(ValueError, match='^There is no preset "large": use "cpu" or "small".$'):
+    with pytest.raises(ValueError, match='^There is no preset "large": use "cpu" or "small"( or "offline")?.$'):
         algorithm("MlpPolicy", PointEnv(), preset="large")

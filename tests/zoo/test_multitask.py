@@ -47,6 +47,20 @@ def test_score_of_each_task(agent: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert again.mean == pytest.approx(float(found[0]["mean"]))
 
 
+@pytest.mark.parametrize(
+    ("preset", "n_envs", "decisions", "freq", "steps", "batch"),
+    [("finetune", 1, 10_000, 1, 1, 256), ("o2o", 4, 40_000, 1, 4, 256), ("small", 1, 5_000, 2, 1, 128)],
+)
+def test_presets_of_finetune(
+    agent: Path, preset: str, n_envs: int, decisions: int, freq: int, steps: int, batch: int
+) -> None:
+    """Updates for each decision are those of the preset, however many environments there are."""
+    model = load_agent(agent)
+    multitask.add_task(model, "InvertedDoublePendulum-v5", "InvertedPendulum", n_envs)
+    assert multitask.use_preset(model, preset) == decisions
+    assert (model.train_freq.frequency, model.gradient_steps, model.batch_size) == (freq, steps, batch)  # type: ignore[union-attr]
+
+
 def test_scores_are_of_the_paper_s_scale() -> None:
     assert multitask.score(dict(mean=734.0)) == pytest.approx(73.4)
     assert multitask.score(dict(mean=900.0, success=0.4)) == pytest.approx(40.0)
@@ -56,6 +70,7 @@ def test_finetune(agent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     """A task with more observations; the file that it writes can be evaluated, and finetuned further."""
     new = "InvertedDoublePendulum-v5"  # nine observations
     options = ["--env", new, "--like", "InvertedPendulum", "-n", "24", "--eval-freq", "12", "--episodes", "1"]
+    options += ["--preset", "finetune"]
     assert main(["finetune", str(agent), *options, "--folder", str(tmp_path)]) == 0
     text = capsys.readouterr().out
     assert "observations of 9 numbers in place of 4" in text and f"{new} as task 2" in text
