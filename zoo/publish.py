@@ -44,9 +44,6 @@ def publish(agent: Agent, args: argparse.Namespace, rows: pd.DataFrame | None = 
     algo = next(key for key, algorithm in sb3_mpc.ALGORITHMS.items() if type(model) is algorithm)
     path = args.folder / f"{agent_name(algo, agent.env_id)}.safetensors"
     card |= dict(steps=steps, seed=model.seed)
-    rates = [float(model.lr_schedule(remaining)) for remaining in (1.0, 0.0)]
-    if rates[0] != rates[1]:  # an agent file keeps the first one alone
-        card["final_learning_rate"] = rates[1]
     save_agent(model, path, args.dtype, **card)
     env.close()
     written = Agent(lambda env: load_agent(path, env, args.device), agent.env_id, agent.env_kwargs)

@@ -9,6 +9,7 @@ The format is described in :mod:`sb3_mpc.agents.agent_format`.
 
 import inspect
 import json
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.type_aliases import GymEnv
-from stable_baselines3.common.utils import get_device
+from stable_baselines3.common.utils import LinearSchedule, get_device
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from torch.overrides import TorchFunctionMode
 
@@ -63,7 +64,8 @@ STATISTICS = "vec_normalize/"  # prefix of the tensors that do not belong to the
 
 def save_agent(model: WorldModelAlgorithm, path: str | Path, dtype: str = "float32", **card: Any) -> Path:
     """
-    Write an agent to one file. An existing file of that name is replaced only when the new one is complete.
+    Write an agent to one file. An existing file of that name is replaced only when the new one is complete. A learning
+    rate that changes linearly does so again when the loaded agent learns; of any other schedule it has the first value.
 
     :param model: the agent; its class and its policy's class must be of this package
     :param path: file to write, ``.safetensors`` is appended if it has no suffix
@@ -77,9 +79,12 @@ def save_agent(model: WorldModelAlgorithm, path: str | Path, dtype: str = "float
         raise ValueError(f'dtype={dtype!r} is unknown: use "float32" or "float16".')
     env, normalization = model.get_env(), model.get_vec_normalize_env()
     environment = card.pop("environment", None)
-    known = dict(
+    known: dict[str, Any] = dict(
         environment=_environment(env, environment), preset=None, seed=model.seed, evaluation=None, commit=git_commit()
     )
+    first, middle, last = (float(model.lr_schedule(remaining)) for remaining in (1.0, 0.5, 0.0))
+    if first != last and math.isclose(middle, (first + last) / 2):
+        known["final_learning_rate"] = last
     content = {
         **known,
         "steps": dict(decisions=model.num_timesteps),
@@ -206,7 +211,8 @@ def _description(model: WorldModelAlgorithm) -> dict[str, Any]:
                 f"model.save(), which is SB3's format."
             )
     arguments: dict[str, Any] = {name: getattr(model, name) for name in _argument_names(cls)}
-    arguments["learning_rate"] = float(model.lr_schedule(1.0))  # of a schedule, the initial value
+    # Of a schedule, the initial value; the card has the final one, too, if the schedule is linear
+    arguments["learning_rate"] = float(model.lr_schedule(1.0))
     arguments["train_freq"] = [model.train_freq.frequency, model.train_freq.unit.value]  # type: ignore[union-attr]
     if model.compile is True:  # the machine that loads the agent may have no compiler
         arguments["compile"] = "auto"
@@ -313,6 +319,8 @@ def _build(
         for name, value in arguments["policy_kwargs"].items()
     }
     arguments = {**arguments, "policy_kwargs": policy_kwargs, "train_freq": tuple(arguments["train_freq"])}
+    if card.get("final_learning_rate") is not None:
+        arguments["learning_rate"] = LinearSchedule(arguments["learning_rate"], card["final_learning_rate"], 1.0)
     if arguments.get("compile") is not False:  # no file starts a compiler here
         arguments["compile"] = "auto"
     if card["policy"] not in algorithm.policy_aliases:

@@ -171,11 +171,6 @@ def test_card_says_what_the_file_is(tmp_path: Path) -> None:
     assert path.read_bytes() == data
 
 
-def test_learning_rate_of_a_schedule_is_where_it_starts(tmp_path: Path) -> None:
-    model = make_agent(TDMPC2, PointEnv(), learning_rate=LinearSchedule(1e-3, 1e-4, 1.0))
-    assert load_agent(save_agent(model, tmp_path / "agent")).learning_rate == 1e-3
-
-
 class MyExtractor(FlattenExtractor):
     pass
 
@@ -329,6 +324,26 @@ def test_malicious_class_is_refused(agent: Path, tmp_path: Path, name: str, valu
     arguments = read_card(agent)["arguments"]
     arguments["policy_kwargs"] |= {name: value}
     assert_refused(rewritten(agent, tmp_path / "bad.safetensors", arguments=arguments), "does not describe a TDMPC2")
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [
+        (LinearSchedule(1e-3, 0.0, 1.0), (1e-3, 5e-4, 0.0)),
+        (lambda remaining: 1e-3 * remaining, (1e-3, 5e-4, 0.0)),  # rl_zoo3's is such a function
+        (lambda remaining: 1e-3 * remaining**2, (1e-3, 1e-3, 1e-3)),
+        (3e-4, (3e-4, 3e-4, 3e-4)),
+    ],
+    ids=["linear", "function", "other", "constant"],
+)
+def test_learning_rate_that_changes(tmp_path: Path, schedule: Any, rates: tuple[float, ...]) -> None:
+    """A file holds no functions, but a rate that changes linearly is two numbers."""
+    model = make_agent(TDMPC2, "Pendulum-v1", learning_rate=schedule)
+    path = save_agent(model, tmp_path / "agent")
+    for _ in range(2):  # also of the file of an agent from a file
+        loaded = load_agent(path)
+        assert tuple(loaded.lr_schedule(remaining) for remaining in (1.0, 0.5, 0.0)) == pytest.approx(rates)
+        path = save_agent(loaded, tmp_path / "again")
 
 
 @pytest.mark.parametrize(
