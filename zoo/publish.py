@@ -124,6 +124,8 @@ def main(args: argparse.Namespace) -> None:
     of_run = args.agent is not None and run.is_dir()
     rows = read_csv(args.curve) if args.curve else read_run(settings_file(run)) if of_run else None
     card = run_card(run) if of_run else {}
+    if run.suffix == ".safetensors" and run.is_file():  # the code that has trained it, not the one that evaluates it
+        card["commit"] = read_card(run)["commit"]
     given = dict(preset=args.preset, command=args.trained_by)
     card |= {name: value for name, value in given.items() if value is not None}
     print(f"Wrote {publish(agent, args, rows, **card)}")
