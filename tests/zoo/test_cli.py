@@ -28,7 +28,7 @@ from sb3_mpc.zoo.presets import PRESETS, load_preset, preset_file, preset_key
 from sb3_mpc.zoo.resume import checkpoints_of
 from sb3_mpc.zoo.run_folder import read_settings
 from tests.support import ROOT
-from tests.support.agents import assert_one_clear_sentence
+from tests.support.agents import assert_one_clear_sentence, make_agent
 from tests.support.rendering import needs_gl
 from tests.support.zoo_runs import TINY, run, train_arguments
 
@@ -170,6 +170,13 @@ def test_publish(film: bool, finished: Path, tmp_path: Path, capsys: pytest.Capt
     assert all((f"tdmpc2-{NAME}{suffix})" in text) == (suffix in pictures) for suffix in (".png", ".gif"))
     run("evaluate", file, "--episodes", 1, "--device", "cpu")
     assert f"return {card['evaluation']['mean_return']:.1f}" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_published_file_names_the_code_that_trained_it(tmp_path: Path) -> None:
+    trained = save_agent(make_agent(sb3_mpc.TDMPC2, "Pendulum-v1"), tmp_path / "trained", commit="abc1234")
+    run("publish", trained, "--episodes", 1, "--device", "cpu", "--folder", tmp_path, "--no-film")
+    assert read_card(tmp_path / "tdmpc2-Pendulum-v1.safetensors")["commit"] == "abc1234"
 
 
 @pytest.mark.slow
