@@ -88,7 +88,7 @@ def test_images_and_goals(algorithm: Any) -> None:
     more = dict(distill_steps=1) if issubclass(algorithm, FacTDMPC) else {}
     settings = dict(QUICK, replay_buffer_class=HerReplayBuffer, **more)
     model = algorithm("MultiInputPolicy", goals, preset="small", **settings).learn(12)
-    assert model._n_updates == 3 and model.num_samples == 128
+    assert model._n_updates == 5 and model.num_samples == 64
 
 
 def test_derived_classes_pass_it_on() -> None:

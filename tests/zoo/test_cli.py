@@ -79,7 +79,7 @@ def test_small_preset(algo: str) -> None:
     """The trained agents are of this size."""
     preset = load_preset(algo, "Pendulum-v1", "small")
     model = build(algo, preset, "Pendulum-v1")
-    assert (preset["n_envs"], preset["n_timesteps"], model.gradient_steps) == (10, 50_000, 5)
+    assert (preset["n_envs"], preset["n_timesteps"], model.gradient_steps) == (10, 50_000, 10)
     assert [model.lr_schedule(remaining) for remaining in (1.0, 0.5, 0.0)] == [1e-3, 5e-4, 0.0]
     assert sum(p.numel() for p in model.policy.world_model.parameters()) < 500_000
 
