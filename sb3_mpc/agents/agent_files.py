@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import LinearSchedule, get_device
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
@@ -27,19 +26,15 @@ from torch.overrides import TorchFunctionMode
 import sb3_mpc
 from sb3_mpc.agents.agent_format import read_agent, write_agent
 from sb3_mpc.agents.agent_format import read_card as read_card
+from sb3_mpc.agents.data_files import policy_classes
 from sb3_mpc.agents.normalization import normalization_settings, normalization_tensors, wrap_normalized
 from sb3_mpc.agents.provenance import git_commit, package_versions
 from sb3_mpc.agents.space_json import space_from_json, space_to_json
 from sb3_mpc.agents.training_files import check_finite_parameters
 from sb3_mpc.common.algorithm import WorldModelAlgorithm
-from sb3_mpc.common.checks.arguments import make_env
+from sb3_mpc.common.checks.arguments import check_range, make_env
 from sb3_mpc.common.discount import env_attribute
-from sb3_mpc.common.networks.encoders import DictExtractor, PixelExtractor
-from sb3_mpc.common.networks.world_model import WorldModel
 from sb3_mpc.common.persistence import global_randomness_kept
-from sb3_mpc.common.planning.improved import ImprovedPlanner
-from sb3_mpc.common.planning.planner import MPPIPlanner
-from sb3_mpc.common.planning.prior import PriorPlanner
 
 # Arguments that belong to the machine or to the training run, not to the agent
 NOT_KEPT = {"policy", "env", "expert", "action_noise", "replay_buffer_class", "replay_buffer_kwargs", "device"}
@@ -240,19 +235,7 @@ def _argument_names(algorithm: type[WorldModelAlgorithm]) -> list[str]:
 
 def _classes() -> dict[str, type]:
     """:return: the classes that may appear in ``policy_kwargs``, by name"""
-    own = [value for cls in sb3_mpc.ALGORITHMS.values() for value in cls.policy_defaults.values()]
-    known = [
-        WorldModel,
-        MPPIPlanner,
-        ImprovedPlanner,
-        PriorPlanner,
-        PixelExtractor,
-        DictExtractor,
-        FlattenExtractor,
-        th.optim.Adam,
-        th.optim.AdamW,
-    ]
-    return {value.__name__: value for value in (*known, *own) if isinstance(value, type)}
+    return {value.__name__: value for value in policy_classes()}
 
 
 def _to_json(value: Any, name: str) -> str:
@@ -320,6 +303,7 @@ def _build(
     }
     arguments = {**arguments, "policy_kwargs": policy_kwargs, "train_freq": tuple(arguments["train_freq"])}
     if card.get("final_learning_rate") is not None:
+        check_range("The final learning_rate", card["final_learning_rate"], *algorithm.ranges["learning_rate"])
         arguments["learning_rate"] = LinearSchedule(arguments["learning_rate"], card["final_learning_rate"], 1.0)
     if arguments.get("compile") is not False:  # no file starts a compiler here
         arguments["compile"] = "auto"

@@ -41,23 +41,22 @@ PLAIN = (type(None), bool, int, float, str)
 GENERATORS = {"PCG64": np.random.PCG64, "MT19937": np.random.MT19937}
 
 
+def policy_classes() -> list[type]:
+    """:return: the classes that may appear in ``policy_kwargs`` of a file"""
+    own = [value for cls in sb3_mpc.ALGORITHMS.values() for value in cls.policy_defaults.values()]
+    planners = [MPPIPlanner, ImprovedPlanner, PriorPlanner]
+    extractors = [PixelExtractor, DictExtractor, torch_layers.FlattenExtractor]
+    known = [WorldModel, *planners, *extractors, th.optim.Adam, th.optim.AdamW, *own]
+    return [value for value in known if isinstance(value, type)]
+
+
 @cache
 def known_classes() -> dict[str, type]:
     """:return: the classes that a file may name; objects of the second half of them may be in a file"""
-    own = [value for cls in sb3_mpc.ALGORITHMS.values() for value in cls.policy_defaults.values()]
+    own: list[Any] = list(policy_classes())
     algorithms: list[Any] = [*sb3_mpc.ALGORITHMS.values(), sb3.SAC]
     own += [policy for cls in algorithms for policy in cls.policy_aliases.values()]
-    own += [
-        WorldModel,
-        MPPIPlanner,
-        ImprovedPlanner,
-        PriorPlanner,
-        PixelExtractor,
-        DictExtractor,
-        th.optim.Adam,
-        th.optim.AdamW,
-    ]
-    own += [torch_layers.FlattenExtractor, torch_layers.NatureCNN, torch_layers.CombinedExtractor]
+    own += [torch_layers.NatureCNN, torch_layers.CombinedExtractor]
     own += [th.nn.ReLU, th.nn.Tanh, th.nn.ELU, th.nn.GELU, th.nn.SiLU, th.nn.Mish, th.nn.LeakyReLU]
     own += [sequence_buffer.SequenceReplayBuffer, plan_buffer.PlanReplayBuffer, sb3.HerReplayBuffer]
     own += [her.HerSequenceReplayBuffer, her.HerPlanReplayBuffer]

@@ -299,6 +299,7 @@ CALL = dict(learning_rate=1e-3, train_freq=[1, "step"], policy_kwargs={})
         (dict(environment={"id": "a\x1b[2J-v0"}), r"a\\x1b\[2J-v0.* is not an environment id"),
         (dict(environment={"id": "a`b|c-v0"}), "is not an environment id"),
         (dict(commit="$(touch executed)"), "wrong type for commit"),
+        (dict(final_learning_rate=-1.0), "The final learning_rate=-1.0 is out of range"),
         (dict(versions=None), "wrong type for versions"),
         (dict(evaluation={"mean_return": "1.0"}), "wrong type for evaluation"),
         (dict(command="a\x1bb"), "wrong type for command"),
