@@ -3,47 +3,38 @@
 import inspect
 import io
 import pathlib
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback
+from stable_baselines3.common.callbacks import CallbackList, EvalCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.save_util import load_from_pkl
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import configure_logger
 
-from sb3_mpc.common import processes
 from sb3_mpc.common.algorithm import WorldModelAlgorithm, inherited
-from sb3_mpc.common.buffers.batch import SequenceBatch
 from sb3_mpc.common.buffers.sequence_buffer import SequenceReplayBuffer
 from sb3_mpc.common.buffers.sources import DataWindows, RecordedData
 from sb3_mpc.common.checks.arguments import check_range
-from sb3_mpc.common.checks.data import check_finite_losses
-from sb3_mpc.common.execution.acceleration import compile_function, graphed, set_learning_rate
-from sb3_mpc.common.execution.gradients import gradient_step
 from sb3_mpc.common.files import explain_damage
-from sb3_mpc.common.networks.losses import temporal_weights, time_slice
 from sb3_mpc.common.offline_training import check_fits
 from sb3_mpc.common.policies.multitask import MultitaskWorldModelPolicy
 from sb3_mpc.common.policies.world_model_policy import WorldModelPolicy
 from sb3_mpc.common.presets import PRESETS, takes_preset
-from sb3_mpc.fac_tdmpc.distillation import expert_scores, imitation_loss, ranking_loss, student_scores
 from sb3_mpc.fac_tdmpc.policies import FactoredCnnPolicy, FactoredMultiInputPolicy, FactoredPolicy
+from sb3_mpc.fac_tdmpc.student_training import LOG_EVERY, StudentTraining
 from sb3_mpc.tdmpc2.tdmpc2 import TDMPC2
 
 SelfFacTDMPC = TypeVar("SelfFacTDMPC", bound="FacTDMPC")
 
 MAX_DISTILL_STEPS = 100_000  # the paper's number
-LOG_EVERY = 1_000  # updates
 # Sizes of the student in the preset "small"
 STUDENT_OF_SMALL = dict(student_latent_dim=384, student_net_arch=[64, 64])
 # Settings that the student takes from a given expert
@@ -59,20 +50,6 @@ def evaluations(callback: MaybeCallback) -> list[EvalCallback]:
         return [callback]
     parts = callback.callbacks if isinstance(callback, CallbackList) else callback
     return [found for part in parts for found in evaluations(part)] if isinstance(parts, list) else []
-
-
-class DistillNoise(NamedTuple):
-    """
-    Random numbers of one update of the student. B segments, K candidates.
-
-    :param candidates: normal draws added to the actions ``[H + 1, B, K, A]``
-    :param policy_actions: normal draws of the expert policy's actions ``[H + 1, B, K, A]``
-    :param shift: image shifts ``[B, 2]``, None without images
-    """
-
-    candidates: th.Tensor
-    policy_actions: th.Tensor
-    shift: th.Tensor | None
 
 
 @contextmanager
@@ -92,7 +69,7 @@ def lines_apart(logger: Logger) -> Iterator[None]:
             getattr(logger, name).update(waiting[name])
 
 
-class FacTDMPC(TDMPC2):
+class FacTDMPC(StudentTraining):
     """
     Fac-TDMPC: a trained agent is distilled into a world model that is factored over action dimensions, so that each of
     them plans independently at a fraction of the cost.
@@ -508,151 +485,3 @@ class FacTDMPC(TDMPC2):
         model.replay_buffer = data
         model._distill(steps, model._init_callback(callback), log_interval, progress_bar)
         return model
-
-    def _use_student(self, distilled: bool) -> None:
-        self._distilled = distilled
-        self.policy.use_student(distilled)
-
-    def _distill(
-        self,
-        steps: int,
-        callback: BaseCallback,
-        log_interval: int | None,
-        progress_bar: bool,
-        windows: DataWindows | None = None,
-        batch_size: int | None = None,
-        counted: bool = False,
-    ) -> None:
-        """
-        Update the student, a newly initialised one if there is none yet. Every update has random numbers of its own,
-        so that the result depends on expert, data and seed alone: a resumed agent gets the same student as one that was
-        not interrupted.
-
-        :param steps: updates of the student
-        :param callback: called after every update
-        :param log_interval: updates between two lines of the log, none if None
-        :param progress_bar: show a progress bar
-        :param windows: what the segments are drawn from, the replay buffer if None
-        :param batch_size: number of segments in a batch, ``distill_batch_size`` if None
-        :param counted: whether the updates remain counted as steps when they are done
-        """
-        check_range("steps", steps, 0)
-        steps = int(steps)
-        if steps == 0:  # without a student, the expert continues to act
-            self._use_student(self._student_updates > 0)
-            return
-        assert self._distill_seed is not None
-        seed = self._distill_seed + self._student_updates
-        steps_left: Iterable[int] = range(1, steps + 1)
-        if progress_bar:
-            from tqdm import tqdm  # type: ignore[import-untyped]
-
-            steps_left = tqdm(steps_left, desc="Distilling")
-        if self._student_updates == 0:
-            with th.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-                th.manual_seed(seed)
-                self.policy.reset_student()
-        processes.join(self.device)
-        processes.broadcast(self.policy.state_dict().values())
-        generator = th.Generator(self.device)
-        buffer: Any = self.replay_buffer if windows is None else windows
-        batch_size = processes.share(batch_size or int(self.distill_batch_size))
-        kept = {name: getattr(buffer, name) for name in ("_rng", "horizon", "device")}
-        compiles = self.policy.acceleration.compiles and not processes.joined()
-        update = self.distill_update
-        if compiles:
-            update = graphed(compile_function(update), self.recorded_constants)
-        for optimizer in (self.policy.student_optimizer, self.policy.student_pi_optimizer):
-            set_learning_rate(optimizer, self.distill_learning_rate, compiles and self.device.type == "cuda")
-        self.policy.set_training_mode(False)
-        self._use_student(True)
-        try:
-            buffer.horizon, buffer.device = self.horizon + 1, self.device
-            callback.on_training_start(locals(), globals())
-            for step in steps_left:
-                entropy = [self._distill_seed, self._student_updates, processes.rank()]
-                drawn = np.random.SeedSequence(entropy).generate_state(2)
-                buffer.seed(int(drawn[0]))
-                generator.manual_seed(int(drawn[1]))
-                batch = buffer.sample(batch_size, env=self._vec_normalize_env)
-                noise = self.draw_distill_noise(batch_size, generator)
-                with self.policy.acceleration.applied():
-                    logs = update(batch._replace(plans=None, planned=None, buffer_index=None), noise)
-                self._student_updates += 1
-                self._counted_updates += not counted
-                self.num_timesteps += 1
-                if step == steps or step % (log_interval or LOG_EVERY) == 0:
-                    values = {name: value.item() for name, value in logs.items()}
-                    check_finite_losses(values, step)
-                    if log_interval is not None:
-                        for name, value in values.items():
-                            self.logger.record(f"distill/{name}", value)
-                        self.logger.record("distill/n_updates", self._student_updates, exclude="tensorboard")
-                        self.logger.dump(self.num_timesteps)
-                callback.update_locals(locals())
-                if not callback.on_step():
-                    break
-            callback.on_training_end()
-        except BaseException:  # an unfinished student does not act
-            self._use_student(False)
-            raise
-        finally:
-            vars(buffer).update(kept)
-            self.num_timesteps -= self._counted_updates
-            self._counted_updates = 0
-
-    def _can_distil(self) -> bool:
-        """:return: whether the buffer can be sampled; a warning says why not"""
-        buffer = self.replay_buffer
-        rng = buffer._rng
-        try:
-            buffer.seed(0)
-            why = "" if buffer.size() > 0 and buffer.sample(1) else "the replay buffer is empty."
-        except RuntimeError as error:  # hindsight, before the end of the first episode
-            why = str(error)
-        finally:
-            buffer._rng = rng
-        if why:
-            warnings.warn(f"Nothing is distilled yet, the expert continues to act: {why}", stacklevel=3)
-        return not why
-
-    def draw_distill_noise(self, batch_size: int, generator: th.Generator) -> DistillNoise:
-        """
-        :param batch_size: number B of segments
-        :param generator: source of randomness; the noise is on its device
-        :return: random numbers of one update of the student
-        """
-        shape = (self.horizon + 1, batch_size, self.num_candidates, get_action_dim(self.action_space))
-        candidates, actions = (th.randn(shape, generator=generator, device=generator.device) for _ in range(2))
-        return DistillNoise(candidates, actions, self.policy.draw_shift(batch_size, generator=generator))
-
-    def distill_update(self, batch: SequenceBatch, noise: DistillNoise) -> dict[str, th.Tensor]:
-        """
-        One gradient step of the student. Only the first observation and the actions are used, so that a segment may
-        extend past the end of an episode; there, perturbations are added to zero actions.
-
-        :param batch: windows of H + 1 transitions
-        :param noise: random numbers
-        :return: values to log, scalars by name
-        """
-        student, teacher = self.policy.student, self.policy.world_model
-        first = time_slice(batch.observations, 0)
-        actions = ((batch.mask * batch.actions).unsqueeze(2) + self.candidate_std * noise.candidates).clamp(-1, 1)
-        with th.no_grad():
-            z = teacher.encode(first, noise.shift)
-            expert, policy_actions, alive = expert_scores(teacher, z, actions, noise.policy_actions, self.gamma)
-            self.policy.spread.update(expert)
-        scores, states = student_scores(student, student.encode(first, noise.shift), actions)
-        reverse, spread = self.kl_direction == "reverse", self.policy.spread.value
-        weights = temporal_weights(self.rho, scores.rewards).squeeze(-1)
-        losses = [
-            (weights * ranking_loss(predicted, label, scale, self.distill_temperature, reverse)).sum(-2).mean()
-            for predicted, label, scale in zip(scores, expert, spread, strict=True)
-        ]
-        imitation = imitation_loss(student, states, policy_actions, alive)
-        loss = self.distill_reward_coef * losses[0] + self.distill_value_coef * losses[1]
-        logs = dict(reward_kl=losses[0], value_kl=losses[1], loss=loss, imitation_loss=imitation)
-        optimizers = dict(grad_norm=self.policy.student_optimizer, pi_grad_norm=self.policy.student_pi_optimizer)
-        for (name, optimizer), objective in zip(optimizers.items(), (loss, imitation), strict=True):
-            logs[name] = gradient_step(optimizer, objective, self.distill_max_grad_norm)
-        return {name: value.detach() for name, value in logs.items()}
