@@ -170,9 +170,11 @@ class BMPC(WorldModelAlgorithm):
     def _make_policy(self) -> None:
         super()._make_policy()
         horizon = self.horizon if isinstance(self.reanalyze_horizon, str) else self.reanalyze_horizon
+        # The user's planner_kwargs that every planner has hold for the reanalysis, too
+        given = self.policy_arguments()["planner_kwargs"]
+        arguments = {name: given[name] for name in self.planner_arguments()}
         self._reanalyzer = self.make_reanalyzer(
-            log_std_range=(self.expl_log_std_min, self.expl_log_std_max),
-            **{**self.planner_arguments(), "horizon": horizon},
+            log_std_range=(self.expl_log_std_min, self.expl_log_std_max), **{**arguments, "horizon": horizon}
         )
 
     def make_reanalyzer(self, **arguments: Any) -> MPPIPlanner:

@@ -109,3 +109,12 @@ def test_horizon_of_the_reanalysis_is_its_own() -> None:
     assert make_agent(BMPC, two_envs(), horizon=3)._reanalyzer.horizon == 3
     with pytest.raises(ValueError, match="reanalyze_horizon=0 is out of range"):
         make_agent(BMPC, two_envs(), reanalyze_horizon=0)
+
+
+def test_planner_kwargs_of_every_planner_hold_for_the_reanalysis() -> None:
+    own = dict(temperature=2.0, min_std=0.2)
+    policy_kwargs = dict(planner_kwargs=own)
+    model = make_agent(BMPC, two_envs(), policy_kwargs=policy_kwargs, reanalyze_horizon=4)
+    for planner in (model.policy.planner, model._reanalyzer):
+        assert (planner.temperature, planner.min_std, planner.num_samples) == (2.0, 0.2, model.num_samples)
+    assert model._reanalyzer.horizon == 4
