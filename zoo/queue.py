@@ -190,7 +190,7 @@ def stop(processes: Sequence[Process]) -> None:
     :param processes: processes that save a checkpoint and end, or are killed when they take too long
     """
     for process in processes:
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)  # SIGINT is ignored by what a script has started in the background
     end = time.monotonic() + PATIENCE
     for process in processes:
         try:

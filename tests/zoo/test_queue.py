@@ -162,3 +162,13 @@ def test_settings_are_read_back(tmp_path: Path) -> None:
     run = queue.add(tmp_path, "run", dict(seed=0, order=0))
     assert run.settings == json.loads((run.folder / "run.json").read_text()) == dict(seed=0, order=0)
     assert run.rows == [] and not run.finished
+
+
+def test_stop_reaches_a_run_that_ignores_ctrl_c() -> None:
+    """As those do whose queue a script has started in the background."""
+    code = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    queue.stop([process])
+    assert process.returncode == -signal.SIGTERM
