@@ -3,7 +3,6 @@
 import argparse
 import csv
 from collections.abc import Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,11 +24,11 @@ from sb3_mpc.zoo.evaluate import measure
 from sb3_mpc.zoo.plot import pyplot
 from sb3_mpc.zoo.train import check_algorithm, check_options
 
-# Settings of ``finetune`` by name: decisions, updates for each of them, and size of a batch
-FINETUNING: dict[str, tuple[int, Fraction, int]] = {
-    "finetune": (10_000, Fraction(1), 256),  # TD-MPC2
-    "o2o": (40_000, Fraction(1), 256),  # MBDPO
-    "small": (5_000, Fraction(1, 2), 128),
+# Settings of ``finetune`` by name: decisions, and size of a batch; there is an update for each decision
+FINETUNING = {
+    "finetune": (10_000, 256),  # TD-MPC2
+    "o2o": (40_000, 256),  # MBDPO
+    "small": (10_000, 64),  # batches of the methods' preset of that name
 }
 
 
@@ -328,10 +327,8 @@ def use_preset(model: WorldModelAlgorithm, name: str | None) -> int:
     """
     if name is None:
         return FINETUNING["finetune"][0]
-    decisions, updates, batch_size = FINETUNING[name]
-    updates *= model.n_envs
-    model.batch_size, model.gradient_steps = batch_size, updates.numerator
-    model.train_freq = updates.denominator
+    decisions, model.batch_size = FINETUNING[name]
+    model.train_freq, model.gradient_steps = 1, model.n_envs  # type: ignore[assignment]
     model._convert_train_freq()
     return decisions
 

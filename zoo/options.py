@@ -149,8 +149,8 @@ def add_finetune(parser: argparse.ArgumentParser) -> None:
         "are trained, with an empty replay buffer and no random actions. A task that it has learned before is\n"
         "refused. FOLDER/METHOD-ENV_SEED has the agent (agent.safetensors) and evaluations.csv.\n\n"
         "Without --preset: 10,000 decisions with the agent's own settings. finetune: 10,000, the 20,000 frames of\n"
-        "TD-MPC2's few-shot experiment; o2o: 40,000, MBDPO's from offline to online; both update after every\n"
-        "decision by batches of 256. small: 5,000, an update of 128 for every second, for one CPU core.\n\n"
+        "TD-MPC2's few-shot experiment; o2o: 40,000, MBDPO's from offline to online; small: 10,000, for one\n"
+        "CPU core. All update after every decision, by batches of 256 or (small) 64.\n\n"
         "example: python -m sb3_mpc.zoo finetune mt70.safetensors --env dmc/walker-run-v0 --like walker-walk"
     )
     parser.add_argument("agent", metavar="FILE", help="agent of several tasks: .safetensors, or .zip with --algo")

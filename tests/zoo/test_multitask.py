@@ -48,17 +48,15 @@ def test_score_of_each_task(agent: Path, tmp_path: Path, capsys: pytest.CaptureF
 
 
 @pytest.mark.parametrize(
-    ("preset", "n_envs", "decisions", "freq", "steps", "batch"),
-    [("finetune", 1, 10_000, 1, 1, 256), ("o2o", 4, 40_000, 1, 4, 256), ("small", 1, 5_000, 2, 1, 128)],
+    ("preset", "n_envs", "decisions", "batch"),
+    [("finetune", 1, 10_000, 256), ("o2o", 4, 40_000, 256), ("small", 10, 10_000, 64)],
 )
-def test_presets_of_finetune(
-    agent: Path, preset: str, n_envs: int, decisions: int, freq: int, steps: int, batch: int
-) -> None:
+def test_presets_of_finetune(agent: Path, preset: str, n_envs: int, decisions: int, batch: int) -> None:
     """Updates for each decision are those of the preset, however many environments there are."""
     model = load_agent(agent)
     multitask.add_task(model, "InvertedDoublePendulum-v5", "InvertedPendulum", n_envs)
     assert multitask.use_preset(model, preset) == decisions
-    assert (model.train_freq.frequency, model.gradient_steps, model.batch_size) == (freq, steps, batch)  # type: ignore[union-attr]
+    assert (model.train_freq.frequency, model.gradient_steps, model.batch_size) == (1, n_envs, batch)  # type: ignore[union-attr]
 
 
 def test_scores_are_of_the_paper_s_scale() -> None:

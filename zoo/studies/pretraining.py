@@ -1,0 +1,232 @@
+"""
+One agent of several tasks, from data alone: score by size, and what it is worth as the start of a new task.
+
+    python -m sb3_mpc.zoo.studies.pretraining data                    # seven tasks, recorded from agents of the zoo
+    python -m sb3_mpc.zoo.studies.pretraining pretrain --algo tdmpc2 --size medium
+    python -m sb3_mpc.zoo.studies.pretraining finetune --algo tdmpc2 --task dmc/walker-run-v0 --seed 0
+    python -m sb3_mpc.zoo.studies.pretraining scratch --algo tdmpc2 --task dmc/walker-run-v0 --seed 0
+    python -m sb3_mpc.zoo.studies.pretraining plot
+
+``pretrain`` appends to ``results/pretraining-scores.csv``, a row for each task, and keeps the agent; ``finetune`` and
+``scratch`` append to ``results/pretraining-curves.csv``. The experiments are those of TD-MPC2 (figures 4 and 5) and
+MBDPO in small: data, models and updates of two CPU cores. Tasks to finetune are not among those of the data.
+"""
+
+import argparse
+import csv
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.env_util import make_vec_env
+
+import sb3_mpc
+from sb3_mpc.agents.agent_files import load_agent, save_agent
+from sb3_mpc.common.callbacks.latents import to_plane
+from sb3_mpc.common.policies.multitask import short_name
+from sb3_mpc.offline import Dataset, merge
+from sb3_mpc.zoo.multitask import Evaluations, add_task, evaluate_tasks, make_task, use_preset
+from sb3_mpc.zoo.plot import pyplot
+from sb3_mpc.zoo.presets import load_preset
+from sb3_mpc.zoo.studies.comparison import EPISODES, RESULTS
+
+# Tasks of TDMPC2's agents in the zoo
+TASKS = [
+    f"dmc/{name}-v0"
+    for name in (
+        *("cartpole-balance", "cartpole-swingup", "cup-catch", "finger-spin", "reacher-easy"),
+        *("walker-stand", "walker-walk"),
+    )
+]
+PARTS = ((0.0, 5_000), (0.3, 5_000), (1.0, 5_000))  # part of random actions, and transitions of each task
+SIZES: dict[str, dict[str, Any]] = {
+    "tiny": dict(latent_dim=32, enc_dim=64, net_arch=[64, 64]),
+    "medium": dict(latent_dim=64, enc_dim=128, net_arch=[128, 128]),  # of the preset "small"
+    "large": dict(latent_dim=128, enc_dim=256, net_arch=[256, 256]),
+}
+UPDATES, BATCH_SIZE, DECISIONS, EVERY = 6_000, 128, 10_000, 2_500
+STARTS = ("finetune", "scratch")
+Row = dict[str, Any]
+
+
+def append(rows: Sequence[Row], path: Path) -> None:
+    """
+    :param rows: rows of the same columns
+    :param path: CSV file
+    """
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """
+    :param path: CSV file
+    :return: its rows
+    """
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def agent_of(args: argparse.Namespace) -> Path:
+    """:return: file of the pretrained agent"""
+    return Path(args.data) / f"{args.algo}-{args.size}.safetensors"
+
+
+def data(args: argparse.Namespace) -> None:
+    """
+    Record transitions of all tasks: a third by the agents as they explore, a third by them with three tenths of random
+    actions, and a third random.
+
+    :param args: command line
+    """
+    args.data.mkdir(parents=True, exist_ok=True)
+    parts = []
+    for task in TASKS:
+        for part, count in PARTS:
+            path = args.data / f"{short_name(task)}-{part}"
+            if not path.exists():
+                agent = [] if part == 1 else ["--algo", "tdmpc2", "--random", str(part)]
+                command = ["collect", "--env", task, *agent, "-n", str(count), "--n-envs", "10", "--output", str(path)]
+                subprocess.run([sys.executable, "-m", "sb3_mpc.zoo", *command], check=True)
+            parts.append(Dataset.load(path))
+    names = [task for task in TASKS for _ in PARTS]
+    print(merge(parts, args.data / "tasks", names, overwrite=True).describe())
+
+
+def pretrain(args: argparse.Namespace) -> None:
+    """
+    :param args: command line
+    """
+    recorded = Dataset.load(args.data / "tasks")
+    algorithm = sb3_mpc.ALGORITHMS[args.algo]
+    model: Any = algorithm(
+        "MultitaskPolicy",
+        recorded.as_env(),
+        preset="small",
+        batch_size=BATCH_SIZE,
+        policy_kwargs={**recorded.policy_kwargs, **SIZES[args.size]},
+        seed=args.seed,
+        device="cpu",
+    )
+    started = time.process_time()
+    model.learn_offline(recorded, args.updates)
+    minutes = (time.process_time() - started) / 60
+    note = f"learned from {recorded.rows:,} recorded transitions by {args.updates:,} updates, without acting"
+    save_agent(model, agent_of(args), note=note)
+    networks = model.policy.world_model
+    parameters = sum(p.numel() for name, p in networks.named_parameters() if "target" not in name)
+    run = dict(algo=args.algo, size=args.size, parameters=parameters, updates=args.updates, seed=args.seed)
+    run["cpu_minutes"] = round(minutes, 1)
+    scores = evaluate_tasks(model, TASKS, args.episodes, seed=1_000)
+    rows = [dict(run, task=row.task, score=round(row.score, 1), std=round(row.std / 10, 1)) for row in scores]
+    append(rows, args.folder / "pretraining-scores.csv")
+
+
+def learn(args: argparse.Namespace) -> None:
+    """
+    Learn a task that is not among those of the data, from the pretrained agent or from scratch: as many decisions, of
+    which an agent from scratch acts randomly in the first 1,000, and the same number of updates of the same batches.
+
+    :param args: command line
+    """
+    if args.study == "finetune":
+        model: Any = load_agent(agent_of(args), device="cpu")
+        task = add_task(model, args.task, n_envs=EPISODES)
+        use_preset(model, "small")
+        model.set_random_seed(args.seed)
+        env = make_task(model, args.task, task, EPISODES)
+    else:
+        settings = load_preset(args.algo, args.task, "small")
+        policy, _ = settings.pop("policy"), settings.pop("n_timesteps")
+        own = make_vec_env(args.task, settings.pop("n_envs"), seed=args.seed)
+        settings["policy_kwargs"] = {**settings["policy_kwargs"], **SIZES[args.size]}
+        model = sb3_mpc.ALGORITHMS[args.algo](policy, own, seed=args.seed, device="cpu", **settings)
+        env = make_vec_env(args.task, EPISODES)
+    path = args.data / f"{args.study}-{args.algo}-{short_name(args.task)}-{args.seed}.csv"
+    evaluations = Evaluations(env, EVERY, EPISODES, path, seed=1_000)
+    started = time.process_time()
+    model.learn(DECISIONS, evaluations)
+    run: Row = dict(start=args.study, algo=args.algo, size=args.size, task=args.task, seed=args.seed)
+    run["cpu_minutes"] = round((time.process_time() - started) / 60, 1)
+    rows = [
+        dict(run, decisions=row.decisions, frames=2 * row.decisions, score=round(row.score, 1)) | {"return": row.mean}
+        for row in evaluations.found
+    ]
+    append(rows, args.folder / "pretraining-curves.csv")
+    save_agent(model, path.with_suffix(".safetensors"), note=f"{args.study}, {DECISIONS:,} decisions")
+
+
+def plot(args: argparse.Namespace) -> None:
+    """
+    :param args: command line; writes ``pretraining.png``
+    """
+    scores, curves = (read(args.folder / f"pretraining-{name}.csv") for name in ("scores", "curves"))
+    panels = sorted({(row["algo"], row["task"]) for row in curves}, reverse=True)
+    plt = pyplot()
+    figure, (by_size, plane, *axes) = plt.subplots(1, 2 + len(panels), figsize=(3.4 * (2 + len(panels)), 3.2))
+    for algo in dict.fromkeys(row["algo"] for row in scores):
+        runs: dict[int, list[float]] = {}
+        for row in scores:
+            if row["algo"] == algo:
+                runs.setdefault(int(row["parameters"]), []).append(float(row["score"]))
+        sizes = sorted(runs)
+        name = sb3_mpc.ALGORITHMS[algo].__name__
+        by_size.plot(sizes, [np.mean(runs[size]) for size in sizes], marker="o", label=name)
+    by_size.set(xscale="log", xlabel="parameters", ylabel=f"mean score of {len(TASKS)} tasks", title="From data alone")
+    by_size.set_ylim(0, 100)
+    by_size.legend()
+    pretrained: Any = load_agent(args.data / "tdmpc2-medium.safetensors", device="cpu")
+    table = pretrained.policy.world_model.task_embedding.weight.detach().numpy()
+    points, method = to_plane(table)
+    plane.scatter(*points.T, s=12)
+    for point, task in zip(points, TASKS, strict=True):
+        plane.annotate(short_name(task), point, fontsize=7, xytext=(3, 3), textcoords="offset points")
+    plane.set(xticks=[], yticks=[], title=f"Task embeddings ({method})")
+    plane.margins(0.3)
+    for axis, (algo, task) in zip(axes, panels, strict=True):
+        for start in STARTS:
+            found: dict[int, list[float]] = {}
+            for row in curves:
+                if (row["start"], row["algo"], row["task"]) == (start, algo, task):
+                    found.setdefault(int(row["frames"]), []).append(float(row["return"]))
+            frames = sorted(found)
+            middle = [np.mean(found[frame]) for frame in frames]
+            axis.plot(frames, middle, marker=".", label="pretrained" if start == "finetune" else "from scratch")
+            low, high = ([function(found[frame]) for frame in frames] for function in (min, max))
+            axis.fill_between(frames, low, high, alpha=0.2)
+        axis.set(title=f"{short_name(task)}, {sb3_mpc.ALGORITHMS[algo].__name__}", xlabel="frames", ylabel="return")
+        axis.set_ylim(bottom=0)
+        axis.legend()
+    figure.tight_layout()
+    figure.savefig(args.folder / "pretraining.png", dpi=110)
+
+
+STUDIES = dict(data=data, pretrain=pretrain, finetune=learn, scratch=learn, plot=plot)
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", choices=STUDIES)
+    parser.add_argument("--algo", default="tdmpc2", help="method, such as tdmpc2 or mbdpo")
+    parser.add_argument("--size", default="medium", choices=SIZES)
+    parser.add_argument("--task", default="dmc/walker-run-v0", help="task to finetune")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--updates", type=int, default=UPDATES, help="of pretrain")
+    parser.add_argument("--episodes", type=int, default=EPISODES, help="of each task after pretraining")
+    parser.add_argument("--data", type=Path, default=Path("logs/pretraining"), help="where data and agents are kept")
+    parser.add_argument("--folder", type=Path, default=RESULTS, help="where CSV files and picture go")
+    args = parser.parse_args()
+    STUDIES[args.study](args)
+
+
+if __name__ == "__main__":
+    main()
