@@ -171,7 +171,7 @@ def make(settings: dict[str, Any], data: Dataset, device: str) -> WorldModelAlgo
     for item in settings["hyperparams"] or []:
         name, _, value = item.partition(":")
         arguments[name] = ast.literal_eval(value)
-    policy_kwargs = {**data.policy_kwargs, **arguments.pop("policy_kwargs", {})}
+    policy_kwargs = arguments.pop("policy_kwargs", {})
     if settings["model_size"] is not None:
         policy_kwargs["model_size"] = settings["model_size"]
     arguments |= dict(policy_kwargs=policy_kwargs) if policy_kwargs else {}

@@ -134,7 +134,8 @@ class Dataset:
             return {}
         lengths = [task.episode_length for task in self.tasks]
         gammas = [DEFAULT_GAMMA if length is None else discount_from_episode_length(length) for length in lengths]
-        return dict(action_dims=[task.action_dim for task in self.tasks], gammas=gammas)
+        names, action_dims, _ = map(list, zip(*self.tasks, strict=True))
+        return dict(task_names=names, action_dims=action_dims, gammas=gammas)
 
     def returns(self) -> np.ndarray:
         """:return: sum of the rewards of each episode ``[N]``"""

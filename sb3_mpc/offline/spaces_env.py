@@ -23,9 +23,9 @@ class SpacesEnv(gym.Env):
         tasks: Sequence[tuple[str, int, int | None]],
     ) -> None:
         self.observation_space, self.action_space = observation_space, action_space
-        names, self.action_dims, self.episode_lengths = (list(column) for column in zip(*tasks, strict=True))
+        names, self.action_dims, self.task_lengths = (list(column) for column in zip(*tasks, strict=True))
         self.task_names: list[str] = names
-        known = [length for length in self.episode_lengths if length is not None]
+        known = [length for length in self.task_lengths if length is not None]
         if len(known) == len(tasks):
             self._max_episode_steps = max(known)  # where Gymnasium's TimeLimit has it
 

@@ -373,7 +373,7 @@ def test_from_official(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found["observations"]["task"], [1] * 5)
     np.testing.assert_array_equal(found["actions"], chunk["action"][0, 1:])
     np.testing.assert_array_equal(found["rewards"], chunk["reward"][0, 1:])
-    assert data.policy_kwargs == dict(action_dims=[1, 2], gammas=[0.95, 0.95])
+    assert data.policy_kwargs == dict(task_names=["one", "two"], action_dims=[1, 2], gammas=[0.95, 0.95])
 
 
 class Bomb:

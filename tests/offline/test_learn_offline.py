@@ -192,16 +192,18 @@ def test_bmpc_plans_for_recorded_states(data: Dataset) -> None:
 
 
 def test_data_of_several_tasks(tmp_path: Path) -> None:
-    """The environment of the data tells the policy how many actions and how long episodes the tasks have."""
+    """The environment of the data tells the policy names, numbers of actions and lengths of the tasks."""
     rng = np.random.default_rng(0)
     space = spaces.Dict(obs=spaces.Box(-np.inf, np.inf, (3,), np.float32), task=spaces.Discrete(2))
-    with DatasetWriter(tmp_path / "data", space, spaces.Box(-1, 1, (2,), np.float32), action_dims=[1, 2]) as writer:
+    sizes = dict(tasks=["one", "two"], action_dims=[1, 2], episode_lengths=[5, 500])
+    with DatasetWriter(tmp_path / "data", space, spaces.Box(-1, 1, (2,), np.float32), **sizes) as writer:
         for task in (0, 1, 0, 1):
             actions = rng.uniform(-1, 1, (5, 2)) * [1, task]
             observations = dict(obs=rng.normal(size=(6, 3)), task=np.full(6, task))
             writer.add(observations, actions, rng.normal(size=5), terminated=False)
     data = Dataset.load(tmp_path / "data")
-    model = make_agent(TDMPC2, data.as_env(), "MultitaskPolicy", dict(data.policy_kwargs, task_dim=4), seed=0)
+    model = make_agent(TDMPC2, data.as_env(), "MultitaskPolicy", dict(task_dim=4), seed=0)
+    assert model.policy.task_names == ["one", "two"] and model.policy.tasks["gammas"] == data.policy_kwargs["gammas"]
     assert model.policy.world_model.action_masks.tolist() == [[1, 0], [1, 1]]
     model.learn_offline(data, 3)
     assert model._n_updates == 3

@@ -14,8 +14,6 @@ MBDPO in small: data, models and updates of two CPU cores. Tasks to finetune are
 
 import argparse
 import csv
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,10 +23,14 @@ import numpy as np
 from stable_baselines3.common.env_util import make_vec_env
 
 import sb3_mpc
+import sb3_mpc.envs
+from sb3_mpc import zoo
 from sb3_mpc.agents.agent_files import load_agent, save_agent
 from sb3_mpc.common.callbacks.latents import to_plane
 from sb3_mpc.common.policies.multitask import short_name
 from sb3_mpc.offline import Dataset, merge
+from sb3_mpc.offline.writer import DatasetWriter
+from sb3_mpc.zoo.data import play
 from sb3_mpc.zoo.multitask import Evaluations, add_task, evaluate_tasks, make_task, use_preset
 from sb3_mpc.zoo.plot import pyplot
 from sb3_mpc.zoo.presets import load_preset
@@ -42,7 +44,8 @@ TASKS = [
         *("walker-stand", "walker-walk"),
     )
 ]
-PARTS = ((0.0, 5_000), (0.3, 5_000), (1.0, 5_000))  # part of random actions, and transitions of each task
+PARTS = {"planner": 0.0, "network": 0.3, "random": 1.0}  # who acts, and the part of random actions
+TRANSITIONS = 5_000  # of each part of each task
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": dict(latent_dim=32, enc_dim=64, net_arch=[64, 64]),
     "medium": dict(latent_dim=64, enc_dim=128, net_arch=[128, 128]),  # of the preset "small"
@@ -82,20 +85,24 @@ def agent_of(args: argparse.Namespace) -> Path:
 
 def data(args: argparse.Namespace) -> None:
     """
-    Record transitions of all tasks: a third by the agents as they explore, a third by them with three tenths of random
-    actions, and a third random.
+    Record transitions of all tasks: a third by the agents as they explore, a third by their networks without planning
+    and with three tenths of random actions, and a third random.
 
     :param args: command line
     """
     args.data.mkdir(parents=True, exist_ok=True)
     parts = []
     for task in TASKS:
-        for part, count in PARTS:
+        agent: Any = zoo.load("tdmpc2", task, device="cpu")
+        actors: dict[str, Any] = dict(planner=agent, network=agent.actor, random=None)
+        for part, random in PARTS.items():
             path = args.data / f"{short_name(task)}-{part}"
             if not path.exists():
-                agent = [] if part == 1 else ["--algo", "tdmpc2", "--random", str(part)]
-                command = ["collect", "--env", task, *agent, "-n", str(count), "--n-envs", "10", "--output", str(path)]
-                subprocess.run([sys.executable, "-m", "sb3_mpc.zoo", *command], check=True)
+                env, rng = make_vec_env(task, EPISODES, seed=args.seed), np.random.default_rng(args.seed)
+                spaces = (env.observation_space, env.action_space)
+                with DatasetWriter(path, *spaces, tasks=[task], episode_lengths=[TRANSITIONS // EPISODES]) as writer:
+                    for episode in play(env, actors[part], TRANSITIONS, random, False, rng):
+                        writer.add(**episode)
             parts.append(Dataset.load(path))
     names = [task for task in TASKS for _ in PARTS]
     print(merge(parts, args.data / "tasks", names, overwrite=True).describe())
@@ -112,7 +119,7 @@ def pretrain(args: argparse.Namespace) -> None:
         recorded.as_env(),
         preset="small",
         batch_size=BATCH_SIZE,
-        policy_kwargs={**recorded.policy_kwargs, **SIZES[args.size]},
+        policy_kwargs=SIZES[args.size],
         seed=args.seed,
         device="cpu",
     )

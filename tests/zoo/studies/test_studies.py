@@ -9,7 +9,7 @@ import gymnasium as gym
 import pytest
 
 from sb3_mpc import MBDPO, TDMPC2
-from sb3_mpc.zoo.studies import comparison, diffusion, factored, learning, precision
+from sb3_mpc.zoo.studies import comparison, diffusion, factored, learning, precision, pretraining
 from tests.support.agents import SMALL, SMALL_POLICY, make_agent
 
 pytest.importorskip("dm_control")
@@ -128,3 +128,27 @@ def test_diffusion(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert (model.planner.num_samples, model.planner.num_elites, model.planner.iterations) == (16, 4, 1)
     assert (model.planner.energy_mean == energy).all()
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_pretraining(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Data of two tasks, an agent from them alone, and a third task from that agent and from scratch."""
+    tasks, new = ["dmc/reacher-easy-v0", "dmc/walker-walk-v0"], "dmc/walker-run-v0"
+    for task in (*tasks, new):
+        monkeypatch.setattr(gym.spec(task), "max_episode_steps", 10)
+    for name, value in dict(TASKS=tasks, TRANSITIONS=20, EPISODES=2, DECISIONS=40, EVERY=20).items():
+        monkeypatch.setattr(pretraining, name, value)
+    tiny = dict(latent_dim=16, enc_dim=16, net_arch=[16])
+    monkeypatch.setattr(pretraining, "SIZES", dict(tiny=tiny, medium=tiny))
+    settings: dict[str, Any] = {**SMALL, "learning_starts": 10, "policy_kwargs": SMALL_POLICY, "n_envs": 2}
+    monkeypatch.setattr(
+        pretraining, "load_preset", lambda *args: dict(settings, policy="MlpPolicy", n_timesteps=1, gradient_steps=2)
+    )
+    common = f"--data {tmp_path / 'data'} --folder {tmp_path} --updates 3 --episodes 1"
+    for study in ("data", "pretrain", "finetune", "scratch", "plot"):
+        monkeypatch.setattr(sys, "argv", ["pretraining", study, "--task", new, *common.split()])
+        pretraining.main()
+    scores, curves = (read(tmp_path / f"pretraining-{name}.csv") for name in ("scores", "curves"))
+    assert [row["task"] for row in scores] == tasks and all(0 <= float(row["score"]) <= 1 for row in scores)
+    found = [(row["start"], row["decisions"]) for row in curves]
+    assert found == [(start, str(n)) for start in ("finetune", "scratch") for n in (0, 20, 40)]
+    assert (tmp_path / "pretraining.png").read_bytes().startswith(b"\x89PNG")
