@@ -45,6 +45,7 @@ TASKS = [
     )
 ]
 PARTS = {"planner": 0.0, "network": 0.3, "random": 1.0}  # who acts, and the part of random actions
+PLANNER = dict(iterations=3, num_samples=64, num_elites=12, num_pi_trajs=12)
 TRANSITIONS = 5_000  # of each part of each task
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": dict(latent_dim=32, enc_dim=64, net_arch=[64, 64]),
@@ -94,6 +95,8 @@ def data(args: argparse.Namespace) -> None:
     parts = []
     for task in TASKS:
         agent: Any = zoo.load("tdmpc2", task, device="cpu")
+        for name, value in PLANNER.items():  # that of the preset "small", which the older agents do not have
+            setattr(agent.policy.planner, name, value)
         actors: dict[str, Any] = dict(planner=agent, network=agent.actor, random=None)
         for part, random in PARTS.items():
             path = args.data / f"{short_name(task)}-{part}"
