@@ -21,6 +21,7 @@ FOLDER = Path(__file__).parent
 CHECKPOINTS = FOLDER / "checkpoints"
 PICTURES = (".png", ".gif", ".mp4")
 PROTOCOL = ("action_repeat", "terminates", "max_episode_steps")
+SCORE = "score "  # before the name of a task, in the evaluation of an agent of several tasks
 
 README = """# Trained agents
 
@@ -124,12 +125,25 @@ def other_protocol(card: dict[str, Any]) -> str:
     return "".join(f", {name}={value}" for name, value in arguments.items() if name != "max_episode_steps")
 
 
+def scores_of(card: dict[str, Any]) -> dict[str, float]:
+    """
+    :param card: card of an agent
+    :return: score of each task, from 0 to 100; none if the agent has one task
+    """
+    found = card["evaluation"] or {}
+    return {
+        name.removeprefix(SCORE): value for name, value in found.items() if name.startswith(SCORE) and value is not None
+    }
+
+
 def returns_of(card: dict[str, Any]) -> tuple[str, str]:
     """
     :param card: card of an agent
-    :return: returns of the planner and of the network policy
+    :return: returns of the planner and of the network policy; of an agent of several tasks the planner's mean score
     """
-    found = card["evaluation"] or {}
+    found, scores = card["evaluation"] or {}, scores_of(card).values()
+    if scores:
+        return f"score {sum(scores) / len(scores):.1f}", "-"
 
     def text(prefix: str) -> str:
         if f"{prefix}mean_return" not in found:
@@ -300,13 +314,22 @@ def card_text(card: dict[str, Any], pictures: Iterable[str] = ()) -> str:
     planner, network = returns_of(card)
     episodes = f" over {evaluation['episodes']} episodes" if "episodes" in evaluation else ""
     length = (card["environment"] or {}).get("max_episode_steps")
-    facts = {
-        "Method": f"`{class_name(card)}` of sb3-mpc, {inline(card['policy'])}",
-        "Environment": f"`{env_id}`" + (f", episodes of {length} decisions" if length else "") + other_protocol(card),
-        "Training": f"{steps.get('decisions', 0):,} decisions, {frames_of(card)} simulator frames, seed {card['seed']}",
+    training, scores = "from recorded data", scores_of(card)
+    if decisions := steps.get("decisions", 0):
+        training = f"{decisions:,} decisions, {frames_of(card)} simulator frames"
+    results = {
         "Return of the planner": planner + episodes,
         "Return of the network policy": network if network == "-" else network + episodes,
         "Published return at these frames": published_return(card),
+    }
+    if scores:
+        each = ", ".join(f"{task} {score:.1f}" for task, score in scores.items())
+        results = {f"Scores of the planner{episodes} each": f"{markdown(each)}; mean {planner.removeprefix(SCORE)}"}
+    facts = {
+        "Method": f"`{class_name(card)}` of sb3-mpc, {inline(card['policy'])}",
+        "Environment": f"`{env_id}`" + (f", episodes of {length} decisions" if length else "") + other_protocol(card),
+        "Training": f"{training}, seed {card['seed']}",
+        **results,
         "Observations": "normalised by `VecNormalize`" if card["vec_normalize"] else "not normalised",
         "Precision of the weights": card["dtype"],
         "Versions": markdown(", ".join(f"{name} {number}" for name, number in card["versions"].items())),
@@ -315,12 +338,19 @@ def card_text(card: dict[str, Any], pictures: Iterable[str] = ()) -> str:
     env = ", env=env" if card["vec_normalize"] or other_protocol(card) else ""
     arguments = "".join(f", {name}={value}" for name, value in protocol_of(card["environment"] or {}).items())
     make = f'import gymnasium as gym\nimport sb3_mpc.envs\n\nenv = gym.make("{env_id}"{arguments})\n' if env else ""
+    use = f'{make}\nmodel = zoo.load("{card["algorithm"]}", "{env_id}"{env})\n'
+    if scores:
+        use = (
+            "from sb3_mpc.envs import make_multitask\n"
+            f'\nmodel = zoo.load("{card["algorithm"]}", "{env_id}")\n'
+            "model.set_env(make_multitask(model.policy.task_names))\n"
+        )
     parts = [
         f"# {class_name(card)} on {env_id}\n",
         "| | |\n|---|---|\n" + "".join(f"| {name} | {fact} |\n" for name, fact in facts.items()),
         *(f"![{name}]({name})\n" for name in pictures),
         "## Use\n",
-        f'```python\nfrom sb3_mpc import zoo\n{make}\nmodel = zoo.load("{card["algorithm"]}", "{env_id}"{env})\n```\n',
+        f"```python\nfrom sb3_mpc import zoo\n{use}```\n",
         "The same call with `repo_id` loads it from a hub repository or a folder.\n",
     ]
     how, changes = reproduction(card), preset_sentence(card)

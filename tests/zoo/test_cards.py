@@ -108,3 +108,16 @@ def test_text_of_strangers_stays_text(tmp_path: Path, capsys: pytest.CaptureFixt
     (tmp_path / "good.safetensors").write_bytes(FILES[0].read_bytes())
     assert list(cards.read_cards(tmp_path)) == ["good"]
     assert "Left out: " in capsys.readouterr().err
+
+
+def test_card_of_several_tasks() -> None:
+    scores = {"score dmc/walker-walk-v0": 50.04, "score a|<b>": 10.0, "score untried": None}
+    card = {**read_card(FILES[0]), "steps": None, "evaluation": dict(scores, episodes=10)}
+    text = cards.card_text(card)
+    assert (
+        "| Scores of the planner over 10 episodes each | dmc/walker-walk-v0 50.0, a\\|" in text
+        and "mean 30.0 |" in text
+    )
+    assert "<b>" not in text and "untried" not in text and "from recorded data, seed" in text
+    assert "model.set_env(make_multitask(model.policy.task_names))" in text
+    assert "score 30.0" in cards.table({"agent": card})

@@ -6,6 +6,7 @@ One agent of several tasks, from data alone: score by size, and what it is worth
     python -m sb3_mpc.zoo.studies.pretraining finetune --algo tdmpc2 --task dmc/walker-run-v0 --seed 0
     python -m sb3_mpc.zoo.studies.pretraining scratch --algo tdmpc2 --task dmc/walker-run-v0 --seed 0
     python -m sb3_mpc.zoo.studies.pretraining plot
+    python -m sb3_mpc.zoo.studies.pretraining publish                 # the agent, and a finetuned one, for the zoo
 
 ``pretrain`` appends to ``results/pretraining-scores.csv``, a row for each task, and keeps the agent; ``finetune`` and
 ``scratch`` append to ``results/pretraining-curves.csv``. The experiments are those of TD-MPC2 (figures 4 and 5) and
@@ -25,11 +26,12 @@ from stable_baselines3.common.env_util import make_vec_env
 import sb3_mpc
 import sb3_mpc.envs
 from sb3_mpc import zoo
-from sb3_mpc.agents.agent_files import load_agent, save_agent
+from sb3_mpc.agents.agent_files import load_agent, read_card, save_agent
 from sb3_mpc.common.callbacks.latents import to_plane
 from sb3_mpc.common.policies.multitask import short_name
 from sb3_mpc.offline import Dataset, merge
 from sb3_mpc.offline.writer import DatasetWriter
+from sb3_mpc.zoo.cards import CHECKPOINTS, SCORE, agent_name
 from sb3_mpc.zoo.data import play
 from sb3_mpc.zoo.multitask import Evaluations, add_task, evaluate_tasks, make_task, use_preset
 from sb3_mpc.zoo.plot import pyplot
@@ -54,6 +56,7 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 UPDATES, BATCH_SIZE, DECISIONS, EVERY = 6_000, 128, 10_000, 2_500
 STARTS = ("finetune", "scratch")
+NAME = "seven-tasks"  # of the pretrained agent in the zoo
 Row = dict[str, Any]
 
 
@@ -174,6 +177,23 @@ def learn(args: argparse.Namespace) -> None:
     save_agent(model, path.with_suffix(".safetensors"), note=f"{args.study}, {DECISIONS:,} decisions")
 
 
+def publish(args: argparse.Namespace) -> None:
+    """
+    Write the pretrained agent and its finetuned child of the first seed to the zoo.
+
+    :param args: command line
+    """
+    child = args.data / f"finetune-{args.algo}-{short_name(args.task)}-{args.seed}.safetensors"
+    for path, name in ((agent_of(args), NAME), (child, f"{NAME}-{short_name(args.task)}")):
+        model: Any = load_agent(path, device="cpu")
+        scores = evaluate_tasks(model, model.policy.task_names, EPISODES, seed=1)
+        evaluation = {f"{SCORE}{row.task}": round(row.score, 2) for row in scores} | dict(episodes=EPISODES, seed=1)
+        kept = {name: value for name, value in read_card(path).items() if name in ("commit", "note", "preset", "seed")}
+        steps = dict(decisions=DECISIONS, frames=2 * DECISIONS) if path == child else None
+        entries = dict(kept, environment=name, evaluation=evaluation, steps=steps)
+        print(save_agent(model, args.checkpoints / agent_name(args.algo, name), "float16", **entries))
+
+
 def plot(args: argparse.Namespace) -> None:
     """
     :param args: command line; writes ``pretraining.png``
@@ -219,7 +239,7 @@ def plot(args: argparse.Namespace) -> None:
     figure.savefig(args.folder / "pretraining.png", dpi=110)
 
 
-STUDIES = dict(data=data, pretrain=pretrain, finetune=learn, scratch=learn, plot=plot)
+STUDIES = dict(data=data, pretrain=pretrain, finetune=learn, scratch=learn, publish=publish, plot=plot)
 
 
 def main() -> None:
@@ -233,6 +253,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=UPDATES, help="of pretrain")
     parser.add_argument("--episodes", type=int, default=EPISODES, help="of each task after pretraining")
     parser.add_argument("--data", type=Path, default=Path("logs/pretraining"), help="where data and agents are kept")
+    parser.add_argument("--checkpoints", type=Path, default=CHECKPOINTS, help="where published agents go")
     parser.add_argument("--folder", type=Path, default=RESULTS, help="where CSV files and picture go")
     args = parser.parse_args()
     STUDIES[args.study](args)

@@ -9,6 +9,7 @@ import gymnasium as gym
 import pytest
 
 from sb3_mpc import MBDPO, TDMPC2
+from sb3_mpc.agents.agent_files import read_card
 from sb3_mpc.zoo.studies import comparison, diffusion, factored, learning, precision, pretraining
 from tests.support.agents import SMALL, SMALL_POLICY, make_agent
 
@@ -143,12 +144,14 @@ def test_pretraining(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(
         pretraining, "load_preset", lambda *args: dict(settings, policy="MlpPolicy", n_timesteps=1, gradient_steps=2)
     )
-    common = f"--data {tmp_path / 'data'} --folder {tmp_path} --updates 3 --episodes 1"
-    for study in ("data", "pretrain", "finetune", "scratch", "plot"):
+    common = f"--data {tmp_path / 'data'} --folder {tmp_path} --checkpoints {tmp_path} --updates 3 --episodes 1"
+    for study in ("data", "pretrain", "finetune", "scratch", "plot", "publish"):
         monkeypatch.setattr(sys, "argv", ["pretraining", study, "--task", new, *common.split()])
         pretraining.main()
     scores, curves = (read(tmp_path / f"pretraining-{name}.csv") for name in ("scores", "curves"))
     assert [row["task"] for row in scores] == tasks and all(0 <= float(row["score"]) <= 1 for row in scores)
     found = [(row["start"], row["decisions"]) for row in curves]
     assert found == [(start, str(n)) for start in ("finetune", "scratch") for n in (0, 20, 40)]
+    card = read_card(tmp_path / "tdmpc2-seven-tasks-walker-run.safetensors")
+    assert list(card["evaluation"])[:3] == [f"score {task}" for task in (*tasks, new)] and card["steps"]["frames"] == 80
     assert (tmp_path / "pretraining.png").read_bytes().startswith(b"\x89PNG")
