@@ -202,13 +202,13 @@ def plot(args: argparse.Namespace) -> None:
     panels = sorted({(row["algo"], row["task"]) for row in curves}, reverse=True)
     plt = pyplot()
     figure, (by_size, plane, *axes) = plt.subplots(1, 2 + len(panels), figsize=(3.4 * (2 + len(panels)), 3.2))
-    for algo in dict.fromkeys(row["algo"] for row in scores):
-        runs: dict[int, list[float]] = {}
-        for row in scores:
-            if row["algo"] == algo:
-                runs.setdefault(int(row["parameters"]), []).append(float(row["score"]))
+    lines: dict[tuple[str, int], dict[int, list[float]]] = {}
+    for row in scores:
+        line = lines.setdefault((row["algo"], int(row["updates"])), {})
+        line.setdefault(int(row["parameters"]), []).append(float(row["score"]))
+    for (algo, updates), runs in sorted(lines.items()):
+        name = f"{sb3_mpc.ALGORITHMS[algo].__name__}, {updates:,} updates"
         sizes = sorted(runs)
-        name = sb3_mpc.ALGORITHMS[algo].__name__
         by_size.plot(sizes, [np.mean(runs[size]) for size in sizes], marker="o", label=name)
     by_size.set(xscale="log", xlabel="parameters", ylabel=f"mean score of {len(TASKS)} tasks", title="From data alone")
     by_size.set_ylim(0, 100)

@@ -17,9 +17,10 @@ from sb3_mpc.common.execution.cuda_graphs import GraphedFunction
 from sb3_mpc.common.execution.processor import has_bfloat16_units as has_bfloat16_units
 from sb3_mpc.common.execution.processor import is_faster_with_onednn
 
-# Compiling takes one to two minutes and saves up to half the time of a plan or an update on a CPU (zoo/benchmarks); it
-# pays off from this number of plans and updates
-CALLS_WORTH_COMPILING = 30_000
+# Compiling takes about a minute and saves up to half the time of a plan or an update on a CPU (zoo/benchmarks), at least
+# some milliseconds, so that it pays off from about this number of plans and updates: with the preset "small" from 3,000
+# on an AMD EPYC (AVX2), where an update took 42 ms, compiled 22 ms
+CALLS_WORTH_COMPILING = 10_000
 # Smaller networks are limited by overheads that reduced precision does not remove
 PARAMETERS_WORTH_REDUCING = 500_000
 # Largest output of a layer that is computed at once, in float32 numbers: 1 MB on a CPU, the cache budget per core, and
