@@ -328,7 +328,7 @@ def use_preset(model: WorldModelAlgorithm, name: str | None) -> int:
     if name is None:
         return FINETUNING["finetune"][0]
     decisions, model.batch_size = FINETUNING[name]
-    model.train_freq, model.gradient_steps = 1, model.n_envs  # type: ignore[assignment]
+    model.train_freq, model.gradient_steps = 1, model.n_envs
     model._convert_train_freq()
     return decisions
 
