@@ -18,8 +18,8 @@ from sb3_mpc.common.execution.processor import has_bfloat16_units as has_bfloat1
 from sb3_mpc.common.execution.processor import is_faster_with_onednn
 
 # Compiling takes about a minute and saves up to half the time of a plan or an update on a CPU (zoo/benchmarks), some
-# milliseconds at least, so that it pays off from about this number of plans and updates. With the preset "small" it does
-# from 3,000 on, on an AMD EPYC (AVX2) where an update took 42 ms, compiled 22 ms
+# milliseconds at least, so that it pays off from about this number of plans and updates. With the preset "small" it
+# does from 3,000 on, on an AMD EPYC (AVX2) where an update took 42 ms, compiled 22 ms
 CALLS_WORTH_COMPILING = 10_000
 # Smaller networks are limited by overheads that reduced precision does not remove
 PARAMETERS_WORTH_REDUCING = 500_000
