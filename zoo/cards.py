@@ -189,7 +189,7 @@ def training_command(card: dict[str, Any]) -> str | None:
         neither is known
     """
     steps, environment = card["steps"] or {}, card["environment"]
-    if "command" in card or environment is None or not steps.get("decisions"):
+    if "command" in card or environment is None or not steps.get("decisions") or scores_of(card):
         return harmless(card.get("command"))
     preset = f" --preset {shlex.quote(card['preset'])}" if card["preset"] else ""
     command = f"python -m sb3_mpc.zoo train --algo {card['algorithm']} --env {environment['id']}{preset}"
@@ -312,9 +312,9 @@ def card_text(card: dict[str, Any], pictures: Iterable[str] = ()) -> str:
     """
     env_id, steps, evaluation = environment_of(card), card["steps"] or {}, card["evaluation"] or {}
     planner, network = returns_of(card)
-    episodes = f" over {evaluation['episodes']} episodes" if "episodes" in evaluation else ""
+    episodes = "" if evaluation.get("episodes") is None else f" over {evaluation['episodes']} episodes"
     length = (card["environment"] or {}).get("max_episode_steps")
-    training, scores = "from recorded data", scores_of(card)
+    training, scores = "number of decisions unknown, or none", scores_of(card)
     if decisions := steps.get("decisions", 0):
         training = f"{decisions:,} decisions, {frames_of(card)} simulator frames"
     results = {
@@ -342,8 +342,8 @@ def card_text(card: dict[str, Any], pictures: Iterable[str] = ()) -> str:
     if scores:
         use = (
             "from sb3_mpc.envs import make_multitask\n"
-            f'\nmodel = zoo.load("{card["algorithm"]}", "{env_id}")\n'
-            "model.set_env(make_multitask(model.policy.task_names))\n"
+            f"\nenv = make_multitask({json.dumps(list(scores))})\n"
+            f'model = zoo.load("{card["algorithm"]}", "{env_id}", env=env)\n'
         )
     parts = [
         f"# {class_name(card)} on {env_id}\n",

@@ -19,6 +19,7 @@ from sb3_mpc.agents.agent_files import save_agent
 from sb3_mpc.agents.training_files import load_training, save_training
 from sb3_mpc.common import processes
 from sb3_mpc.common.algorithm import WorldModelAlgorithm
+from sb3_mpc.common.offline_training import check_fits
 from sb3_mpc.offline import Dataset
 from sb3_mpc.offline.layout import tells_task
 from sb3_mpc.zoo import rl_zoo
@@ -86,7 +87,7 @@ def main(args: argparse.Namespace) -> None:
     model.set_logger(configure(str(folder), ["csv", "stdout"] if first else []))
     callbacks: list[BaseCallback] = [Checkpoint(folder / CHECKPOINT, settings["checkpoint_freq"])]
     if first and settings["env"] is not None:
-        callbacks.insert(0, evaluation(folder, settings, model.num_timesteps))
+        callbacks.insert(0, evaluation(folder, settings, data, model.num_timesteps))
     if first:
         print(
             f"{type(model).__name__}, {total - model.num_timesteps:,} updates, {data.rows:,} transitions of {data.path}"
@@ -117,7 +118,10 @@ def begin(args: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     check_algorithm(args.algo)
     for item in args.hyperparams or []:
         check_setting(item)
-    Dataset.load(args.data)
+    if tells_task(Dataset.load(args.data).observation_space) and args.env is not None:
+        raise ValueError(
+            f"{args.data} has several tasks: leave out --env, and evaluate the agent by `evaluate FILE --tasks IDS`."
+        )
     settings = {name: getattr(args, name) for name in KEPT}
     settings |= dict(data=str(args.data.resolve()), gradient_steps=args.gradient_steps or UPDATES)
     settings["env"] = None if args.env is None else rl_zoo.find_environment(args.env)
@@ -194,21 +198,25 @@ def resume(folder: Path, settings: dict[str, Any], data: Dataset, device: str) -
     return model
 
 
-def evaluation(folder: Path, settings: dict[str, Any], done: int) -> EvalCallback:
+def evaluation(folder: Path, settings: dict[str, Any], data: Dataset, done: int) -> EvalCallback:
     """
     :param folder: folder of the run
     :param settings: its settings
+    :param data: the data set
     :param done: updates that are done
     :return: the callback that evaluates, with the results of those updates
     """
     episodes = settings["eval_episodes"]
     env = make_vec_env(settings["env"], min(episodes, 10))
+    check_fits(data, env.observation_space, env.action_space)
     callback = SeededEvaluation(
         env,
         n_eval_episodes=episodes,
         eval_freq=settings["eval_freq"],
         folder=folder,
-        save=lambda model, path: save_agent(model, path.with_suffix(".safetensors"), environment=settings["env"]),
+        save=lambda model, path: save_agent(
+            model, path.with_suffix(".safetensors"), environment=settings["env"], steps=None
+        ),
     )
     callback.n_calls, callback.seed = done, settings["seed"]
     if done and (folder / "evaluations.npz").exists():

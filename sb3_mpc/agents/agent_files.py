@@ -39,6 +39,7 @@ from sb3_mpc.common.persistence import global_randomness_kept
 # Arguments that belong to the machine or to the training run, not to the agent
 NOT_KEPT = {"policy", "env", "expert", "action_noise", "replay_buffer_class", "replay_buffer_kwargs", "device"}
 NOT_KEPT |= {"stats_window_size", "tensorboard_log", "verbose", "preset", "_init_setup_model"}
+NEWER_STATE = ("_pretrained",)  # kept, too, but not in files of earlier versions
 # Functions of PyTorch that allocate
 MAKING = {
     th.empty,
@@ -77,12 +78,14 @@ def save_agent(model: WorldModelAlgorithm, path: str | Path, dtype: str = "float
     known: dict[str, Any] = dict(
         environment=_environment(env, environment), preset=None, seed=model.seed, evaluation=None, commit=git_commit()
     )
+    never_acted = model._pretrained and model._last_obs is None and model._episode_num == 0
     first, middle, last = (float(model.lr_schedule(remaining)) for remaining in (1.0, 0.5, 0.0))
     if first != last and math.isclose(middle, (first + last) / 2):
         known["final_learning_rate"] = last
     content = {
         **known,
-        "steps": dict(decisions=model.num_timesteps),
+        # Updates by recorded data are counted, too, but are no decisions
+        "steps": None if never_acted else dict(decisions=model.num_timesteps),
         **card,
         "dtype": dtype,
         "versions": package_versions(),
@@ -222,7 +225,7 @@ def _description(model: WorldModelAlgorithm) -> dict[str, Any]:
         algorithm=keys[cls],
         policy=aliases[model.policy_class],
         arguments=arguments,
-        state={name: getattr(model, name) for name in cls.kept_in_agent_files},
+        state={name: getattr(model, name) for name in (*cls.kept_in_agent_files, *NEWER_STATE)},
         observation_space=space_to_json(model.observation_space),
         action_space=space_to_json(model.action_space),
     )
@@ -310,7 +313,8 @@ def _build(
     if card["policy"] not in algorithm.policy_aliases:
         raise ValueError(f"unknown policy {card['policy']!r}")
     observation_space, action_space = (space_from_json(card[f"{kind}_space"]) for kind in ("observation", "action"))
-    state = {name: card["state"][name] for name in algorithm.kept_in_agent_files}
+    newer = [name for name in NEWER_STATE if name in card["state"]]
+    state = {name: card["state"][name] for name in (*algorithm.kept_in_agent_files, *newer)}
     if not all(value is None or isinstance(value, int) for value in state.values()):
         raise ValueError(f"invalid state {state}")
     return build_agent(

@@ -13,6 +13,7 @@ The card is one JSON text under ``sb3_mpc`` in the metadata of the safetensors f
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -159,7 +160,10 @@ def _whole(value: Any) -> bool:
 
 
 def _number(value: Any) -> bool:
-    return _whole(value) or isinstance(value, float)
+    try:
+        return (_whole(value) or isinstance(value, float)) and math.isfinite(value)
+    except OverflowError:  # of an integer
+        return False
 
 
 def _dict_of(suits: Callable[[Any], bool], names: Callable[[str], bool] = is_text) -> Callable[[Any], bool]:

@@ -4,9 +4,10 @@ import io
 import math
 import pathlib
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, TypeVar
 
+import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
@@ -137,8 +138,9 @@ class OfflineTraining(OffPolicyAlgorithm):
         progress_bar: bool,
     ) -> tuple[int, BaseCallback]:
         """:return: number of steps when the call ends, and the callback"""
+        check_fits(data, self.observation_space, self.action_space, getattr(self.policy, "task_names", None))
         if self.env is None:  # callbacks ask for one
-            self.set_env(DummyVecEnv([data.as_env] * self.n_envs))
+            self.set_env(DummyVecEnv([lambda: self._env_of(data)] * self.n_envs))
         self._enter_data(data, reset_num_timesteps)
         if reset_num_timesteps:
             self.num_timesteps = 0
@@ -152,6 +154,12 @@ class OfflineTraining(OffPolicyAlgorithm):
         self._pretrained = self._pretrained or gradient_steps > 0
         parts: Any = [] if callback is None else callback if isinstance(callback, list) else [callback]
         return self._total_timesteps, self._init_callback([*parts, Progress()] if progress_bar else parts)
+
+    def _env_of(self, data: RecordedData) -> gym.Env:
+        """:return: environment of the data, with the bounds and precision of the agent's spaces"""
+        env = data.as_env()
+        env.observation_space, env.action_space = self.observation_space, self.action_space
+        return env
 
     def _offline_updates(self, total: int, callback: BaseCallback, log_interval: int | None, batch_size: int) -> None:
         """
@@ -264,7 +272,7 @@ class OfflineTraining(OffPolicyAlgorithm):
         :param anew: whether to draw other windows than a previous call, rather than to go on with it
         :raises ValueError: if the data do not fit the agent
         """
-        check_fits(data, self.observation_space, self.action_space)
+        check_fits(data, self.observation_space, self.action_space, getattr(self.policy, "task_names", None))
         before = self._offline_state
         windows = data.windows(
             self.horizon,
@@ -334,12 +342,19 @@ def fraction(number: float) -> float:
     return float(number)
 
 
-def check_fits(data: RecordedData, observation_space: spaces.Space, action_space: spaces.Space) -> None:
+def check_fits(
+    data: RecordedData,
+    observation_space: spaces.Space,
+    action_space: spaces.Space,
+    task_names: Sequence[str] | None = None,
+) -> None:
     """
     :param data: data to learn from
     :param observation_space: space of the agent's observations
     :param action_space: space of its actions
-    :raises ValueError: if the data have other spaces. Bounds and precision of observations may differ
+    :param task_names: names of its tasks, if it has several
+    :raises ValueError: if the data have other spaces, or other tasks, or these in another order. Bounds and precision
+        of observations may differ
     """
     if not hasattr(data, "windows") or not hasattr(data, "fingerprint"):
         raise ValueError(
@@ -356,6 +371,12 @@ def check_fits(data: RecordedData, observation_space: spaces.Space, action_space
     same = own.shape == other.shape and np.allclose(own.low, other.low) and np.allclose(own.high, other.high)
     if not same:
         raise ValueError(f"The data have actions {other}, the agent {own}: give data of the agent's environment.")
+    found = getattr(data.as_env(), "task_names", None)
+    if task_names is not None and found is not None and list(found) != list(task_names):
+        raise ValueError(
+            f"The data have the tasks {', '.join(found)}, the agent {', '.join(task_names)}: merge data sets of the "
+            "agent's tasks, in its order."
+        )
 
 
 def shapes(space: spaces.Space) -> Any:

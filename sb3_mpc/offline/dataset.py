@@ -12,6 +12,7 @@ import torch as th
 from gymnasium import spaces
 
 from sb3_mpc.common.buffers.sequence_buffer import SequenceReplayBuffer
+from sb3_mpc.common.checks.arguments import check_range
 from sb3_mpc.common.discount import DEFAULT_GAMMA, discount_from_episode_length
 from sb3_mpc.offline import sources
 from sb3_mpc.offline.layout import (
@@ -134,8 +135,8 @@ class Dataset:
             return {}
         lengths = [task.episode_length for task in self.tasks]
         gammas = [DEFAULT_GAMMA if length is None else discount_from_episode_length(length) for length in lengths]
-        names, action_dims, _ = map(list, zip(*self.tasks, strict=True))
-        return dict(task_names=names, action_dims=action_dims, gammas=gammas)
+        env: Any = self.as_env()
+        return dict(task_names=env.task_names, action_dims=env.action_dims, gammas=gammas)
 
     def returns(self) -> np.ndarray:
         """:return: sum of the rewards of each episode ``[N]``"""
@@ -261,6 +262,7 @@ class Dataset:
         :return: two data sets that share the files and have no episode in common
         :raises ValueError: if one would be empty
         """
+        check_range("fraction", fraction, 0, 1)
         order = np.random.default_rng(seed).permutation(len(self.episodes))
         first = np.zeros(len(self.episodes), bool)
         for task in np.unique(self.episodes["task"]):
@@ -468,13 +470,14 @@ def _merge_tasks(
                 f"{data.observation_space}."
             )
     names = list(dict.fromkeys(tasks))
-    if len(names) == 1 and any(data.observation_space != datasets[0].observation_space for data in datasets):
-        raise ValueError(f"The data sets have different spaces and one task, {names[0]!r}: name the tasks.")
     width = max(spaces.flatdim(data.observation_space) for data in datasets)
     dim = max(spaces.flatdim(data.action_space) for data in datasets)
     space = spaces.Dict(obs=spaces.Box(-np.inf, np.inf, (width,), np.float32), task=spaces.Discrete(len(names)))
     box = spaces.Box(-1, 1, (dim,), np.float32)
     of_name = [[data for data, own in zip(datasets, tasks, strict=True) if own == name] for name in names]
+    for name, group in zip(names, of_name, strict=True):
+        if len({(data.observation_space.shape, data.action_space.shape) for data in group}) > 1:
+            raise ValueError(f"The data sets have different spaces and one task, {name!r}: name the tasks.")
     dims = [max(spaces.flatdim(data.action_space) for data in group) for group in of_name]
     lengths = [longest([data.tasks[0].episode_length for data in group]) for group in of_name]
     with DatasetWriter(path, space, box, names, dims, lengths, False, source, overwrite) as writer:

@@ -85,6 +85,14 @@ def header(row: np.dtype, rows: int) -> bytes:
     return magic + text.ljust(HEADER - 11).encode("latin1") + b"\n"
 
 
+def default_names(count: int) -> list[str]:
+    """
+    :param count: number of tasks
+    :return: names of tasks that have none
+    """
+    return [f"task {i}" for i in range(count)] if count > 1 else ["task"]
+
+
 class RowReader:
     """
     Reads rows at random places of an array on disk. One that is small is mapped into memory. Of a large one the places

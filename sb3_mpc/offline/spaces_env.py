@@ -6,6 +6,8 @@ from typing import Any, NoReturn
 import gymnasium as gym
 from gymnasium import spaces
 
+from sb3_mpc.offline.layout import default_names
+
 
 class SpacesEnv(gym.Env):
     """
@@ -24,7 +26,7 @@ class SpacesEnv(gym.Env):
     ) -> None:
         self.observation_space, self.action_space = observation_space, action_space
         names, self.action_dims, self.task_lengths = (list(column) for column in zip(*tasks, strict=True))
-        self.task_names: list[str] = names
+        self.task_names: list[str] | None = None if names == default_names(len(names)) else names
         known = [length for length in self.task_lengths if length is not None]
         if len(known) == len(tasks):
             self._max_episode_steps = max(known)  # where Gymnasium's TimeLimit has it

@@ -20,11 +20,13 @@ from sb3_mpc.offline.layout import (
     TASK,
     ColumnFile,
     columns,
+    default_names,
     describe,
     observation_columns,
     tells_task,
 )
 
+MOST_TASKS = 10_000  # an index beyond is an error, and would make as many entries
 TOLERANCE = 1e-3  # of actions beyond [-1, 1], before it is said that they are cut
 
 
@@ -80,10 +82,18 @@ class DatasetWriter:
         if tells_task(observation_space):
             assert isinstance(observation_space, spaces.Dict)
             count = int(observation_space.spaces[TASK].n)  # type: ignore[attr-defined]
-        self.names = list(tasks or ([f"task {i}" for i in range(count)] if count > 1 else ["task"]))
+        if count > MOST_TASKS:
+            raise ValueError(f"There are {count} tasks, more than {MOST_TASKS}: is {TASK!r} the index of one?")
+        self.names = list(tasks or default_names(count))
+        if isinstance(tasks, str) or not all(isinstance(name, str) for name in self.names):
+            raise ValueError(f"tasks={tasks!r:.200} must be a list of names.")
+        if len(set(self.names)) < len(self.names):
+            raise ValueError(f"tasks={self.names!r:.200} must be different names, one for each task.")
         for name, values in (("tasks", self.names), ("action_dims", action_dims), ("episode_lengths", episode_lengths)):
             if values is not None and len(values) != count:
                 raise ValueError(f"There are {count} tasks, but {len(values)} {name}: give one for each task.")
+        if any(length is not None and not length >= 1 for length in episode_lengths or []):
+            raise ValueError(f"{episode_lengths=} must be at least 1, or None without limit.")
         self._dims, self._lengths = action_dims, episode_lengths
         self._used, self._longest = np.zeros((count, spaces.flatdim(action_space)), bool), np.zeros(count, np.int64)
         self._parts = observation_columns(observation_space)
@@ -223,10 +233,12 @@ class DatasetWriter:
             )
         for file in self._files.values():
             file.close()
-        dims = self._dims or [int(np.max(np.flatnonzero(used), initial=-1)) + 1 for used in self._used]
+        width = self._used.shape[1]
+        # Where all actions are zero, nothing tells how many a task has
+        dims = self._dims or [int(np.max(np.flatnonzero(used), initial=-1)) + 1 or width for used in self._used]
         if len(self.names) == 1 and self._dims is None:
-            dims = [self._used.shape[1]]
-        lengths = self._lengths or self._longest.tolist()
+            dims = [width]
+        lengths = self._lengths or [length or None for length in self._longest.tolist()]
         tasks = [
             dict(name=name, action_dim=int(dim), episode_length=None if length is None else int(length))
             for name, dim, length in zip(self.names, dims, lengths, strict=True)

@@ -374,6 +374,8 @@ def test_from_official(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found["actions"], chunk["action"][0, 1:])
     np.testing.assert_array_equal(found["rewards"], chunk["reward"][0, 1:])
     assert data.policy_kwargs == dict(task_names=["one", "two"], action_dims=[1, 2], gammas=[0.95, 0.95])
+    unnamed = Dataset.from_official(tmp_path)  # names that nobody has given are no names
+    assert unnamed.policy_kwargs["task_names"] is None and unnamed.tasks[1].name == "task 1"
 
 
 class Bomb:
@@ -616,3 +618,52 @@ def test_the_environment_of_a_data_set_cannot_be_stepped(tmp_path: Path) -> None
     with pytest.raises(RuntimeError, match="set_env"):
         env.reset()
     assert PointEnv().observation_space != env.observation_space
+
+
+def task_writer(path: Path, count: int = 3, **kwargs: Any) -> DatasetWriter:
+    space = spaces.Dict(obs=spaces.Box(-1, 1, (2,), np.float32), task=spaces.Discrete(count))
+    return DatasetWriter(path, space, spaces.Box(-1, 1, (2,), np.float32), **kwargs)
+
+
+def test_tasks_of_which_nothing_is_known(tmp_path: Path) -> None:
+    """Without an episode, or with zero actions alone, a task has all actions; without an episode no known length."""
+    with task_writer(tmp_path / "data") as writer:
+        for task, actions in ((0, np.ones((4, 2)) * [1, 0]), (1, np.zeros((4, 2)))):
+            observations = dict(obs=np.zeros((5, 2)), task=np.full(5, task))
+            writer.add(observations, actions, np.zeros(4), terminated=False)
+    data = Dataset.load(tmp_path / "data")
+    assert [task.action_dim for task in data.tasks] == [1, 2, 2]
+    assert [task.episode_length for task in data.tasks] == [4, 4, None]
+    assert data.policy_kwargs["gammas"][2] == pytest.approx(0.99)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (dict(tasks=["a", "a", "b"]), "must be different names"),
+        (dict(tasks=[0, 1, 2]), "must be a list of names"),
+        (dict(tasks="abc"), "must be a list of names"),
+        (dict(episode_lengths=[5, 0, 5]), "must be at least 1"),
+        (dict(count=200_000), "more than 10000"),
+    ],
+    ids=str,
+)
+def test_wrong_tasks(tmp_path: Path, wrong: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        task_writer(tmp_path / "data", **wrong)
+
+
+@pytest.mark.parametrize("fraction", [-0.5, 1.5, float("nan")])
+def test_split_by_a_wrong_fraction(tmp_path: Path, fraction: float) -> None:
+    data = Dataset.from_arrays(np.zeros((8, 2)), np.zeros((8, 1)), np.zeros(8), path=tmp_path / "data")
+    with pytest.raises(ValueError, match="fraction"):
+        data.split(fraction)
+
+
+def test_sets_of_one_task_have_the_same_spaces(tmp_path: Path) -> None:
+    sets = [
+        Dataset.from_arrays(np.zeros((8, width)), np.zeros((8, 1)), np.zeros(8), path=tmp_path / str(i))
+        for i, width in enumerate((3, 5, 4))
+    ]
+    with pytest.raises(ValueError, match="different spaces and one task, 'a'"):
+        merge(sets, tmp_path / "all", ["a", "a", "b"])

@@ -207,6 +207,11 @@ def test_data_of_several_tasks(tmp_path: Path) -> None:
     assert model.policy.world_model.action_masks.tolist() == [[1, 0], [1, 1]]
     model.learn_offline(data, 3)
     assert model._n_updates == 3
+    swapped = data.save(tmp_path / "swapped")
+    swapped.tasks = swapped.tasks[::-1]
+    for learn in (lambda: model.learn_offline(swapped, 1), lambda: model.learn(4, offline_data=swapped)):
+        with pytest.raises(ValueError, match="have the tasks two, one, the agent one, two"):
+            learn()
     observation = dict(obs=np.zeros(3, np.float32), task=np.array(0))
     assert model.predict(observation, deterministic=True)[0][1] == 0
 

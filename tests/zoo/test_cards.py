@@ -118,6 +118,9 @@ def test_card_of_several_tasks() -> None:
         "| Scores of the planner over 10 episodes each | dmc/walker-walk-v0 50.0, a\\|" in text
         and "mean 30.0 |" in text
     )
-    assert "<b>" not in text and "untried" not in text and "from recorded data, seed" in text
-    assert "model.set_env(make_multitask(model.policy.task_names))" in text
+    assert "<b>" not in text.split("```")[0] and "untried" not in text and "unknown, or none, seed" in text
+    assert 'env = make_multitask(["dmc/walker-walk-v0", ' in text
     assert "score 30.0" in cards.table({"agent": card})
+    # No command is made up that trains a single task of this name
+    del card["command"]
+    assert cards.training_command({**card, "steps": dict(decisions=10), "preset": "small"}) is None

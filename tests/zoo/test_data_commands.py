@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_mpc import TDMPC2
 from sb3_mpc.agents.agent_files import load_agent, read_card, save_agent
 from sb3_mpc.agents.training_files import load_training, save_buffer
-from sb3_mpc.offline import Dataset
+from sb3_mpc.offline import Dataset, merge
 from sb3_mpc.zoo.__main__ import main
 from sb3_mpc.zoo.data import play
 from tests.support.agents import PointEnv, SpaceEnv, assert_same_state, make_agent, two_envs, vec
@@ -168,6 +168,20 @@ def test_pretrain(collected: Path, tmp_path: Path) -> None:
     assert_same_state(resumed.policy.state_dict(), whole.policy.state_dict())
     again = np.load(folder / "evaluations.npz")
     assert_same_state(dict(again), dict(results))
+
+
+def test_pretrain_of_several_tasks(collected: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The agent knows its tasks by the names that the data have for them."""
+    data, names = Dataset.load(collected / "random"), ["Pendulum-v1", "another"]
+    path = merge([data, data], tmp_path / "tasks", names).path
+    arguments = ("pretrain", "--data", path, "-n", 2, "--device", "cpu", "-f", tmp_path, "-params", *TINY)
+    assert main([*map(str, arguments), "--env", "Pendulum-v1"]) == 1
+    assert "has several tasks: leave out --env" in capsys.readouterr().err
+    run(*arguments)
+    file = tmp_path / "tdmpc2" / "tasks_1" / "agent.safetensors"
+    model: Any = load_agent(file, device="cpu")
+    assert model.policy.task_names == names and read_card(file)["steps"] is None
+    assert read_card(save_agent(model, tmp_path / "again"))["steps"] is None  # updates are no decisions
 
 
 @pytest.mark.slow
