@@ -209,16 +209,16 @@ def plot(args: argparse.Namespace) -> None:
     for (algo, updates), runs in sorted(lines.items()):
         name = f"{sb3_mpc.ALGORITHMS[algo].__name__}, {updates:,} updates"
         sizes = sorted(runs)
-        by_size.plot(sizes, [np.mean(runs[size]) for size in sizes], marker="o", label=name)
-    by_size.set(xscale="log", xlabel="parameters", ylabel=f"mean score of {len(TASKS)} tasks", title="From data alone")
-    by_size.set_ylim(0, 100)
+        by_size.plot([size / 1e6 for size in sizes], [np.mean(runs[size]) for size in sizes], marker="o", label=name)
+    by_size.set(xlabel="millions of parameters", ylabel=f"mean score of {len(TASKS)} tasks", title="From data alone")
+    by_size.set(xlim=(0, None), ylim=(0, 100))
     by_size.legend()
     pretrained: Any = load_agent(args.data / "tdmpc2-medium.safetensors", device="cpu")
     table = pretrained.policy.world_model.task_embedding.weight.detach().numpy()
     points, method = to_plane(table)
     plane.scatter(*points.T, s=12)
-    for point, task in zip(points, TASKS, strict=True):
-        plane.annotate(short_name(task), point, fontsize=7, xytext=(3, 3), textcoords="offset points")
+    for i, (point, task) in enumerate(zip(points, TASKS, strict=True)):  # neighbours in the list may be so here, too
+        plane.annotate(short_name(task), point, fontsize=7, xytext=(3, -9 if i % 2 else 3), textcoords="offset points")
     plane.set(xticks=[], yticks=[], title=f"Task embeddings ({method})")
     plane.margins(0.3)
     for axis, (algo, task) in zip(axes, panels, strict=True):
