@@ -17,7 +17,7 @@ from sb3_mpc.common.execution.cuda_graphs import WARM_UP_CALLS, GraphedFunction
 from sb3_mpc.common.planning.plan import Plan
 from sb3_mpc.common.policies import planning_policy
 from sb3_mpc.common.policies.planning_policy import PlanningPolicy
-from sb3_mpc.fac_tdmpc import fac_tdmpc
+from sb3_mpc.fac_tdmpc import student_training
 from tests.support.agents import PointEnv, assert_same_state, make_agent, vec
 from tests.support.recording import TracingRuntime
 
@@ -61,7 +61,7 @@ def pair(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Agent]]:
             Agent(make_agent(algorithm, env(), seed=0, horizon=1, compile=compile, **kwargs))
             for compile in (False, True)
         ]
-        for module in (common, planning_policy, fac_tdmpc):
+        for module in (common, planning_policy, student_training):
             monkeypatch.setattr(module, "graphed", agents[1].graphed)
             monkeypatch.setattr(module, "compile_function", lambda function, **_: function)
         monkeypatch.setattr(PlanningPolicy, "compile_plan", PlanningPolicy.record_plan)
