@@ -350,7 +350,7 @@ def card_text(card: dict[str, Any], pictures: Iterable[str] = ()) -> str:
         "| | |\n|---|---|\n" + "".join(f"| {name} | {fact} |\n" for name, fact in facts.items()),
         *(f"![{name}]({name})\n" for name in pictures),
         "## Use\n",
-        f"```python\nfrom sb3_mpc import zoo\n{use}```\n",
+        block(f"from sb3_mpc import zoo\n{use}".rstrip(), "python"),
         "The same call with `repo_id` loads it from a hub repository or a folder.\n",
     ]
     how, changes = reproduction(card), preset_sentence(card)

@@ -138,10 +138,9 @@ class OfflineTraining(OffPolicyAlgorithm):
         progress_bar: bool,
     ) -> tuple[int, BaseCallback]:
         """:return: number of steps when the call ends, and the callback"""
-        check_fits(data, self.observation_space, self.action_space, getattr(self.policy, "task_names", None))
+        self._enter_data(data, reset_num_timesteps)
         if self.env is None:  # callbacks ask for one
             self.set_env(DummyVecEnv([lambda: self._env_of(data)] * self.n_envs))
-        self._enter_data(data, reset_num_timesteps)
         if reset_num_timesteps:
             self.num_timesteps = 0
         self.start_time = time.time_ns()
@@ -371,7 +370,7 @@ def check_fits(
     same = own.shape == other.shape and np.allclose(own.low, other.low) and np.allclose(own.high, other.high)
     if not same:
         raise ValueError(f"The data have actions {other}, the agent {own}: give data of the agent's environment.")
-    found = getattr(data.as_env(), "task_names", None)
+    found = None if task_names is None else getattr(data.as_env(), "task_names", None)
     if task_names is not None and found is not None and list(found) != list(task_names):
         raise ValueError(
             f"The data have the tasks {', '.join(found)}, the agent {', '.join(task_names)}: merge data sets of the "

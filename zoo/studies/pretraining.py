@@ -37,6 +37,7 @@ from sb3_mpc.zoo.multitask import Evaluations, add_task, evaluate_tasks, make_ta
 from sb3_mpc.zoo.plot import pyplot
 from sb3_mpc.zoo.presets import load_preset
 from sb3_mpc.zoo.studies.comparison import EPISODES, RESULTS
+from sb3_mpc.zoo.studies.factored import read
 
 # Tasks of TDMPC2's agents in the zoo
 TASKS = [
@@ -71,15 +72,6 @@ def append(rows: Sequence[Row], path: Path) -> None:
         if new:
             writer.writeheader()
         writer.writerows(rows)
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    """
-    :param path: CSV file
-    :return: its rows
-    """
-    with path.open() as file:
-        return list(csv.DictReader(file))
 
 
 def agent_of(args: argparse.Namespace) -> Path:
