@@ -32,7 +32,7 @@ examples:
 """
 
 MERGE = """
-Data sets of the same task and spaces make a larger one. Different tasks make one of several tasks: observations and
+Data sets of the same tasks and spaces make a larger one. Otherwise the new one has the tasks of all: observations and
 actions are padded with zeros to the largest, as agents with "MultitaskPolicy" expect them.
 
 example: python -m sb3_mpc.zoo data merge data/walk data/run --output data/walker --tasks walk run

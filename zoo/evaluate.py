@@ -106,6 +106,8 @@ def of_file(path: Path, args: argparse.Namespace) -> Agent:
     if args.algo not in (None, card["algorithm"]):
         raise ValueError(f"{path} holds an agent of {card['algorithm']}, not of {args.algo}: leave out --algo.")
     known = card["environment"] or {}
+    if args.env is None and not known and card["policy"] == "MultitaskPolicy":
+        raise ValueError(f"{path} has several tasks: give those to act in by --tasks, as ids of environments.")
     if args.env is None and not known:
         raise ValueError(f"{path} does not say which environment it was trained in: give it by --env.")
     env_id = rl_zoo.find_environment(args.env or known["id"])

@@ -76,13 +76,14 @@ def main(args: argparse.Namespace) -> None:
     :param args: command line
     """
     check_options(args, gradient_steps=1, eval_freq=1, eval_episodes=1, checkpoint_freq=1, batch_size=1, seed=0)
-    if args.resume is None:
-        folder, settings = begin(args)
-    else:
-        folder, settings = args.resume, read_settings(args.resume)
+    settings = settings_of(args) if args.resume is None else read_settings(args.resume)
     data = Dataset.load(settings["data"])
     total = settings["gradient_steps"]
-    model = make(settings, data, args.device) if args.resume is None else resume(folder, settings, data, args.device)
+    if args.resume is None:
+        model = make(settings, data, args.device)
+        folder = begin(args.log_folder / args.algo, settings)  # once nothing can be wrong with them
+    else:
+        folder, model = args.resume, resume(args.resume, settings, data, args.device)
     first = processes.rank() == 0  # of several processes the first one logs and saves
     model.set_logger(configure(str(folder), ["csv", "stdout"] if first else []))
     callbacks: list[BaseCallback] = [Checkpoint(folder / CHECKPOINT, settings["checkpoint_freq"])]
@@ -107,10 +108,10 @@ def main(args: argparse.Namespace) -> None:
     print(f"Wrote {save_agent(model, folder / AGENT, environment=settings['env'], note=note, steps=None)}")
 
 
-def begin(args: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """
     :param args: command line
-    :return: new folder for the run, and its settings; of several processes, the first one makes it
+    :return: settings of a new run
     :raises ValueError: if method or data are missing
     """
     if args.data is None:
@@ -127,14 +128,23 @@ def begin(args: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     settings["env"] = None if args.env is None else rl_zoo.find_environment(args.env)
     for name in ("eval_freq", "checkpoint_freq"):
         settings[name] = settings[name] or max(1, settings["gradient_steps"] // 10)
-    parent, number = args.log_folder / args.algo, 1
+    return settings
+
+
+def begin(parent: Path, settings: dict[str, Any]) -> Path:
+    """
+    :param parent: where the folder of the run is to be
+    :param settings: its settings
+    :return: its new folder; of several processes, the first one makes it
+    """
     if processes.rank() > 0:
-        return parent, settings
-    while (folder := parent / f"{args.data.resolve().name}_{number}").exists():
+        return parent
+    number = 1
+    while (folder := parent / f"{Path(settings['data']).name}_{number}").exists():
         number += 1
     folder.mkdir(parents=True)
     (folder / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n")
-    return folder, settings
+    return folder
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -162,6 +172,24 @@ def policy_for(space: spaces.Space) -> str:
     return "CnnPolicy" if is_image_space(space) else "MlpPolicy"
 
 
+def setting(item: str) -> dict[str, Any]:
+    """
+    :param item: one item of ``-params``, a name and a literal, or ``dict(...)`` of literals as the presets have it
+    :return: the value by its name
+    :raises ValueError: if it is something else, which is not executed
+    """
+    name, _, value = item.partition(":")
+    try:
+        node = ast.parse(value, mode="eval").body
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict" and not node.args:
+            return {name: {str(part.arg): ast.literal_eval(part.value) for part in node.keywords}}
+        return {name: ast.literal_eval(node)}
+    except (ValueError, SyntaxError, TypeError) as error:
+        raise ValueError(
+            f"-params {item} is not understood: give a number, text in quotes, a list, or dict(name=value)."
+        ) from error
+
+
 def make(settings: dict[str, Any], data: Dataset, device: str) -> WorldModelAlgorithm:
     """
     :param settings: settings of the run
@@ -173,9 +201,10 @@ def make(settings: dict[str, Any], data: Dataset, device: str) -> WorldModelAlgo
     for name in ("preset", "batch_size"):
         arguments |= {} if settings[name] is None else {name: settings[name]}
     for item in settings["hyperparams"] or []:
-        name, _, value = item.partition(":")
-        arguments[name] = ast.literal_eval(value)
+        arguments |= setting(item)
     policy_kwargs = arguments.pop("policy_kwargs", {})
+    if not isinstance(policy_kwargs, dict):
+        raise ValueError(f'-params policy_kwargs:{policy_kwargs} is no dict: write "policy_kwargs:dict(num_q=2)".')
     if settings["model_size"] is not None:
         policy_kwargs["model_size"] = settings["model_size"]
     arguments |= dict(policy_kwargs=policy_kwargs) if policy_kwargs else {}

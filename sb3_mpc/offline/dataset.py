@@ -2,7 +2,7 @@
 
 import hashlib
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.type_aliases import GymEnv
 
 from sb3_mpc.common.buffers.sequence_buffer import SequenceReplayBuffer
 from sb3_mpc.common.checks.arguments import check_range
@@ -141,13 +142,13 @@ class Dataset:
     def returns(self) -> np.ndarray:
         """:return: sum of the rewards of each episode ``[N]``"""
         result = np.zeros(len(self.episodes))
-        for part in self._parts():
+        for part in self._groups():
             starts, lengths = self.episodes["start"][part], self.episodes["length"][part]
             rewards = self.columns["rewards"][rows_of(starts, lengths)].astype(np.float64)
             result[part] = np.add.reduceat(rewards, np.cumsum(lengths) - lengths)
         return result
 
-    def _parts(self) -> Iterable[np.ndarray]:
+    def _groups(self) -> Iterable[np.ndarray]:
         """:return: numbers of episodes that are looked at together"""
         group = np.cumsum(self.episodes["length"]) // ROWS_AT_ONCE
         return np.split(np.arange(len(self.episodes)), np.flatnonzero(np.diff(group)) + 1)
@@ -184,6 +185,11 @@ class Dataset:
         return (
             found | {name: index[name] for name in ("terminated", "truncated", "task")} | dict(lengths=index["length"])
         )
+
+    def parts(self) -> Iterator[dict[str, Any]]:
+        """:return: all episodes, some at a time, as arguments of :meth:`sb3_mpc.offline.writer.DatasetWriter.add`"""
+        for chosen in self._groups():
+            yield self._gather(chosen)
 
     def describe(self, picture: str | Path | None = None) -> str:
         """
@@ -244,13 +250,13 @@ class Dataset:
         part.episodes, part.numbers = self.episodes[chosen], self.numbers[chosen]
         return part
 
-    def of_tasks(self, names: Sequence[str]) -> "Dataset":
+    def of_tasks(self, names: Sequence[str] | str) -> "Dataset":
         """
-        :param names: names of tasks
+        :param names: names of tasks, or of one
         :return: a data set of the episodes of these tasks; tasks keep their numbers
         :raises ValueError: if there is no such task
         """
-        known = [task.name for task in self.tasks]
+        names, known = [names] if isinstance(names, str) else names, [task.name for task in self.tasks]
         if unknown := [name for name in names if name not in known]:
             raise ValueError(f"{self.path} has no task {unknown[0]!r}: it has {', '.join(known)}.")
         return self.select(np.isin(self.episodes["task"], [known.index(name) for name in names]))
@@ -288,8 +294,8 @@ class Dataset:
             self.source,
             overwrite,
         ) as writer:
-            for part in self._parts():
-                writer.add(**self._gather(part), scaled=True)
+            for part in self.parts():
+                writer.add(**part, scaled=True)
         return type(self)(path)
 
     # -- Made from other data ------------------------------------------------------------------------------------------
@@ -332,16 +338,22 @@ class Dataset:
 
     @classmethod
     def from_replay_buffer(
-        cls, buffer: SequenceReplayBuffer, path: str | Path | None = None, **kwargs: Any
+        cls,
+        buffer: SequenceReplayBuffer,
+        path: str | Path | None = None,
+        env: GymEnv | None = None,
+        **kwargs: Any,
     ) -> "Dataset":
         """
         :param buffer: a replay buffer of this package; its plans are taken, too
         :param path: folder for the data set; None for a temporary one that is deleted with the object
+        :param env: the environment of the transitions, such as ``model.env``, which tells names, numbers of actions and
+            lengths of its tasks; without, the data tell what they can
         :param kwargs: further arguments of :class:`sb3_mpc.offline.writer.DatasetWriter`
         :return: the data set
         """
         plans = any(episode.plans is not None for episode in buffer.episodes())
-        settings = {"source": f"a {type(buffer).__name__}", **kwargs}
+        settings = {"source": f"a {type(buffer).__name__}", **sources.tasks_of(env), **kwargs}
         space, box = buffer.observation_space, buffer.action_space
         assert isinstance(box, spaces.Box)
         return cls._write(sources.of_buffer(buffer), path, space, box, plans=plans, **settings)
@@ -421,93 +433,4 @@ def rows_of(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.repeat(starts - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
 
 
-def merge(
-    datasets: Sequence[Dataset], path: str | Path, tasks: Sequence[str] | None = None, overwrite: bool = False
-) -> Dataset:
-    """
-    Put data sets together. Those of one task and the same spaces make a larger one. Otherwise, or if ``tasks`` are
-    given, each is a task: observations become ``Dict(obs=Box, task=Discrete)``, shorter observations and actions are
-    padded with zeros at the end, and actions are in [-1, 1]. Data sets of the same name are then one task.
-
-    :param datasets: data sets
-    :param path: folder for the new one
-    :param tasks: name of the task of each data set
-    :param overwrite: whether to replace a data set that is there
-    :return: the new data set
-    :raises ValueError: if they do not fit together
-    """
-    if not datasets:
-        raise ValueError("There is nothing to merge: give two data sets at least.")
-    if tasks is not None and len(tasks) != len(datasets):
-        raise ValueError(f"{len(datasets)} data sets, but {len(tasks)} names of tasks: give one for each.")
-    first = datasets[0]
-    spaces_of = [(data.observation_space, data.action_space) for data in datasets]
-    alike = all(pair == spaces_of[0] for pair in spaces_of)
-    source = "; ".join(dict.fromkeys(data.source for data in datasets))[:1000]
-    if alike and tasks is None and all(data.tasks[0].name == first.tasks[0].name for data in datasets):
-        known = [[task.name for task in data.tasks] for data in datasets]
-        if any(names != known[0] for names in known):
-            raise ValueError("The data sets have different lists of tasks: convert them with the same one.")
-        names, dims, _ = zip(*first.tasks, strict=True)
-        lengths = [longest([data.tasks[i].episode_length for data in datasets]) for i in range(len(names))]
-        plans = any("plans" in data.columns for data in datasets)
-        with DatasetWriter(path, *spaces_of[0], names, dims, lengths, plans, source, overwrite) as writer:
-            for data in datasets:
-                for part in data._parts():
-                    writer.add(**data._gather(part), scaled=True)
-        return Dataset(path)
-    return _merge_tasks(datasets, path, tasks or [data.tasks[0].name for data in datasets], source, overwrite)
-
-
-def _merge_tasks(
-    datasets: Sequence[Dataset], path: str | Path, tasks: Sequence[str], source: str, overwrite: bool
-) -> Dataset:
-    for data in datasets:
-        flat = isinstance(data.observation_space, spaces.Box) and len(data.observation_space.shape) == 1
-        if not flat or len(data.tasks) > 1:
-            raise ValueError(
-                f"{data.path} cannot be padded to the size of others: only flat observations of one task can, its are "
-                f"{data.observation_space}."
-            )
-    names = list(dict.fromkeys(tasks))
-    width = max(spaces.flatdim(data.observation_space) for data in datasets)
-    dim = max(spaces.flatdim(data.action_space) for data in datasets)
-    space = spaces.Dict(obs=spaces.Box(-np.inf, np.inf, (width,), np.float32), task=spaces.Discrete(len(names)))
-    box = spaces.Box(-1, 1, (dim,), np.float32)
-    of_name = [[data for data, own in zip(datasets, tasks, strict=True) if own == name] for name in names]
-    for name, group in zip(names, of_name, strict=True):
-        if len({(data.observation_space.shape, data.action_space.shape) for data in group}) > 1:
-            raise ValueError(f"The data sets have different spaces and one task, {name!r}: name the tasks.")
-    dims = [max(spaces.flatdim(data.action_space) for data in group) for group in of_name]
-    lengths = [longest([data.tasks[0].episode_length for data in group]) for group in of_name]
-    with DatasetWriter(path, space, box, names, dims, lengths, False, source, overwrite) as writer:
-        for data, name in zip(datasets, tasks, strict=True):
-            for part in data._parts():
-                found = data._gather(part)
-                task = np.full(len(part), names.index(name))
-                observations = pad(found["observations"].astype(np.float32), width)
-                found["observations"] = dict(obs=observations, task=np.repeat(task, found["lengths"] + 1))
-                found |= dict(actions=pad(found["actions"], dim), task=task, plans=None, planned=None)
-                writer.add(**found, scaled=True)
-    return Dataset(path)
-
-
-def pad(array: np.ndarray, width: int) -> np.ndarray:
-    """
-    :param array: ``[M, D]``
-    :param width: number W of columns
-    :return: the array with zeros at the end ``[M, W]``
-    """
-    return np.pad(array, ((0, 0), (0, width - array.shape[1])))
-
-
-def longest(lengths: Sequence[int | None]) -> int | None:
-    """
-    :param lengths: lengths of episodes, None without limit
-    :return: the longest
-    """
-    known = [length for length in lengths if length is not None]
-    return max(known) if len(known) == len(lengths) else None
-
-
-__all__ = ["EPISODE", "Dataset", "Task", "merge"]
+__all__ = ["EPISODE", "Dataset", "Task"]

@@ -29,6 +29,8 @@ from sb3_mpc.agents.space_json import space_from_json, space_to_json
 FORMAT, VERSION = "sb3-mpc data set", 1
 DESCRIPTION = "dataset.json"
 EPISODE = np.dtype([("start", "<i8"), ("length", "<i8"), ("task", "<i4"), ("terminated", "?"), ("truncated", "?")])
+# What is written of each array
+MEASURED = ("rows", "bytes", "crc32", "sample")
 TASK = "task"  # of observations: the index of the episode's task, which is not stored again
 # Arrays that every data set has
 ESSENTIAL = ("episodes", "actions", "rewards")
@@ -226,13 +228,16 @@ def read_description(folder: Path) -> dict[str, Any]:
             raise ValueError
         if found["version"] == VERSION:
             found |= {name: space_from_json(found[name]) for name in ("observation_space", "action_space")}
-            if not all(isinstance(task["name"], str) and task["action_dim"] >= 0 for task in found["tasks"]):
-                raise ValueError
+            for task in found["tasks"]:
+                length = task["episode_length"]
+                sizes = [task["action_dim"], 0 if length is None else length - 1]
+                if not isinstance(task["name"], str) or not all(isinstance(n, int) and n >= 0 for n in sizes):
+                    raise ValueError
             plans = "plans" in found["columns"]
             wanted = {"episodes": EPISODE, **columns(found["observation_space"], found["action_space"], plans)}
             for name in wanted:
                 entries = found["columns"].get(name)
-                if entries is not None and not all(isinstance(entries[k], int) for k in ("rows", "bytes", "crc32")):
+                if entries is not None and not all(isinstance(entries[k], int) for k in MEASURED):
                     raise ValueError
             found["rows"] = wanted
     except (ValueError, KeyError, TypeError, AttributeError, AssertionError, OverflowError, RecursionError) as error:

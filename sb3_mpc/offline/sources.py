@@ -6,8 +6,11 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_mpc.common.buffers.sequence_buffer import SequenceReplayBuffer
+from sb3_mpc.common.discount import env_attribute, episode_length
 from sb3_mpc.offline.layout import TASK
 
 Observations = np.ndarray | dict[str, np.ndarray]
@@ -108,6 +111,21 @@ def of_buffer(buffer: SequenceReplayBuffer) -> Iterator[dict[str, Any]]:
     for episode in buffer.episodes():
         found = episode._asdict()
         yield {**found, "observations": found["observations"][""] if plain else found["observations"], "scaled": True}
+
+
+def tasks_of(env: GymEnv | None) -> dict[str, Any]:
+    """
+    :param env: environment, or a vectorised one
+    :return: what it tells of its tasks, as arguments of :class:`sb3_mpc.offline.writer.DatasetWriter`
+    """
+    if env is None:
+        return {}
+    vec_env = env if isinstance(env, VecEnv) else DummyVecEnv([lambda: env])
+    names, dims, lengths = (env_attribute(vec_env, name) for name in ("task_names", "action_dims", "task_lengths"))
+    if dims is not None and lengths is not None:  # those of sb3_mpc.envs.make_multitask
+        return dict(tasks=None if names is None else list(names), action_dims=dims, episode_lengths=lengths)
+    spec = env_attribute(vec_env, "spec")
+    return dict(tasks=None if spec is None else [spec.id], episode_lengths=[episode_length(vec_env)])
 
 
 def find_minari(source: str | Path, download: bool) -> Any:

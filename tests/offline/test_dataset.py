@@ -15,13 +15,15 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecNormalize
 from torch.utils import _pytree as pytree
 
+from sb3_mpc import TDMPC2
 from sb3_mpc.common.buffers.plan_buffer import PlanReplayBuffer
 from sb3_mpc.common.buffers.sequence_buffer import SequenceReplayBuffer
 from sb3_mpc.common.buffers.sources import OF_DATA, MixedWindows
+from sb3_mpc.envs import make_multitask
 from sb3_mpc.offline import Dataset, layout, merge
 from sb3_mpc.offline.layout import ColumnFile
 from sb3_mpc.offline.writer import DatasetWriter
-from tests.support.agents import PointEnv, SpaceEnv, assert_one_clear_sentence, vec
+from tests.support.agents import PointEnv, SpaceEnv, assert_one_clear_sentence, make_agent, vec
 
 ACTIONS = spaces.Box(-1, 1, (2,), np.float32)
 SPACES = {
@@ -418,9 +420,55 @@ def test_merge(tmp_path: Path) -> None:
     np.testing.assert_array_equal(tasks.episode(0)["actions"][:, :1], a.episode(0)["actions"])
     assert tasks.as_env().get_wrapper_attr("action_dims") == [1, 2]
     with pytest.raises(ValueError) as caught:
-        merge([tasks, a], tmp_path / "more")
-    assert_one_clear_sentence(caught.value, "flat observations of one task")
+        merge([tasks, a], tmp_path / "more", ["several", "a"])
+    assert_one_clear_sentence(caught.value, "has several tasks, a, b")
     assert not (tmp_path / "more").exists()
+
+
+def test_merge_sets_of_several_tasks(tmp_path: Path) -> None:
+    """The new set has the tasks of all; episodes stay what they were, whatever numbers their tasks get."""
+    rng = np.random.default_rng(0)
+
+    def make(name: str, width: int, dims: dict[str, int]) -> Dataset:
+        space = spaces.Dict(obs=spaces.Box(-9, 9, (width,), np.float32), task=spaces.Discrete(len(dims)))
+        box = spaces.Box(-1, 1, (max(dims.values()),), np.float32)
+        sizes: Any = (list(dims), list(dims.values()), [4] * len(dims))
+        with DatasetWriter(tmp_path / name, space, box, *sizes) as writer:
+            for task, dim in enumerate(dims.values()):
+                observations = dict(obs=rng.normal(size=(5, width)), task=np.full(5, task))
+                actions = np.pad(rng.uniform(-1, 1, (4, dim)), ((0, 0), (0, box.shape[0] - dim)))
+                writer.add(observations, actions, rng.normal(size=4), terminated=False)
+        return Dataset.load(tmp_path / name)
+
+    first, second = make("first", 2, dict(walk=1, run=2)), make("second", 3, dict(jump=3, walk=1))
+    all_tasks = merge([first, second], tmp_path / "all")
+    assert [(task.name, task.action_dim) for task in all_tasks.tasks] == [("walk", 1), ("run", 2), ("jump", 3)]
+    assert all_tasks.episodes["task"].tolist() == [0, 1, 2, 0]
+    for number, (data, own) in enumerate(((first, 0), (first, 1), (second, 0), (second, 1))):
+        before, after = data.episode(own), all_tasks.episode(number)
+        width, dim = data.observation_space["obs"].shape[0], data.action_space.shape[0]
+        np.testing.assert_array_equal(after["observations"]["obs"][:, :width], before["observations"]["obs"])
+        np.testing.assert_array_equal(after["actions"][:, :dim], before["actions"])
+        assert not after["observations"]["obs"][:, width:].any() and not after["actions"][:, dim:].any()
+        np.testing.assert_array_equal(after["rewards"], before["rewards"])
+    assert all_tasks.of_tasks("walk").rows == 8
+    with pytest.raises(ValueError, match="one task, 'walk'"):
+        merge([all_tasks, make("other", 3, dict(walk=2))], tmp_path / "wrong")
+
+
+def test_merged_plans(tmp_path: Path) -> None:
+    """Plans stay with their episodes; missing actions are planned as the networks have them, 0 with 1 as deviation."""
+    plans = np.random.default_rng(0).uniform(0.1, 1, (4, 2, 1)).astype(np.float32)
+    one, two = (spaces.Box(-1, 1, (dim,), np.float32) for dim in (1, 2))
+    with DatasetWriter(tmp_path / "one", SPACES["box"], one, ["one"], plans=True) as writer:
+        observations = np.zeros((5, *SPACES["box"].shape))
+        writer.add(observations, np.zeros((4, 1)), np.zeros(4), False, plans=plans, planned=np.arange(4) > 0)
+    with DatasetWriter(tmp_path / "two", SPACES["box"], two, ["two"]) as writer:
+        writer.add(observations, np.zeros((4, 2)), np.zeros(4), False)
+    merged = merge([Dataset.load(tmp_path / name) for name in ("one", "two")], tmp_path / "both")
+    np.testing.assert_array_equal(merged.columns["plans"][:4, :, :1], plans)
+    assert (merged.columns["plans"][:4, :, 1] == [0, 1]).all()
+    assert merged.columns["planned"].tolist() == [False] + 3 * [True] + 4 * [False]
 
 
 def test_describe(tmp_path: Path) -> None:
@@ -466,6 +514,10 @@ def spoil_types(path: Path) -> None:
     change_json(path, columns=3)
 
 
+def spoil_tasks(path: Path) -> None:
+    change_json(path, tasks=[dict(name="walk", action_dim=2, episode_length="long")])
+
+
 def spoil_space(path: Path) -> None:
     about = json.loads((path / "dataset.json").read_text())
     about["action_space"]["shape"] = [3]
@@ -503,6 +555,7 @@ def spoil_index(path: Path) -> None:
         (spoil_version, ["version 7", "install a newer one"]),
         (spoil_json, ["dataset.json is damaged"]),
         (spoil_types, ["dataset.json is damaged"]),
+        (spoil_tasks, ["dataset.json is damaged"]),
         (spoil_space, ["actions.npy does not fit the spaces"]),
         (spoil_pickle, ["rewards.npy is no array of numbers"]),
         (spoil_index, ["do not fit its columns"]),
@@ -658,6 +711,20 @@ def test_split_by_a_wrong_fraction(tmp_path: Path, fraction: float) -> None:
     data = Dataset.from_arrays(np.zeros((8, 2)), np.zeros((8, 1)), np.zeros(8), path=tmp_path / "data")
     with pytest.raises(ValueError, match="fraction"):
         data.split(fraction)
+
+
+def test_tasks_of_a_replay_buffer(tmp_path: Path) -> None:
+    """The environment tells what its transitions do not: names, numbers of actions and lengths of the tasks."""
+    env = make_multitask(["Pendulum-v1", "MountainCarContinuous-v0"])
+    model = make_agent(TDMPC2, env, "MultitaskPolicy", dict(task_dim=4), learning_starts=10, seed=0)
+    model.learn(8)
+    data = Dataset.from_replay_buffer(model.replay_buffer, tmp_path / "data", model.env)
+    assert data.tasks == [("Pendulum-v1", 1, 200), ("MountainCarContinuous-v0", 1, 999)]
+    single = make_agent(TDMPC2, "Pendulum-v1", learning_starts=10, seed=0)
+    single.learn(8)
+    for known in (single.env, gym.make("Pendulum-v1")):
+        data = Dataset.from_replay_buffer(single.replay_buffer, env=known)
+        assert data.tasks == [("Pendulum-v1", 1, 200)]
 
 
 def test_sets_of_one_task_have_the_same_spaces(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from sb3_mpc.agents.training_files import load_training, save_buffer
 from sb3_mpc.offline import Dataset, merge
 from sb3_mpc.zoo.__main__ import main
 from sb3_mpc.zoo.data import play
+from sb3_mpc.zoo.pretrain import setting
 from tests.support.agents import PointEnv, SpaceEnv, assert_same_state, make_agent, two_envs, vec
 from tests.support.zoo_runs import TINY, run, train_arguments
 
@@ -182,6 +183,19 @@ def test_pretrain_of_several_tasks(collected: Path, tmp_path: Path, capsys: pyte
     model: Any = load_agent(file, device="cpu")
     assert model.policy.task_names == names and read_card(file)["steps"] is None
     assert read_card(save_agent(model, tmp_path / "again"))["steps"] is None  # updates are no decisions
+    assert main(["evaluate", str(file)]) == 1
+    assert "give those to act in by --tasks" in capsys.readouterr().err
+
+
+def test_settings_of_pretrain(collected: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Literals, and the `dict(...)` of presets; what is wrong leaves no folder behind, and nothing is executed."""
+    assert setting("batch_size:8") == dict(batch_size=8)
+    assert setting("policy_kwargs:dict(num_q=3, hidden=[8])") == dict(policy_kwargs=dict(num_q=3, hidden=[8]))
+    for wrong in ("policy_kwargs:dict(num_q=open('x'))", "batch_size:exit()", "policy_kwargs:3", "tau:dict(3)"):
+        arguments = ("pretrain", "--data", collected / "random", "-n", 2, "-f", tmp_path / "logs", "-params", wrong)
+        assert main([*map(str, arguments)]) == 1
+        assert f"-params {wrong}" in capsys.readouterr().err
+    assert not (tmp_path / "logs").exists()
 
 
 @pytest.mark.slow
