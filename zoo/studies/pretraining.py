@@ -2,6 +2,7 @@
 One agent of several tasks, from data alone: score by size, and what it is worth as the start of a new task.
 
     python -m sb3_mpc.zoo.studies.pretraining data                    # seven tasks, recorded from agents of the zoo
+    python -m sb3_mpc.zoo.studies.pretraining data --runs dmc32       # or what `benchmark --save-data` has kept
     python -m sb3_mpc.zoo.studies.pretraining pretrain --algo tdmpc2 --size medium
     python -m sb3_mpc.zoo.studies.pretraining finetune --algo tdmpc2 --task dmc/walker-run-v0 --seed 0
     python -m sb3_mpc.zoo.studies.pretraining scratch --algo tdmpc2 --task dmc/walker-run-v0 --seed 0
@@ -16,7 +17,7 @@ MBDPO in small: data, models and updates of two CPU cores. Tasks to finetune are
 import argparse
 import csv
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ import sb3_mpc
 import sb3_mpc.envs
 from sb3_mpc import zoo
 from sb3_mpc.agents.agent_files import load_agent, read_card, save_agent
+from sb3_mpc.agents.training_files import read_buffer
 from sb3_mpc.common.callbacks.latents import to_plane
 from sb3_mpc.common.policies.multitask import short_name
 from sb3_mpc.offline import Dataset, merge
@@ -36,6 +38,8 @@ from sb3_mpc.zoo.data import play
 from sb3_mpc.zoo.multitask import Evaluations, add_task, evaluate_tasks, make_task, use_preset
 from sb3_mpc.zoo.plot import pyplot
 from sb3_mpc.zoo.presets import load_preset
+from sb3_mpc.zoo.queue import runs_of
+from sb3_mpc.zoo.resume import BUFFER
 from sb3_mpc.zoo.studies.comparison import EPISODES, RESULTS
 from sb3_mpc.zoo.studies.factored import read
 
@@ -56,8 +60,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "large": dict(latent_dim=128, enc_dim=256, net_arch=[256, 256]),
 }
 UPDATES, BATCH_SIZE, DECISIONS, EVERY = 6_000, 128, 10_000, 2_500
-STARTS = ("finetune", "scratch")
-NAME = "seven-tasks"  # of the pretrained agent in the zoo
+NAME = "several-tasks"  # of the pretrained agent in the zoo
 Row = dict[str, Any]
 
 
@@ -81,13 +84,34 @@ def agent_of(args: argparse.Namespace) -> Path:
 
 def data(args: argparse.Namespace) -> None:
     """
-    Record transitions of all tasks: a third by the agents as they explore, a third by their networks without planning
-    and with three tenths of random actions, and a third random.
+    Put data of several tasks together: what the finished runs of a benchmark have collected while they learned, all but
+    the task to finetune, or what is recorded now.
 
     :param args: command line
     """
     args.data.mkdir(parents=True, exist_ok=True)
-    parts = []
+    parts = list(recorded(args) if args.runs is None else of_trainings(args.runs, args.task))
+    print(merge(parts, args.data / "tasks", [part.tasks[0].name for part in parts], overwrite=True).describe())
+
+
+def of_trainings(folder: Path, but: str) -> Iterator[Dataset]:
+    """
+    :param folder: folder of ``benchmark --save-data``
+    :param but: task that is left out
+    :return: all transitions of each finished run
+    """
+    for run in runs_of(folder):
+        buffer, task = run.folder / BUFFER, run.settings["task"]
+        if run.finished and buffer.exists() and task != but:
+            yield Dataset.from_replay_buffer(read_buffer(buffer), tasks=[task])
+
+
+def recorded(args: argparse.Namespace) -> Iterator[Dataset]:
+    """
+    :param args: command line
+    :return: transitions of each task: a third by the agents as they explore, a third by their networks without planning
+        and with three tenths of random actions, and a third random
+    """
     for task in TASKS:
         agent: Any = zoo.load("tdmpc2", task, device="cpu")
         for name, value in PLANNER.items():  # that of the preset "small", which the older agents do not have
@@ -101,20 +125,18 @@ def data(args: argparse.Namespace) -> None:
                 with DatasetWriter(path, *spaces, tasks=[task], episode_lengths=[TRANSITIONS // EPISODES]) as writer:
                     for episode in play(env, actors[part], TRANSITIONS, random, False, rng):
                         writer.add(**episode)
-            parts.append(Dataset.load(path))
-    names = [task for task in TASKS for _ in PARTS]
-    print(merge(parts, args.data / "tasks", names, overwrite=True).describe())
+            yield Dataset.load(path)
 
 
 def pretrain(args: argparse.Namespace) -> None:
     """
     :param args: command line
     """
-    recorded = Dataset.load(args.data / "tasks")
+    known = Dataset.load(args.data / "tasks")
     algorithm = sb3_mpc.ALGORITHMS[args.algo]
     model: Any = algorithm(
         "MultitaskPolicy",
-        recorded.as_env(),
+        known.as_env(),
         preset="small",
         batch_size=BATCH_SIZE,
         policy_kwargs=SIZES[args.size],
@@ -122,15 +144,15 @@ def pretrain(args: argparse.Namespace) -> None:
         device="cpu",
     )
     started = time.process_time()
-    model.learn_offline(recorded, args.updates)
+    model.learn_offline(known, args.updates)
     minutes = (time.process_time() - started) / 60
-    note = f"learned from {recorded.rows:,} recorded transitions by {args.updates:,} updates, without acting"
+    note = f"learned from {known.rows:,} recorded transitions by {args.updates:,} updates, without acting"
     save_agent(model, agent_of(args), note=note)
     networks = model.policy.world_model
     parameters = sum(p.numel() for name, p in networks.named_parameters() if "target" not in name)
     run = dict(algo=args.algo, size=args.size, parameters=parameters, updates=args.updates, seed=args.seed)
-    run["cpu_minutes"] = round(minutes, 1)
-    scores = evaluate_tasks(model, TASKS, args.episodes, seed=1_000)
+    run |= dict(cpu_minutes=round(minutes, 1), tasks=len(known.tasks), transitions=known.rows)
+    scores = evaluate_tasks(model, [task.name for task in known.tasks], args.episodes, seed=1_000)
     rows = [dict(run, task=row.task, score=round(row.score, 1), std=round(row.std / 10, 1)) for row in scores]
     append(rows, args.folder / "pretraining-scores.csv")
 
@@ -161,6 +183,7 @@ def learn(args: argparse.Namespace) -> None:
     model.learn(DECISIONS, evaluations)
     run: Row = dict(start=args.study, algo=args.algo, size=args.size, task=args.task, seed=args.seed)
     run["cpu_minutes"] = round((time.process_time() - started) / 60, 1)
+    run["transitions"] = Dataset.load(args.data / "tasks").rows if args.study == "finetune" else 0
     rows = [
         dict(run, decisions=row.decisions, frames=2 * row.decisions, score=round(row.score, 1)) | {"return": row.mean}
         for row in evaluations.found
@@ -194,34 +217,39 @@ def plot(args: argparse.Namespace) -> None:
     panels = sorted({(row["algo"], row["task"]) for row in curves}, reverse=True)
     plt = pyplot()
     figure, (by_size, plane, *axes) = plt.subplots(1, 2 + len(panels), figsize=(3.4 * (2 + len(panels)), 3.2))
-    lines: dict[tuple[str, int], dict[int, list[float]]] = {}
+    lines: dict[tuple[str, int, int], dict[int, list[float]]] = {}
     for row in scores:
-        line = lines.setdefault((row["algo"], int(row["updates"])), {})
+        line = lines.setdefault((row["algo"], int(row["transitions"]), int(row["updates"])), {})
         line.setdefault(int(row["parameters"]), []).append(float(row["score"]))
-    for (algo, updates), runs in sorted(lines.items()):
-        name = f"{sb3_mpc.ALGORITHMS[algo].__name__}, {updates:,} updates"
+    for (algo, transitions, updates), runs in sorted(lines.items()):
+        name = f"{sb3_mpc.ALGORITHMS[algo].__name__}, {transitions // 1000}k data, {updates // 1000}k updates"
         sizes = sorted(runs)
         by_size.plot([size / 1e6 for size in sizes], [np.mean(runs[size]) for size in sizes], marker="o", label=name)
-    by_size.set(xlabel="millions of parameters", ylabel=f"mean score of {len(TASKS)} tasks", title="From data alone")
+    by_size.set(xlabel="millions of parameters", ylabel="mean score", title="From data alone")
     by_size.set(xlim=(0, None), ylim=(0, 100))
     by_size.legend()
     pretrained: Any = load_agent(args.data / "tdmpc2-medium.safetensors", device="cpu")
     table = pretrained.policy.world_model.task_embedding.weight.detach().numpy()
     points, method = to_plane(table)
     plane.scatter(*points.T, s=12)
-    for i, (point, task) in enumerate(zip(points, TASKS, strict=True)):  # neighbours in the list may be so here, too
+    for i, (point, task) in enumerate(
+        zip(points, pretrained.policy.task_names, strict=True)
+    ):  # neighbours in the list may be so here, too
         plane.annotate(short_name(task), point, fontsize=7, xytext=(3, -9 if i % 2 else 3), textcoords="offset points")
     plane.set(xticks=[], yticks=[], title=f"Task embeddings ({method})")
     plane.margins(0.3)
     for axis, (algo, task) in zip(axes, panels, strict=True):
-        for start in STARTS:
+        own = [row for row in curves if (row["algo"], row["task"]) == (algo, task)]
+        for transitions in sorted({int(row["transitions"]) for row in own}):
             found: dict[int, list[float]] = {}
-            for row in curves:
-                if (row["start"], row["algo"], row["task"]) == (start, algo, task):
+            for row in own:
+                if int(row["transitions"]) == transitions:
                     found.setdefault(int(row["frames"]), []).append(float(row["return"]))
             frames = sorted(found)
             middle = [np.mean(found[frame]) for frame in frames]
-            axis.plot(frames, middle, marker=".", label="pretrained" if start == "finetune" else "from scratch")
+            axis.plot(
+                frames, middle, marker=".", label=f"from {transitions // 1000}k data" if transitions else "from scratch"
+            )
             low, high = ([function(found[frame]) for frame in frames] for function in (min, max))
             axis.fill_between(frames, low, high, alpha=0.2)
         axis.set(title=f"{short_name(task)}, {sb3_mpc.ALGORITHMS[algo].__name__}", xlabel="frames", ylabel="return")
@@ -240,7 +268,8 @@ def main() -> None:
     parser.add_argument("study", choices=STUDIES)
     parser.add_argument("--algo", default="tdmpc2", help="method, such as tdmpc2 or mbdpo")
     parser.add_argument("--size", default="medium", choices=SIZES)
-    parser.add_argument("--task", default="dmc/walker-run-v0", help="task to finetune")
+    parser.add_argument("--task", default="dmc/walker-run-v0", help="task to finetune, not among those of the data")
+    parser.add_argument("--runs", type=Path, help="folder of `benchmark --save-data`, whose transitions are the data")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--updates", type=int, default=UPDATES, help="of pretrain")
     parser.add_argument("--episodes", type=int, default=EPISODES, help="of each task after pretraining")

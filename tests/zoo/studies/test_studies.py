@@ -10,6 +10,8 @@ import pytest
 
 from sb3_mpc import MBDPO, TDMPC2
 from sb3_mpc.agents.agent_files import read_card
+from sb3_mpc.agents.training_files import save_buffer
+from sb3_mpc.zoo import queue
 from sb3_mpc.zoo.studies import comparison, diffusion, factored, learning, precision, pretraining
 from tests.support.agents import SMALL, SMALL_POLICY, make_agent
 
@@ -131,6 +133,21 @@ def test_diffusion(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_data_of_trainings(tmp_path: Path) -> None:
+    """The transitions of finished runs, by the names of their tasks, without the task that is to be finetuned."""
+    tasks = ["dmc/reacher-easy-v0", "dmc/walker-walk-v0", "dmc/cup-catch-v0", "dmc/walker-run-v0"]
+    for i, task in enumerate(tasks):
+        run = queue.add(tmp_path / "queue", str(i), dict(task=task, seed=0, order=i))
+        if i != 2:
+            (run.folder / "result.json").write_text("{}")
+        model = make_agent(TDMPC2, task, learning_starts=10, seed=0)
+        model.learn(8)
+        save_buffer(model, run.folder / "replay_buffer.npz")
+    found = list(pretraining.of_trainings(tmp_path / "queue", tasks[3]))
+    assert [[task.name for task in data.tasks] for data in found] == [[task] for task in tasks[:2]]
+    assert [data.rows for data in found] == [8, 8]
+
+
 def test_pretraining(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Data of two tasks, an agent from them alone, and a third task from that agent and from scratch."""
     tasks, new = ["dmc/reacher-easy-v0", "dmc/walker-walk-v0"], "dmc/walker-run-v0"
@@ -152,6 +169,6 @@ def test_pretraining(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert [row["task"] for row in scores] == tasks and all(0 <= float(row["score"]) <= 1 for row in scores)
     found = [(row["start"], row["decisions"]) for row in curves]
     assert found == [(start, str(n)) for start in ("finetune", "scratch") for n in (0, 20, 40)]
-    card = read_card(tmp_path / "tdmpc2-seven-tasks-walker-run.safetensors")
+    card = read_card(tmp_path / "tdmpc2-several-tasks-walker-run.safetensors")
     assert list(card["evaluation"])[:3] == [f"score {task}" for task in (*tasks, new)] and card["steps"]["frames"] == 80
     assert (tmp_path / "pretraining.png").read_bytes().startswith(b"\x89PNG")
