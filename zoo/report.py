@@ -192,10 +192,10 @@ def with_interval(row: pd.Series, name: str, scale: float = 1.0, digits: int = 3
     :param name: a column
     :param scale: factor
     :param digits: digits behind the point
-    :return: text, such as ``0.612 (0.580, 0.643)``
+    :return: text, such as ``0.612 (0.580, 0.643)``; without an interval where single runs give none
     """
     middle, low, high = (f"{scale * row[key]:.{digits}f}" for key in (name, f"{name}_low", f"{name}_high"))
-    return f"{middle} ({low}, {high})"
+    return middle if row[f"{name}_low"] == row[f"{name}_high"] else f"{middle} ({low}, {high})"
 
 
 def markdown(header: list[str], rows: Iterable[Iterable[str]]) -> list[str]:
@@ -302,12 +302,13 @@ def write_aggregates(one: Measured, published: pd.DataFrame, folder: Path) -> li
         [row["method"], with_interval(row, "mean", one.full, 0), with_interval(row, "iqm"), str(row["runs"])]
         for _, row in table.iterrows()
     ]
+    single = ", which single runs of the tasks do not have" if (table["runs"] == table["tasks"]).any() else ""
     return [
         f"![Interquartile mean against frames and minutes]({one.name}.png)",
         "",
         *markdown(["method", f"mean {one.metric}", f"interquartile mean of {one.metric} / {one.full:g}", "runs"], rows),
         "",
-        f"{len(tasks)} tasks after {frames:,} frames, with 95 % stratified bootstrap intervals over seeds. "
+        f"{len(tasks)} tasks after {frames:,} frames, with 95 % stratified bootstrap intervals over seeds{single}. "
         "Published curves begin with their first published point.",
         "",
         f"![Performance profiles]({one.name}-profiles.png)",
