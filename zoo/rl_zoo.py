@@ -5,6 +5,7 @@ rl_zoo3 has no plug-ins: our classes and samplers are entered into its dictionar
 one with our presets and resumable checkpoints.
 """
 
+import contextlib
 import difflib
 import importlib
 import json
@@ -99,6 +100,10 @@ class SafeEvaluation(EvalCallback):
             warnings.warn(f"The evaluation could not be written ({error}): training is not affected.", stacklevel=2)
             return True
         return going_on
+
+    def _on_training_end(self) -> None:
+        with contextlib.suppress(OSError):
+            (self.folder / ".unfinished").rmdir()
 
 
 class _SaveBest(BaseCallback):

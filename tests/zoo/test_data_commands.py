@@ -154,6 +154,7 @@ def test_pretrain(collected: Path, tmp_path: Path) -> None:
     whole = load_agent(folder / "agent.safetensors", device="cpu")
     results = np.load(folder / "evaluations.npz")
     assert results["timesteps"].tolist() == [3, 6] and (folder / "best_model.safetensors").exists()
+    assert not list(folder.glob(".*"))
     assert "offline/value_of_data" in (folder / "progress.csv").read_text()
     settings = json.loads((folder / "pretrain.json").read_text())
     assert settings["gradient_steps"] == 6 and settings["seed"] == 0
