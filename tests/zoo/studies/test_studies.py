@@ -12,7 +12,7 @@ from sb3_mpc import MBDPO, TDMPC2
 from sb3_mpc.agents.agent_files import read_card
 from sb3_mpc.agents.training_files import save_buffer
 from sb3_mpc.zoo import queue
-from sb3_mpc.zoo.studies import comparison, diffusion, factored, learning, precision, pretraining
+from sb3_mpc.zoo.studies import comparison, diffusion, factored, learning, offline_to_online, precision, pretraining
 from tests.support.agents import SMALL, SMALL_POLICY, make_agent
 
 pytest.importorskip("dm_control")
@@ -146,6 +146,27 @@ def test_data_of_trainings(tmp_path: Path) -> None:
     found = list(pretraining.of_trainings(tmp_path / "queue", tasks[3]))
     assert [[task.name for task in data.tasks] for data in found] == [[task] for task in tasks[:2]]
     assert [data.rows for data in found] == [8, 8]
+
+
+def test_offline_to_online(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """From a buffer, first without acting, and from scratch: returns from no decision on."""
+    monkeypatch.setattr(gym.spec(ID), "max_episode_steps", 10)
+    settings: dict[str, Any] = {**SMALL, "learning_starts": 10, "policy_kwargs": SMALL_POLICY, "n_envs": 2}
+    monkeypatch.setattr(
+        offline_to_online, "load_preset", lambda *args: dict(settings, policy="MlpPolicy", n_timesteps=1)
+    )
+    monkeypatch.setattr(offline_to_online, "EVERY", 10)
+    model = make_agent(TDMPC2, ID, learning_starts=10, seed=0)
+    model.learn(15)
+    save_buffer(model, tmp_path / "buffer.npz")
+    for arguments in (["train", "--buffer", str(tmp_path / "buffer.npz")], ["train"], ["plot"]):
+        common = ["--task", ID, "--updates", "3", "--decisions", "20", "--folder", str(tmp_path)]
+        monkeypatch.setattr(sys, "argv", ["offline_to_online", *arguments, *common])
+        offline_to_online.main()
+    rows = read(tmp_path / "offline-to-online.csv")
+    found = [(row["transitions"], row["updates"], row["decisions"]) for row in rows]
+    assert found == [(*start, n) for start in (("15", "3"), ("0", "0")) for n in ("0", "10", "20")]
+    assert (tmp_path / "offline-to-online.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_pretraining(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
