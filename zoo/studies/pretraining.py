@@ -4,6 +4,7 @@ One agent of several tasks, from data alone: score by size, and what it is worth
     python -m sb3_mpc.zoo.studies.pretraining data                    # seven tasks, recorded from agents of the zoo
     python -m sb3_mpc.zoo.studies.pretraining data --runs dmc32       # or what `benchmark --save-data` has kept
     python -m sb3_mpc.zoo.studies.pretraining pretrain --algo tdmpc2 --size medium
+    python -m sb3_mpc.zoo.studies.pretraining pretrain --algo tdmpc_square --params "actor_mode:'awac'"
     python -m sb3_mpc.zoo.studies.pretraining finetune --algo tdmpc2 --task dmc/walker-run-v0 --seed 0
     python -m sb3_mpc.zoo.studies.pretraining scratch --algo tdmpc2 --task dmc/walker-run-v0 --seed 0
     python -m sb3_mpc.zoo.studies.pretraining plot
@@ -38,6 +39,7 @@ from sb3_mpc.zoo.data import play
 from sb3_mpc.zoo.multitask import Evaluations, add_task, evaluate_tasks, make_task, use_preset
 from sb3_mpc.zoo.plot import pyplot
 from sb3_mpc.zoo.presets import load_preset
+from sb3_mpc.zoo.pretrain import setting
 from sb3_mpc.zoo.queue import runs_of
 from sb3_mpc.zoo.resume import BUFFER
 from sb3_mpc.zoo.studies.comparison import EPISODES, RESULTS
@@ -134,6 +136,7 @@ def pretrain(args: argparse.Namespace) -> None:
     """
     known = Dataset.load(args.data / "tasks")
     algorithm = sb3_mpc.ALGORITHMS[args.algo]
+    params = {name: value for item in args.params for name, value in setting(item).items()}
     model: Any = algorithm(
         "MultitaskPolicy",
         known.as_env(),
@@ -142,6 +145,7 @@ def pretrain(args: argparse.Namespace) -> None:
         policy_kwargs=SIZES[args.size],
         seed=args.seed,
         device="cpu",
+        **params,
     )
     started = time.process_time()
     model.learn_offline(known, args.updates)
@@ -151,7 +155,9 @@ def pretrain(args: argparse.Namespace) -> None:
     networks = model.policy.world_model
     parameters = sum(p.numel() for name, p in networks.named_parameters() if "target" not in name)
     run = dict(algo=args.algo, size=args.size, parameters=parameters, updates=args.updates, seed=args.seed)
-    run |= dict(cpu_minutes=round(minutes, 1), tasks=len(known.tasks), transitions=known.rows)
+    run |= dict(
+        cpu_minutes=round(minutes, 1), params=" ".join(args.params), tasks=len(known.tasks), transitions=known.rows
+    )
     scores = evaluate_tasks(model, [task.name for task in known.tasks], args.episodes, seed=1_000)
     rows = [dict(run, task=row.task, score=round(row.score, 1), std=round(row.std / 10, 1)) for row in scores]
     append(rows, args.folder / "pretraining-scores.csv")
@@ -217,24 +223,24 @@ def plot(args: argparse.Namespace) -> None:
     panels = sorted({(row["algo"], row["task"]) for row in curves}, reverse=True)
     plt = pyplot()
     figure, (by_size, plane, *axes) = plt.subplots(1, 2 + len(panels), figsize=(3.4 * (2 + len(panels)), 3.2))
-    lines: dict[tuple[str, int, int], dict[int, list[float]]] = {}
+    lines: dict[tuple[str, str, int], dict[int, list[float]]] = {}
     for row in scores:
-        line = lines.setdefault((row["algo"], int(row["transitions"]), int(row["updates"])), {})
+        name = " ".join(filter(None, [sb3_mpc.ALGORITHMS[row["algo"]].__name__, row["params"]]))
+        line = lines.setdefault((name, f"{int(row['transitions']) // 1000}k transitions", int(row["updates"])), {})
         line.setdefault(int(row["parameters"]), []).append(float(row["score"]))
-    for (algo, transitions, updates), runs in sorted(lines.items()):
-        name = f"{sb3_mpc.ALGORITHMS[algo].__name__}, {transitions // 1000}k data, {updates // 1000}k updates"
+    for (name, recorded_transitions, updates), runs in sorted(lines.items()):
         sizes = sorted(runs)
-        by_size.plot([size / 1e6 for size in sizes], [np.mean(runs[size]) for size in sizes], marker="o", label=name)
+        label = f"{name}, {recorded_transitions}, {updates // 1000}k updates"
+        by_size.plot([size / 1e6 for size in sizes], [np.mean(runs[size]) for size in sizes], marker="o", label=label)
     by_size.set(xlabel="millions of parameters", ylabel="mean score", title="From data alone")
     by_size.set(xlim=(0, None), ylim=(0, 100))
-    by_size.legend()
+    by_size.legend(fontsize=6)
     pretrained: Any = load_agent(args.data / "tdmpc2-medium.safetensors", device="cpu")
     table = pretrained.policy.world_model.task_embedding.weight.detach().numpy()
     points, method = to_plane(table)
     plane.scatter(*points.T, s=12)
-    for i, (point, task) in enumerate(
-        zip(points, pretrained.policy.task_names, strict=True)
-    ):  # neighbours in the list may be so here, too
+    tasks = pretrained.policy.task_names
+    for i, (point, task) in enumerate(zip(points, tasks, strict=True)):  # neighbours in the list may be so here, too
         plane.annotate(short_name(task), point, fontsize=7, xytext=(3, -9 if i % 2 else 3), textcoords="offset points")
     plane.set(xticks=[], yticks=[], title=f"Task embeddings ({method})")
     plane.margins(0.3)
@@ -272,6 +278,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, help="folder of `benchmark --save-data`, whose transitions are the data")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--updates", type=int, default=UPDATES, help="of pretrain")
+    parser.add_argument("--params", nargs="+", default=[], metavar="NAME:VALUE", help="single settings of pretrain")
     parser.add_argument("--episodes", type=int, default=EPISODES, help="of each task after pretraining")
     parser.add_argument("--data", type=Path, default=Path("logs/pretraining"), help="where data and agents are kept")
     parser.add_argument("--checkpoints", type=Path, default=CHECKPOINTS, help="where published agents go")
