@@ -43,6 +43,7 @@ class TaskScore(NamedTuple):
     :param std: standard deviation of the returns
     :param success: fraction of successes, None if the task reports none
     :param episodes: number of episodes
+    :param network: score of the network policy, which acts without planning, None if it was not evaluated
     """
 
     task: str
@@ -51,6 +52,7 @@ class TaskScore(NamedTuple):
     std: float
     success: float | None
     episodes: int
+    network: float | None = None
 
 
 def load(args: argparse.Namespace) -> WorldModelAlgorithm:
@@ -120,7 +122,12 @@ def score(found: dict[str, float]) -> float:
 
 
 def evaluate_tasks(
-    model: WorldModelAlgorithm, tasks: Sequence[str], episodes: int = 10, seed: int = 0, n_envs: int | None = None
+    model: WorldModelAlgorithm,
+    tasks: Sequence[str],
+    episodes: int = 10,
+    seed: int = 0,
+    n_envs: int | None = None,
+    network: bool = False,
 ) -> list[TaskScore]:
     """
     :param model: agent of several tasks
@@ -128,6 +135,7 @@ def evaluate_tasks(
     :param episodes: number of episodes of each task
     :param seed: seed of the episodes
     :param n_envs: environments side by side, as many as episodes up to 10 if None
+    :param network: also evaluate the network policy, without planning
     :return: scores in the order of the tasks
     :raises ValueError: if the agent does not have one of the tasks
     """
@@ -140,10 +148,15 @@ def evaluate_tasks(
     for task, index in zip(tasks, indices, strict=True):
         env = make_task(model, rl_zoo.find_environment(task), index, n_envs or min(episodes, 10))
         env.seed(seed)
-        found = measure(model, env, episodes)
-        env.close()
-        scores.append(TaskScore(task, score(found), found["mean"], found["std"], found.get("success"), episodes))
+        found, own = measure(model, env, episodes), None
         print(f"{task:<44} {describe(found)}", flush=True)
+        if network:
+            env.seed(seed)
+            alone = measure(model.actor, env, episodes)
+            own = score(alone)
+            print(f"{'  network policy':<44} {describe(alone)}", flush=True)
+        env.close()
+        scores.append(TaskScore(task, score(found), found["mean"], found["std"], found.get("success"), episodes, own))
     return scores
 
 
@@ -164,8 +177,10 @@ def main(args: argparse.Namespace) -> None:
     tasks = find_tasks(args.tasks)
     model = load(args)
     print(f"{type(model).__name__} on {len(tasks)} tasks, {args.episodes} episodes each, seed {args.seed}")
-    scores = evaluate_tasks(model, tasks, args.episodes, args.seed, args.n_envs)
+    scores = evaluate_tasks(model, tasks, args.episodes, args.seed, args.n_envs, args.actor)
     print(f"{'mean score':<44} score {np.mean([row.score for row in scores]):5.1f}")
+    if args.actor:
+        print(f"{'  network policy':<44} score {np.mean([row.network for row in scores]):5.1f}")
     write(args.output, scores)
     print(f"Wrote {args.output} and {draw(args.output.with_suffix('.png'), scores)}")
 

@@ -34,17 +34,21 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 def test_score_of_each_task(agent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "new" / "scores.csv"
-    assert main(["evaluate", str(agent), "--tasks", *TASKS[::-1], "--episodes", "2", "--output", str(output)]) == 0
+    options = ["--episodes", "2", "--output", str(output), "--actor"]
+    assert main(["evaluate", str(agent), "--tasks", *TASKS[::-1], *options]) == 0
     found = rows(output)
     assert [row["task"] for row in found] == TASKS[::-1] and output.with_suffix(".png").stat().st_size > 1000
     for row in found:
         assert float(row["score"]) == pytest.approx(float(row["mean"]) / 10) and row["success"] == ""
     text = capsys.readouterr().out
-    assert "mean score" in text and "Pendulum-v1" in text
+    assert "mean score" in text and "Pendulum-v1" in text and text.count("network policy") == 3
     # the index of the task is that in the agent
     model = load_agent(agent)
     (again,) = multitask.evaluate_tasks(model, [TASKS[1]], episodes=2)
-    assert again.mean == pytest.approx(float(found[0]["mean"]))
+    assert again.mean == pytest.approx(float(found[0]["mean"])) and again.network is None
+    env = multitask.make_task(model, TASKS[1], 1, 2)
+    env.seed(0)
+    assert multitask.measure(model.actor, env, 2)["mean"] / 10 == pytest.approx(float(found[0]["network"]))
 
 
 @pytest.mark.parametrize(

@@ -158,8 +158,17 @@ def pretrain(args: argparse.Namespace) -> None:
     run |= dict(
         cpu_minutes=round(minutes, 1), params=" ".join(args.params), tasks=len(known.tasks), transitions=known.rows
     )
-    scores = evaluate_tasks(model, [task.name for task in known.tasks], args.episodes, seed=1_000)
-    rows = [dict(run, task=row.task, score=round(row.score, 1), std=round(row.std / 10, 1)) for row in scores]
+    scores = evaluate_tasks(model, [task.name for task in known.tasks], args.episodes, seed=1_000, network=True)
+    rows = [
+        dict(
+            run,
+            task=row.task,
+            score=round(row.score, 1),
+            std=round(row.std / 10, 1),
+            network=round(row.network or 0, 1),
+        )
+        for row in scores
+    ]
     append(rows, args.folder / "pretraining-scores.csv")
 
 
@@ -222,28 +231,36 @@ def plot(args: argparse.Namespace) -> None:
     scores, curves = (read(args.folder / f"pretraining-{name}.csv") for name in ("scores", "curves"))
     panels = sorted({(row["algo"], row["task"]) for row in curves}, reverse=True)
     plt = pyplot()
-    figure, (by_size, plane, *axes) = plt.subplots(1, 2 + len(panels), figsize=(3.4 * (2 + len(panels)), 3.2))
-    lines: dict[tuple[str, str, int], dict[int, list[float]]] = {}
+    figure, (bars, plane, *axes) = plt.subplots(
+        1, 2 + len(panels), figsize=(7 + 3.4 * (1 + len(panels)), 3.4), width_ratios=[1.3, *[1] * (1 + len(panels))]
+    )
+    agents: dict[str, list[Row]] = {}
     for row in scores:
-        name = " ".join(filter(None, [sb3_mpc.ALGORITHMS[row["algo"]].__name__, row["params"]]))
-        line = lines.setdefault((name, f"{int(row['transitions']) // 1000}k transitions", int(row["updates"])), {})
-        line.setdefault(int(row["parameters"]), []).append(float(row["score"]))
-    for (name, recorded_transitions, updates), runs in sorted(lines.items()):
-        sizes = sorted(runs)
-        label = f"{name}, {recorded_transitions}, {updates // 1000}k updates"
-        by_size.plot([size / 1e6 for size in sizes], [np.mean(runs[size]) for size in sizes], marker="o", label=label)
-    by_size.set(xlabel="millions of parameters", ylabel="mean score", title="From data alone")
-    by_size.set(xlim=(0, None), ylim=(0, 100))
-    by_size.legend(fontsize=6)
+        name = " ".join(filter(None, [sb3_mpc.ALGORITHMS[row["algo"]].__name__, row["params"].partition(":")[2]]))
+        size, data = f"{int(row['parameters']) / 1e6:.2f}M", f"{int(row['transitions']) // 1000}k data"
+        agents.setdefault(f"{name}, {size}, {data}, {int(row['updates']) // 1000}k updates", []).append(row)
+    for place, rows in enumerate(agents.values()):
+        mean = np.mean([float(row["score"]) for row in rows])
+        bars.barh(place, mean, 0.7, color="#4878a8", label="planner" if place == 0 else None)
+        if rows[0]["network"]:
+            alone = np.mean([float(row["network"]) for row in rows])
+            bars.plot(alone, place, "D", color="#d65f5f", markersize=5, label="network policy")
+    bars.set_yticks(range(len(agents)), list(agents), fontsize=8)
+    bars.invert_yaxis()
+    bars.set(xlim=(0, 100), xlabel="mean score of the tasks", title="From data alone")
+    handles, labels = bars.get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    bars.legend(unique.values(), unique.keys(), fontsize=8, loc="lower right")
     pretrained: Any = load_agent(args.data / "tdmpc2-medium.safetensors", device="cpu")
     table = pretrained.policy.world_model.task_embedding.weight.detach().numpy()
     points, method = to_plane(table)
     plane.scatter(*points.T, s=12)
     tasks = pretrained.policy.task_names
-    for i, (point, task) in enumerate(zip(points, tasks, strict=True)):  # neighbours in the list may be so here, too
-        plane.annotate(short_name(task), point, fontsize=7, xytext=(3, -9 if i % 2 else 3), textcoords="offset points")
+    for rank, i in enumerate(np.argsort(points[:, 1])):  # neighbours in height take different sides of their points
+        side = dict(ha="left", xytext=(4, 3)) if rank % 2 else dict(ha="right", xytext=(-4, -9))
+        plane.annotate(short_name(tasks[i]), points[i], fontsize=7, textcoords="offset points", **side)
     plane.set(xticks=[], yticks=[], title=f"Task embeddings ({method})")
-    plane.margins(0.3)
+    plane.margins(0.5, 0.2)
     for axis, (algo, task) in zip(axes, panels, strict=True):
         own = [row for row in curves if (row["algo"], row["task"]) == (algo, task)]
         for transitions in sorted({int(row["transitions"]) for row in own}):
