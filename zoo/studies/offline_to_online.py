@@ -83,6 +83,7 @@ def plot(args: argparse.Namespace) -> None:
             label=f"{sb3_mpc.ALGORITHMS[algo].__name__}, from {start}",
         )
         axis.set(title=short_name(task), xlabel="frames of acting", ylabel="return")
+    for axis in axes[0]:  # once all lines are there
         axis.set_ylim(bottom=0)
         axis.legend(fontsize=8)
     figure.tight_layout()
