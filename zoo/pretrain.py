@@ -13,6 +13,7 @@ from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.vec_env import VecEnv
 
 import sb3_mpc
 from sb3_mpc.agents.agent_files import save_agent
@@ -79,16 +80,17 @@ def main(args: argparse.Namespace) -> None:
     settings = settings_of(args) if args.resume is None else read_settings(args.resume)
     data = Dataset.load(settings["data"])
     total = settings["gradient_steps"]
+    first = processes.rank() == 0  # of several processes the first one logs and saves
+    env = evaluation_env(settings, data) if first and settings["env"] is not None else None
     if args.resume is None:
         model = make(settings, data, args.device)
-        folder = begin(args.log_folder / args.algo, settings)  # once nothing can be wrong with them
+        folder = begin(args.log_folder / args.algo, settings)  # only when all of it has been accepted
     else:
         folder, model = args.resume, resume(args.resume, settings, data, args.device)
-    first = processes.rank() == 0  # of several processes the first one logs and saves
     model.set_logger(configure(str(folder), ["csv", "stdout"] if first else []))
     callbacks: list[BaseCallback] = [Checkpoint(folder / CHECKPOINT, settings["checkpoint_freq"])]
-    if first and settings["env"] is not None:
-        callbacks.insert(0, evaluation(folder, settings, data, model.num_timesteps))
+    if env is not None:
+        callbacks.insert(0, evaluation(env, folder, settings, model.num_timesteps))
     if first:
         print(
             f"{type(model).__name__}, {total - model.num_timesteps:,} updates, {data.rows:,} transitions of {data.path}"
@@ -227,20 +229,29 @@ def resume(folder: Path, settings: dict[str, Any], data: Dataset, device: str) -
     return model
 
 
-def evaluation(folder: Path, settings: dict[str, Any], data: Dataset, done: int) -> EvalCallback:
+def evaluation_env(settings: dict[str, Any], data: Dataset) -> VecEnv:
     """
+    :param settings: settings of the run
+    :param data: the data set
+    :return: environments to evaluate in
+    :raises ValueError: if their spaces are not those of the data
+    """
+    env = make_vec_env(settings["env"], min(settings["eval_episodes"], 10))
+    check_fits(data, env.observation_space, env.action_space)
+    return env
+
+
+def evaluation(env: VecEnv, folder: Path, settings: dict[str, Any], done: int) -> EvalCallback:
+    """
+    :param env: environments to evaluate in
     :param folder: folder of the run
     :param settings: its settings
-    :param data: the data set
     :param done: updates that are done
     :return: the callback that evaluates, with the results of those updates
     """
-    episodes = settings["eval_episodes"]
-    env = make_vec_env(settings["env"], min(episodes, 10))
-    check_fits(data, env.observation_space, env.action_space)
     callback = SeededEvaluation(
         env,
-        n_eval_episodes=episodes,
+        n_eval_episodes=settings["eval_episodes"],
         eval_freq=settings["eval_freq"],
         folder=folder,
         save=lambda model, path: save_agent(

@@ -186,16 +186,24 @@ def summary(found: list[Aggregate]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=names)
 
 
+def has_interval(row: pd.Series) -> bool:
+    """
+    :param row: row of :func:`summary`
+    :return: whether the method has several runs of a task, of which alone intervals can be told
+    """
+    return bool(row["runs"] > row["tasks"])
+
+
 def with_interval(row: pd.Series, name: str, scale: float = 1.0, digits: int = 3) -> str:
     """
-    :param row: row with ``name``, ``<name>_low`` and ``<name>_high``
+    :param row: row of :func:`summary`
     :param name: a column
     :param scale: factor
     :param digits: digits behind the point
     :return: text, such as ``0.612 (0.580, 0.643)``; without an interval where single runs give none
     """
     middle, low, high = (f"{scale * row[key]:.{digits}f}" for key in (name, f"{name}_low", f"{name}_high"))
-    return middle if row[f"{name}_low"] == row[f"{name}_high"] else f"{middle} ({low}, {high})"
+    return f"{middle} ({low}, {high})" if has_interval(row) else middle
 
 
 def markdown(header: list[str], rows: Iterable[Iterable[str]]) -> list[str]:
@@ -302,7 +310,7 @@ def write_aggregates(one: Measured, published: pd.DataFrame, folder: Path) -> li
         [row["method"], with_interval(row, "mean", one.full, 0), with_interval(row, "iqm"), str(row["runs"])]
         for _, row in table.iterrows()
     ]
-    single = ", which single runs of the tasks do not have" if (table["runs"] == table["tasks"]).any() else ""
+    single = "" if table.apply(has_interval, axis=1).all() else ", which single runs of the tasks do not have"
     return [
         f"![Interquartile mean against frames and minutes]({one.name}.png)",
         "",

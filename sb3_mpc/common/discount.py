@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 # Discount heuristic of TD-MPC2: gamma = (T/5 - 1) / (T/5), within bounds
@@ -22,15 +23,24 @@ def env_attribute(env: VecEnv | None, name: str) -> Any:
         return None
 
 
+def env_spec(env: VecEnv | None) -> EnvSpec | None:
+    """
+    :param env: vectorised environment
+    :return: the spec of the first environment, None if it has none, or lives in a worker process, which crashes if the
+        spec cannot be pickled
+    """
+    in_workers = env is None or isinstance(env.unwrapped, SubprocVecEnv)
+    return None if in_workers else env_attribute(env, "spec")
+
+
 def episode_length(env: VecEnv | None) -> int | None:
     """
     :param env: vectorised environment
     :return: number of decisions after which an episode is truncated, None if unknown
     """
     length = env_attribute(env, "_max_episode_steps")  # of Gymnasium's wrapper TimeLimit
-    # Otherwise of the spec; not from worker processes, which crash if the spec cannot be pickled
-    if length is None and env is not None and not isinstance(env.unwrapped, SubprocVecEnv):
-        length = getattr(env_attribute(env, "spec"), "max_episode_steps", None)
+    if length is None:
+        length = getattr(env_spec(env), "max_episode_steps", None)
     return None if length is None else int(length)
 
 

@@ -29,11 +29,9 @@ from sb3_mpc.agents.space_json import space_from_json, space_to_json
 FORMAT, VERSION = "sb3-mpc data set", 1
 DESCRIPTION = "dataset.json"
 EPISODE = np.dtype([("start", "<i8"), ("length", "<i8"), ("task", "<i4"), ("terminated", "?"), ("truncated", "?")])
-# What is written of each array
-MEASURED = ("rows", "bytes", "crc32", "sample")
 TASK = "task"  # of observations: the index of the episode's task, which is not stored again
-# Arrays that every data set has
-ESSENTIAL = ("episodes", "actions", "rewards")
+# What the description says of each array
+MEASURED = ("rows", "bytes", "crc32", "sample")
 
 HEADER = 512  # bytes of the header of an array, whose length must not depend on the number of rows
 BLOCK, BLOCKS = 4096, 64  # bytes and number of the samples that tell at once whether a file has changed
@@ -229,9 +227,9 @@ def read_description(folder: Path) -> dict[str, Any]:
         if found["version"] == VERSION:
             found |= {name: space_from_json(found[name]) for name in ("observation_space", "action_space")}
             for task in found["tasks"]:
-                length = task["episode_length"]
-                sizes = [task["action_dim"], 0 if length is None else length - 1]
-                if not isinstance(task["name"], str) or not all(isinstance(n, int) and n >= 0 for n in sizes):
+                name, dim, length = task["name"], task["action_dim"], task["episode_length"]
+                sound = isinstance(name, str) and isinstance(dim, int) and dim >= 0
+                if not sound or not (length is None or (isinstance(length, int) and length >= 1)):
                     raise ValueError
             plans = "plans" in found["columns"]
             wanted = {"episodes": EPISODE, **columns(found["observation_space"], found["action_space"], plans)}

@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from sb3_mpc.common.policies.multitask import OBSERVATION
 from sb3_mpc.offline.dataset import Dataset
 from sb3_mpc.offline.layout import TASK, tells_task
 from sb3_mpc.offline.writer import DatasetWriter
-
-OBSERVATION = "obs"  # key of the numbers of an observation of several tasks
 
 
 def merge(

@@ -10,7 +10,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_mpc.common.buffers.sequence_buffer import SequenceReplayBuffer
-from sb3_mpc.common.discount import env_attribute, episode_length
+from sb3_mpc.common.discount import env_attribute, env_spec, episode_length
 from sb3_mpc.offline.layout import TASK
 
 Observations = np.ndarray | dict[str, np.ndarray]
@@ -124,7 +124,7 @@ def tasks_of(env: GymEnv | None) -> dict[str, Any]:
     names, dims, lengths = (env_attribute(vec_env, name) for name in ("task_names", "action_dims", "task_lengths"))
     if dims is not None and lengths is not None:  # those of sb3_mpc.envs.make_multitask
         return dict(tasks=None if names is None else list(names), action_dims=dims, episode_lengths=lengths)
-    spec = env_attribute(vec_env, "spec")
+    spec = env_spec(vec_env)
     return dict(tasks=None if spec is None else [spec.id], episode_lengths=[episode_length(vec_env)])
 
 

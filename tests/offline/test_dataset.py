@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.vec_env import VecNormalize
+from gymnasium.envs.registration import EnvSpec
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 from torch.utils import _pytree as pytree
 
 from sb3_mpc import TDMPC2
@@ -22,6 +23,7 @@ from sb3_mpc.common.buffers.sources import OF_DATA, MixedWindows
 from sb3_mpc.envs import make_multitask
 from sb3_mpc.offline import Dataset, layout, merge
 from sb3_mpc.offline.layout import ColumnFile
+from sb3_mpc.offline.sources import tasks_of
 from sb3_mpc.offline.writer import DatasetWriter
 from tests.support.agents import PointEnv, SpaceEnv, assert_one_clear_sentence, make_agent, vec
 
@@ -725,6 +727,19 @@ def test_tasks_of_a_replay_buffer(tmp_path: Path) -> None:
     for known in (single.env, gym.make("Pendulum-v1")):
         data = Dataset.from_replay_buffer(single.replay_buffer, env=known)
         assert data.tasks == [("Pendulum-v1", 1, 200)]
+
+
+def test_environments_in_other_processes_tell_what_they_can() -> None:
+    """Their spec is not asked for: a worker would die of one that cannot be pickled."""
+    env = SubprocVecEnv([unpicklable_spec])
+    assert tasks_of(env) == dict(tasks=None, episode_lengths=[6])
+    env.close()
+
+
+def unpicklable_spec() -> gym.Env:
+    env = gym.wrappers.TimeLimit(PointEnv(6), 6)
+    env.unwrapped.spec = EnvSpec("Point-v0", entry_point=lambda: PointEnv(6))
+    return env
 
 
 def test_sets_of_one_task_have_the_same_spaces(tmp_path: Path) -> None:

@@ -196,6 +196,9 @@ def test_settings_of_pretrain(collected: Path, tmp_path: Path, capsys: pytest.Ca
         arguments = ("pretrain", "--data", collected / "random", "-n", 2, "-f", tmp_path / "logs", "-params", wrong)
         assert main([*map(str, arguments)]) == 1
         assert f"-params {wrong}" in capsys.readouterr().err
+    for wrong in (["--env", "MountainCarContinuous-v0"], ["--preset", "none"]):
+        arguments = ("pretrain", "--data", collected / "random", "-n", 2, "-f", tmp_path / "logs", *wrong)
+        assert main([*map(str, arguments)]) == 1
     assert not (tmp_path / "logs").exists()
 
 

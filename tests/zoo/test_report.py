@@ -40,6 +40,7 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "13 runs" not in text and "12 runs, seeds of a task: 1 to 2." in text and "a CPU" in text and "c0ffee" in text
     )
     assert "| dmc/walker-walk-v0 | 100,000 | **910 ± 10** | 600 ± 0 | 962 ± 10 | 708 ± 167 | 962 | 10.0 | 5.0 |" in text
+    assert "| sac | 450 (450, 450) | 0.450 (0.450, 0.450) | 4 |" in text and "single runs" not in text
     # After five minutes the agents have half of their return
     assert "SAC is ahead of tdmpc2 (small) at equal frames on 0 of 2 tasks.\n" in text
     assert "at equal minutes on 2 of 2 tasks: dmc/walker-walk-v0, dmc/cheetah-run-v0.\n" in text
@@ -85,3 +86,17 @@ def test_curves_over_tasks_begin_and_end_with_all_runs() -> None:
     found = aggregate_curves(pd.DataFrame(rows), "minutes", 1_000.0)
     assert (found["minutes"].min(), found["minutes"].max()) == (1.5, 4.0)
     np.testing.assert_allclose(found[["iqm", "mean", "mean_low", "mean_high"]], 0.2)
+
+
+def test_single_runs_have_no_interval(tmp_path: Path) -> None:
+    rows = [
+        *evaluations("sac", "dmc/walker-walk-v0", 0, 600, 300),
+        *evaluations("sac", "dmc/cup-catch-v0", 0, 300, 300),
+    ]
+    queue.write_rows(tmp_path / "results.csv", rows)
+    run("report", tmp_path, "--output", tmp_path, "--no-published")
+    text = (tmp_path / "report.md").read_text()
+    assert (
+        "| sac | 450 | 0.450 | 2 |" in text
+        and "intervals over seeds, which single runs of the tasks do not have." in text
+    )

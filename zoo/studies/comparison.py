@@ -85,6 +85,20 @@ def append(row: dict[str, Any], path: Path) -> None:
         writer.writerow({name: round(v, 2) if isinstance(v, float) else v for name, v in row.items()})
 
 
+def make(method: str, task: str, seed: int, **changed: Any) -> tuple[WorldModelAlgorithm, int]:
+    """
+    :param method: one of ``METHODS``
+    :param task: id of the environment
+    :param seed: seed of agent and environments
+    :param changed: settings that override those of the preset
+    :return: a new agent with the settings of the preset, and the number of its decisions
+    """
+    settings = load_preset(method, task, PRESET) | changed
+    policy, steps = settings.pop("policy"), settings.pop("n_timesteps")
+    env = make_vec_env(task, settings.pop("n_envs"), seed=seed)
+    return METHODS[method](policy, env, seed=seed, device="cpu", **settings), steps
+
+
 def train(method: str, task: str, seed: int, every: int, output: Path, **changed: Any) -> WorldModelAlgorithm:
     """
     :param method: one of ``METHODS``
@@ -95,10 +109,7 @@ def train(method: str, task: str, seed: int, every: int, output: Path, **changed
     :param changed: settings that override those of the preset
     :return: the trained agent
     """
-    settings = load_preset(method, task, PRESET) | changed
-    policy, steps = settings.pop("policy"), settings.pop("n_timesteps")
-    env = make_vec_env(task, settings.pop("n_envs"), seed=seed)
-    model = METHODS[method](policy, env, seed=seed, device="cpu", **settings)
+    model, steps = make(method, task, seed, **changed)
     return model.learn(steps, Measure(dict(method=method, task=task, seed=seed), every, output))
 
 

@@ -16,15 +16,12 @@ from typing import Any
 
 from stable_baselines3.common.env_util import make_vec_env
 
-import sb3_mpc
-import sb3_mpc.envs
 from sb3_mpc.agents.training_files import read_buffer
 from sb3_mpc.common.policies.multitask import short_name
 from sb3_mpc.offline import Dataset
 from sb3_mpc.zoo.multitask import Evaluations
 from sb3_mpc.zoo.plot import pyplot
-from sb3_mpc.zoo.presets import load_preset
-from sb3_mpc.zoo.studies.comparison import EPISODES, RESULTS
+from sb3_mpc.zoo.studies.comparison import EPISODES, METHODS, RESULTS, make
 from sb3_mpc.zoo.studies.factored import read
 from sb3_mpc.zoo.studies.pretraining import append
 
@@ -36,11 +33,8 @@ def train(args: argparse.Namespace) -> None:
     """
     :param args: command line
     """
-    settings = load_preset(args.algo, args.task, "small")
-    policy, _ = settings.pop("policy"), settings.pop("n_timesteps")
-    env = make_vec_env(args.task, settings.pop("n_envs"), seed=args.seed)
-    model: Any = sb3_mpc.ALGORITHMS[args.algo](policy, env, seed=args.seed, device="cpu", **settings)
-    data = None if args.buffer is None else Dataset.from_replay_buffer(read_buffer(args.buffer), env=env)
+    model, _ = make(args.algo, args.task, args.seed)
+    data = None if args.buffer is None else Dataset.from_replay_buffer(read_buffer(args.buffer), env=model.env)
     mixed: dict[str, Any] = {} if data is None else dict(offline_data=data, offline_fraction=FRACTION)
     started = time.process_time()
     if data is not None:
@@ -80,7 +74,7 @@ def plot(args: argparse.Namespace) -> None:
             returns,
             marker=".",
             linestyle="-" if int(transitions) else "--",
-            label=f"{sb3_mpc.ALGORITHMS[algo].__name__}, from {start}",
+            label=f"{METHODS[algo].__name__}, from {start}",
         )
         axis.set(title=short_name(task), xlabel="frames of acting", ylabel="return")
     for axis in axes[0]:  # once all lines are there

@@ -158,14 +158,14 @@ def pretrain(args: argparse.Namespace) -> None:
     run |= dict(
         cpu_minutes=round(minutes, 1), params=" ".join(args.params), tasks=len(known.tasks), transitions=known.rows
     )
-    scores = evaluate_tasks(model, [task.name for task in known.tasks], args.episodes, seed=1_000, network=True)
+    scores: Any = evaluate_tasks(model, [task.name for task in known.tasks], args.episodes, seed=1_000, network=True)
     rows = [
         dict(
             run,
             task=row.task,
             score=round(row.score, 1),
             std=round(row.std / 10, 1),
-            network=round(row.network or 0, 1),
+            network=round(row.network, 1),
         )
         for row in scores
     ]
@@ -237,11 +237,11 @@ def plot(args: argparse.Namespace) -> None:
     agents: dict[str, list[Row]] = {}
     for row in scores:
         name = " ".join(filter(None, [sb3_mpc.ALGORITHMS[row["algo"]].__name__, row["params"].partition(":")[2]]))
-        size, data = f"{int(row['parameters']) / 1e6:.2f}M", f"{int(row['transitions']) // 1000}k data"
-        agents.setdefault(f"{name}, {size}, {data}, {int(row['updates']) // 1000}k updates", []).append(row)
+        size, amount = f"{int(row['parameters']) / 1e6:.2f}M", f"{int(row['transitions']) // 1000}k data"
+        agents.setdefault(f"{name}, {size}, {amount}, {int(row['updates']) // 1000}k updates", []).append(row)
     for place, rows in enumerate(agents.values()):
         mean = np.mean([float(row["score"]) for row in rows])
-        bars.barh(place, mean, 0.7, color="#4878a8", label="planner" if place == 0 else None)
+        bars.barh(place, mean, 0.7, color="#4878a8", label="planner")
         if rows[0]["network"]:
             alone = np.mean([float(row["network"]) for row in rows])
             bars.plot(alone, place, "D", color="#d65f5f", markersize=5, label="network policy")

@@ -152,9 +152,7 @@ def test_offline_to_online(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     """From a buffer, first without acting, and from scratch: returns from no decision on."""
     monkeypatch.setattr(gym.spec(ID), "max_episode_steps", 10)
     settings: dict[str, Any] = {**SMALL, "learning_starts": 10, "policy_kwargs": SMALL_POLICY, "n_envs": 2}
-    monkeypatch.setattr(
-        offline_to_online, "load_preset", lambda *args: dict(settings, policy="MlpPolicy", n_timesteps=1)
-    )
+    monkeypatch.setattr(comparison, "load_preset", lambda *args: dict(settings, policy="MlpPolicy", n_timesteps=1))
     monkeypatch.setattr(offline_to_online, "EVERY", 10)
     model = make_agent(TDMPC2, ID, learning_starts=10, seed=0)
     model.learn(15)
