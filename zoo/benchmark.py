@@ -16,6 +16,7 @@ from typing import Any
 from sb3_mpc import METHODS
 from sb3_mpc.zoo import queue
 from sb3_mpc.zoo.queue import Run
+from sb3_mpc.zoo.run_folder import plain
 from sb3_mpc.zoo.tasks import SUITES
 
 # Decisions of a run that is only measured
@@ -135,17 +136,37 @@ def plan(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     for algo in args.algo:
         if algo not in [*METHODS, "sac"]:
             raise ValueError(f'There is no method "{algo}": there are {", ".join(METHODS)}, and "sac".')
-    names = ("frames", "eval_frames", "episodes", "threads", "device", "save_data")
+    check_changes(args.hyperparams, args.label)
+    names = ("frames", "eval_frames", "episodes", "threads", "device", "save_data", "label")
     common = {name: getattr(args, name) for name in names}
+    common |= dict(hyperparams=args.hyperparams) if args.hyperparams else {}
     found = {}
     for order, ((task, suite), algo) in enumerate(itertools.product(tasks.items(), args.algo)):
         find_environment(task)
         preset = "" if algo == "sac" else args.preset
         load_preset(algo, task, preset or None)
         for seed in range(args.seeds):
-            name = "-".join(filter(None, [algo, preset, re.sub("[/:]", "-", task), str(seed)]))
+            name = "-".join(filter(None, [algo, preset, args.label, re.sub("[/:]", "-", task), str(seed)]))
             found[name] = settings_of(suite, algo, preset, task, seed, order=order, **common)
     return dict(sorted(found.items(), key=lambda item: (item[1]["seed"], item[1]["order"])))
+
+
+def check_changes(hyperparams: Sequence[str] | None, label: str) -> None:
+    """
+    :param hyperparams: items ``name:value`` that change the preset, if any
+    :param label: name of the changes
+    :raises ValueError: if an item cannot be understood, or one of the two is missing
+    """
+    from sb3_mpc.zoo.train import check_setting
+
+    for item in hyperparams or []:
+        check_setting(item)
+        plain(item.partition(":")[2])
+    if bool(hyperparams) != bool(label) or not re.fullmatch(r"[A-Za-z0-9_.-]*", label):
+        raise ValueError(
+            "What is changed by -params needs a name in the results, of letters, digits, dots and hyphens, and nothing "
+            "else has one: give -params NAME:VALUE together with --label NAME."
+        )
 
 
 def rates_of(runs: Sequence[Run]) -> dict[str, float]:
@@ -174,7 +195,11 @@ def rehearse(settings: dict[str, Any]) -> float:
     print(f"Measuring {settings['method']} on {settings['task']}: a minute or more", flush=True)
     short = {**settings, "decisions": REHEARSAL, "eval_decisions": REHEARSAL // 2, "save_data": False}
     if settings["algo"] != "sac":
-        short["hyperparams"] = [f"learning_starts:{REHEARSAL // 5}", "pretrain_gradient_steps:1"]
+        short["hyperparams"] = [
+            *settings.get("hyperparams", []),
+            f"learning_starts:{REHEARSAL // 5}",
+            "pretrain_gradient_steps:1",
+        ]
     with tempfile.TemporaryDirectory() as folder:
         run = queue.add(Path(folder), "rehearsal", short)
         queue.start(run).wait()

@@ -235,6 +235,8 @@ def add_benchmark(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tasks", nargs="+", default=[], metavar="ID", help="single tasks, instead or in addition")
     parser.add_argument("--algo", nargs="+", default=["tdmpc2"], help='methods, or "sac" (default: tdmpc2)')
     parser.add_argument("--preset", default="", help='reduced preset of the methods, such as "small"; not for sac')
+    parser.add_argument("-params", "--hyperparams", nargs="+", metavar="NAME:VALUE", help="single settings to change")
+    parser.add_argument("--label", default="", metavar="NAME", help="name of what -params changes, in the results")
     parser.add_argument("--seeds", type=int, default=1, help="number of seeds, from 0 on (default: 1)")
     parser.add_argument(
         "--frames", type=int, default=100_000, help="simulator frames of a run, see above (default: 100000)"

@@ -38,6 +38,7 @@ from sb3_mpc.agents.training_files import save_buffer, save_training
 from sb3_mpc.common.algorithm import WorldModelAlgorithm
 from sb3_mpc.common.discount import episode_length
 from sb3_mpc.common.files import hold, release, write_text
+from sb3_mpc.common.presets import merged
 from sb3_mpc.zoo.presets import preset_file, preset_key, reduced
 from sb3_mpc.zoo.resume import ResumableCheckpoint
 from sb3_mpc.zoo.run_folder import RUN_FILE as RUN_FILE
@@ -204,7 +205,11 @@ class Experiment(ExperimentManager):
         entries = yaml.safe_load(Path(self.config).read_text())
         # rl_zoo3 looks for the id alone
         env_name, self.env_name = self.env_name, EnvironmentName(preset_key(entries, self.env_name.gym_id))
-        self.custom_hyperparams = {**reduced(self.algo, entries, self.preset), **(self.custom_hyperparams or {})}
+        preset, own = reduced(self.algo, entries, self.preset), dict(self.custom_hyperparams or {})
+        sizes = (preset.get("policy_kwargs", {}), own.get("policy_kwargs", {}))
+        if all(isinstance(part, dict) for part in sizes) and any(sizes):  # as in the constructors, key by key
+            own["policy_kwargs"] = merged(*sizes)
+        self.custom_hyperparams = {**preset, **own}
         try:
             return super().read_hyperparameters()
         finally:

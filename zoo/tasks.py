@@ -14,6 +14,7 @@ _METAWORLD = """
 _EIGHT = """
     cartpole-swingup-sparse cheetah-run cup-catch finger-turn-hard hopper-stand quadruped-walk reacher-hard walker-run
 """
+_DEVELOPMENT = "acrobot-swingup cheetah-run finger-turn-hard hopper-stand reacher-easy walker-run"
 
 #: Name on the command line -> ids
 SUITES: dict[str, list[str]] = {
@@ -21,6 +22,7 @@ SUITES: dict[str, list[str]] = {
     "dmc32": [f"dmc/{name}-v0" for name in _DMC.split()],
     # Eight of them that differ: dense and sparse rewards, one to twelve actions, easy and hard; to compare methods
     "dmc8": [f"dmc/{name}-v0" for name in _EIGHT.split()],
+    "dmc6": [f"dmc/{name}-v0" for name in _DEVELOPMENT.split()],  # to choose improvements by
     "gym6": [f"{n}-v5" for n in ("InvertedPendulum", "Hopper", "HalfCheetah", "Walker2d", "Ant", "Humanoid")],
     "metaworld10": [f"metaworld/{name}-v3" for name in _METAWORLD.split()],  # the tasks of MT10
     "myo3": [f"myosuite/{name}-v0" for name in ("key-turn", "reach", "pose")],

@@ -224,13 +224,16 @@ def tidy(run: Run) -> None:
             (path / name).unlink(missing_ok=True)
 
 
-def settings_of(suite: str, algo: str, preset: str, task: str, seed: int, **common: Any) -> dict[str, Any]:
+def settings_of(
+    suite: str, algo: str, preset: str, task: str, seed: int, label: str = "", **common: Any
+) -> dict[str, Any]:
     """
     :param suite: name of the set of tasks, which only labels the rows
     :param algo: key of a method, or ``"sac"``
     :param preset: reduced preset, empty for none
     :param task: id of the environment
     :param seed: seed
+    :param label: name of the changes to the preset, empty for none
     :param common: further settings; ``frames`` and ``eval_frames`` are simulator frames
     :return: settings of a run
     :raises ValueError: if frames are no whole number of decisions
@@ -239,9 +242,10 @@ def settings_of(suite: str, algo: str, preset: str, task: str, seed: int, **comm
     for name in ("frames", "eval_frames"):
         if common[name] % repeat or common[name] < repeat:
             raise ValueError(f"{common[name]} frames of {task} are no whole number of decisions of {repeat} frames.")
+    kind = ", ".join(filter(None, [preset, label]))
     return dict(
         suite=suite,
-        method=f"{algo} ({preset})" if preset else algo,
+        method=f"{algo} ({kind})" if kind else algo,
         algo=algo,
         preset=preset,
         task=task,

@@ -31,9 +31,7 @@ from sb3_mpc.common.buffers import her, plan_buffer, sequence_buffer
 from sb3_mpc.common.files import atomic_target
 from sb3_mpc.common.networks.encoders import DictExtractor, PixelExtractor
 from sb3_mpc.common.networks.world_model import WorldModel
-from sb3_mpc.common.planning.improved import ImprovedPlanner
-from sb3_mpc.common.planning.planner import MPPIPlanner
-from sb3_mpc.common.planning.prior import PriorPlanner
+from sb3_mpc.common.policies.world_model_policy import PLANNERS
 
 STRUCTURE = "structure.json"
 MAX_DEPTH, MAX_STRUCTURE = 100, 2**28  # far more than any run has: levels of nesting, bytes
@@ -44,9 +42,8 @@ GENERATORS = {"PCG64": np.random.PCG64, "MT19937": np.random.MT19937}
 def policy_classes() -> list[type]:
     """:return: the classes that may appear in ``policy_kwargs`` of a file"""
     own = [value for cls in sb3_mpc.ALGORITHMS.values() for value in cls.policy_defaults.values()]
-    planners = [MPPIPlanner, ImprovedPlanner, PriorPlanner]
     extractors = [PixelExtractor, DictExtractor, torch_layers.FlattenExtractor]
-    known = [WorldModel, *planners, *extractors, th.optim.Adam, th.optim.AdamW, *own]
+    known = [WorldModel, *PLANNERS.values(), *extractors, th.optim.Adam, th.optim.AdamW, *own]
     return [value for value in known if isinstance(value, type)]
 
 

@@ -21,7 +21,7 @@ from sb3_mpc.common.buffers.batch import SequenceBatch
 from sb3_mpc.common.buffers.plan_buffer import PlanReplayBuffer
 from sb3_mpc.common.buffers.sources import RecordedData
 from sb3_mpc.common.networks.gaussian import gaussian_kl, gaussian_log_prob
-from sb3_mpc.common.networks.losses import UpdateNoise, temporal_weights, time_slice
+from sb3_mpc.common.networks.losses import UpdateNoise, n_step_targets, temporal_weights, time_slice
 from sb3_mpc.common.planning.plan import Plan, PlanNoise
 from sb3_mpc.common.planning.planner import MPPIPlanner
 from sb3_mpc.common.policies.world_model_policy import WorldModelPolicy
@@ -72,7 +72,7 @@ class BMPC(WorldModelAlgorithm):
         "mean" for the mean of the planner's Gaussian
     :param values_of: "states" as above; "actions" for values Q of states and actions, learned from the replayed
         transitions as in TD-MPC2, ``y = r_t + gamma mean Q'(z_{t+1}, a)`` (official code with
-        ``use_v_instead_q=false``; ``td_horizon`` has no effect)
+        ``use_v_instead_q=false``; ``td_horizon`` has no effect, ``n_steps`` has one)
     :param imitation_loss: "kl" as above; "log_prob" for the negative log-density of the expert's mean, per action
         dimension, where there is a plan
     :param reanalyze_horizon: horizon of the plans of a reanalysis; "auto" for ``horizon``
@@ -161,6 +161,11 @@ class BMPC(WorldModelAlgorithm):
         for name, known in CHOICES.items():
             if (value := getattr(self, name)) not in known:
                 raise ValueError(f'{name}={value!r} is unknown: use "{known[0]}" or "{known[1]}".')
+        if values_of == "states" and n_steps != 1:
+            raise ValueError(
+                f"{n_steps=} counts replayed rewards, which values of states are not learned from: set td_horizon for "
+                'longer targets within the model, or values_of="actions".'
+            )
         self.reanalyze_interval, self.reanalyze_batch_size = reanalyze_interval, reanalyze_batch_size
         self.expl_log_std_min, self.expl_log_std_max = expl_log_std_min, expl_log_std_max
         self._updates_to_reanalyze = reanalyze_interval
@@ -216,7 +221,8 @@ class BMPC(WorldModelAlgorithm):
         model = self.policy.world_model
         action = model.act(next_z, noise.target_actions[0])
         values = model.two_hot.decode(model.value(next_z, action, noise.target_members, target=True))
-        return batch.rewards + model.discount(next_z, self.gamma) * self.continues(batch) * values.mean(0)
+        factors = model.discount(next_z, self.gamma) * self.continues(batch)
+        return n_step_targets(batch.rewards, factors, values.mean(0), batch.mask, self.n_steps)
 
     def target_of_states(self, next_z: th.Tensor, batch: SequenceBatch, noise: UpdateNoise) -> th.Tensor:
         """Rewards of an N-step rollout of the policy in the model from the encoded observations, plus target value."""

@@ -192,10 +192,6 @@ class WorldModelAlgorithm(Collection, OfflineTraining, Persistence, SeveralTasks
             self.replay_buffer.check_memory()
 
     def _setup_model(self) -> None:
-        if self.n_steps != 1:
-            raise ValueError(
-                f"n_steps={self.n_steps} is not supported: the model predicts several steps anyway, use n_steps=1."
-            )
         if self.episodic not in (True, False, "auto"):
             raise ValueError(f'episodic={self.episodic!r} is not understood: use True, False or "auto".')
         known = vars(self) | dict(stats_window_size=self._stats_window_size)
@@ -487,6 +483,7 @@ class WorldModelAlgorithm(Collection, OfflineTraining, Persistence, SeveralTasks
         ("min_std", "max_std"),
         ("num_elites", "num_samples"),
         ("num_pi_trajs", "num_samples"),
+        ("n_steps", "horizon"),
     )
 
     @classmethod

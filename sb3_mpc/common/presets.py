@@ -85,10 +85,18 @@ def complete(settings: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str,
             updates *= env.num_envs if isinstance(env, VecEnv) else 1
             added |= dict(gradient_steps=updates.numerator, train_freq=updates.denominator)
     own = given.get("policy_kwargs") or {}
+    return {**added, "policy_kwargs": merged(settings.get("policy_kwargs", {}), own)}
+
+
+def merged(sizes: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    :param sizes: ``policy_kwargs`` of a preset
+    :param own: those that the user gives, which win; other names of the same sizes are left out of the preset's
+    :return: both together
+    """
     covered = SIZES if "model_size" in own else set()
     covered = covered.union(*(pair for pair in PAIRS if pair & own.keys()))
-    sizes = {name: value for name, value in settings.get("policy_kwargs", {}).items() if name not in covered}
-    return {**added, "policy_kwargs": {**sizes, **own}}
+    return {**{name: value for name, value in sizes.items() if name not in covered}, **own}
 
 
 def takes_preset(constructor: Callable[P, None]) -> Callable[P, None]:

@@ -9,7 +9,7 @@ from sb3_mpc.common.algorithm import WorldModelAlgorithm
 from sb3_mpc.common.buffers.batch import SequenceBatch
 from sb3_mpc.common.buffers.sources import RecordedData
 from sb3_mpc.common.networks.gaussian import gaussian_log_prob, squash_correction
-from sb3_mpc.common.networks.losses import UpdateNoise, temporal_weights
+from sb3_mpc.common.networks.losses import UpdateNoise, n_step_targets, temporal_weights
 
 SelfTDMPC2 = TypeVar("SelfTDMPC2", bound="TDMPC2")
 
@@ -38,7 +38,8 @@ class TDMPC2(WorldModelAlgorithm):
     :param replay_buffer_class: SB3's ``HerReplayBuffer`` for goals, or a class derived from ``SequenceReplayBuffer``
     :param replay_buffer_kwargs: arguments of the replay buffer
     :param optimize_memory_usage: has no effect, observations are never stored twice
-    :param n_steps: must be 1
+    :param n_steps: rewards in a value target, at most ``horizon``; the last steps of a window have fewer. Learns faster
+        from rare rewards, at the price of a bias towards the actions of older policies
     :param preset: "small" (easy tasks, 0.2M parameters) or "cpu" (1M parameters) instead of the paper's settings.
         Arguments that are given, too, win, ``policy_kwargs`` key by key. Updates per decision are those of the preset,
         however many environments there are
@@ -82,7 +83,8 @@ class TDMPC2(WorldModelAlgorithm):
         model = self.policy.world_model
         action = self.target_action(next_z, noise)
         values = model.two_hot.decode(model.value(next_z, action, noise.target_members, target=True))
-        return batch.rewards + model.discount(next_z, self.gamma) * self.continues(batch) * values.amin(0)
+        factors = model.discount(next_z, self.gamma) * self.continues(batch)
+        return n_step_targets(batch.rewards, factors, values.amin(0), batch.mask, self.n_steps)
 
     def target_action(self, next_z: th.Tensor, noise: UpdateNoise) -> th.Tensor:
         """

@@ -246,10 +246,11 @@ def test_foreign_replay_buffer_is_refused(algorithm: Any, buffer_class: type) ->
     assert_one_clear_sentence(error.value, buffer_class.__name__, FIX)
 
 
-def test_n_steps_other_than_one_are_refused(algorithm: Any) -> None:
-    with pytest.raises(ValueError) as error:
-        make_agent(algorithm, PointEnv(), n_steps=3)
-    assert_one_clear_sentence(error.value, "n_steps", "3", FIX)
+def test_more_n_steps_than_a_window_has_are_refused(algorithm: Any) -> None:
+    for n_steps, words in ((4, ("n_steps", "4", "horizon")), (0, ("n_steps", "0"))):
+        with pytest.raises(ValueError) as error:
+            make_agent(algorithm, PointEnv(), n_steps=n_steps, horizon=3)
+        assert_one_clear_sentence(error.value, *(("n_steps", "td_horizon") if algorithm is BMPC else words))
 
 
 def test_latent_size_that_simplices_do_not_divide_is_refused(algorithm: Any) -> None:

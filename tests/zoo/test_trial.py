@@ -70,6 +70,20 @@ def test_sac_is_measured_likewise_and_data_are_kept(tmp_path: Path) -> None:
     assert json.loads((sac.folder / "result.json").read_text())["machine"]["threads"] >= 1
 
 
+def test_changed_settings_have_a_name(tmp_path: Path) -> None:
+    options = (
+        f"benchmark --tasks Pendulum-v1 --preset small --frames 30 --eval-frames 30 --episodes 1 --folder {tmp_path}"
+    )
+    changes = ["policy_kwargs:dict(planner_class='ImprovedPlanner', planner_kwargs=dict(kept_elites=0.5))"]
+    changes += ["learning_starts:20", "pretrain_gradient_steps:1", "gradient_steps:1"]
+    run(*options.split(), "--nice", 0, "--label", "kept", "-params", *changes)
+    found = Run(tmp_path / "runs" / "tdmpc2-small-kept-Pendulum-v1-0")
+    assert [row["method"] for row in found.rows] == ["tdmpc2 (small, kept)"]
+    kwargs = read_card(found.folder / "agent.safetensors")["arguments"]["policy_kwargs"]
+    # Those of the preset stay, as in the constructors
+    assert kwargs["latent_dim"] == 64 and kwargs["planner_kwargs"] == dict(kept_elites=0.5)
+
+
 def test_held_run_is_left_alone(tmp_path: Path) -> None:
     one = tiny_run(tmp_path, "one")
     with queue.holding(one.folder / "lock") as free, pytest.raises(SystemExit) as ended:
@@ -110,6 +124,11 @@ def test_plan_and_status(tmp_path: Path, capsys: pytest.CaptureFixture[str], mon
         ("--tasks dmc/cup-catch-v0 --frames 5001", "5001 frames of dmc/cup-catch-v0"),
         ("--tasks dmc/cup-cach-v0", "cup-catch-v0"),
         ("--jobs 0 --suite dmc32", "jobs"),
+        ("--tasks Pendulum-v1 -params tau:0.1", "--label NAME"),
+        ("--tasks Pendulum-v1 --label fast", "-params NAME:VALUE"),
+        ("--tasks Pendulum-v1 --label ../fast -params tau:0.1", "letters"),
+        ("--tasks Pendulum-v1 --label fast -params tau", "-params tau"),
+        ("--tasks Pendulum-v1 --label fast -params tau:print(1)", "print(1)"),
         ("", "--suite dmc32"),
         ("--run nowhere", "nowhere"),
     ],
@@ -121,7 +140,7 @@ def test_messages(options: str, words: str, tmp_path: Path, capsys: pytest.Captu
 
 def test_suites_exist() -> None:
     assert {name: len(tasks) for name, tasks in SUITES.items()} == dict(
-        dmc32=32, dmc8=8, gym6=6, metaworld10=10, myo3=3, maniskill2=2, humanoid3=3
+        dmc32=32, dmc8=8, dmc6=6, gym6=6, metaworld10=10, myo3=3, maniskill2=2, humanoid3=3
     )
     assert all(task in gym.registry for tasks in SUITES.values() for task in tasks)
     assert not any("dog" in task or "humanoid" in task for task in SUITES["dmc32"])

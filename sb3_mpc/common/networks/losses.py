@@ -87,6 +87,27 @@ def temporal_weights(rho: float, like: th.Tensor) -> th.Tensor:
     return (rho ** th.arange(like.shape[0], device=like.device, dtype=like.dtype)).view(-1, 1, 1)
 
 
+def n_step_targets(
+    rewards: th.Tensor, factors: th.Tensor, values: th.Tensor, mask: th.Tensor, n_steps: int
+) -> th.Tensor:
+    """
+    Value targets of up to ``n_steps`` rewards, as in n-step Q-learning (https://arxiv.org/abs/1602.01783): without a
+    correction for actions that the present policy would not take. They end where the window or its episode does.
+
+    :param rewards: ``[H, B, 1]``
+    :param factors: discount factors, 0 behind terminations ``[H, B, 1]``
+    :param values: values of the states after the transitions ``[H, B, 1]``
+    :param mask: 1 for transitions of the window's episode ``[H, B, 1]``
+    :param n_steps: number of rewards, at most H
+    :return: targets ``[H, B, 1]``
+    """
+    one = targets = rewards + factors * values
+    for _ in range(n_steps - 1):
+        longer = rewards[:-1] + factors[:-1] * targets[1:]
+        targets = th.cat([th.where(mask[1:] > 0, longer, one[:-1]), one[-1:]])
+    return targets
+
+
 def unroll(model: WorldModel, batch: SequenceBatch, shift: th.Tensor | None) -> th.Tensor:
     """
     Encode the first observation and predict the following latent states from the actions.

@@ -15,12 +15,28 @@ from sb3_mpc.common.networks.encoders import DictExtractor, Encoder, PixelExtrac
 from sb3_mpc.common.networks.running_scale import RunningScale
 from sb3_mpc.common.networks.sizes import MAX_LAYERS, MAX_SIZE, resolve_sizes
 from sb3_mpc.common.networks.world_model import WorldModel
+from sb3_mpc.common.planning.improved import ImprovedPlanner
 from sb3_mpc.common.planning.planner import MPPIPlanner
+from sb3_mpc.common.planning.prior import PriorPlanner
 from sb3_mpc.common.policies.planning_policy import PlanningPolicy
 from sb3_mpc.common.policies.views import PriorPolicy, ValueFunctions
 
 PI_OPTIMIZER_EPS = 1e-5
+PLANNERS: dict[str, type[MPPIPlanner]] = {cls.__name__: cls for cls in (MPPIPlanner, ImprovedPlanner, PriorPlanner)}
 View = TypeVar("View", PriorPolicy, ValueFunctions)
+
+
+def find_planner(planner: type[MPPIPlanner] | str) -> type[MPPIPlanner]:
+    """
+    :param planner: class of a planner, or its name
+    :return: the class
+    :raises ValueError: if no planner of this package has that name
+    """
+    if not isinstance(planner, str):
+        return planner
+    if planner not in PLANNERS:
+        raise ValueError(f'There is no planner "{planner}": use {", ".join(PLANNERS)}, or give a class.')
+    return PLANNERS[planner]
 
 
 class WorldModelPolicy(PlanningPolicy):
@@ -56,7 +72,7 @@ class WorldModelPolicy(PlanningPolicy):
     :param episodic: whether the termination head exists from the start
     :param running_scale_tau: step of the running scale of the values
     :param world_model_class: class of the world model
-    :param planner_class: class of the planner
+    :param planner_class: class of the planner, or for presets and command lines the name of one of :data:`PLANNERS`
     :param planner_kwargs: arguments of the planner
     :param image_augmentation: shift images at random while training
     :param augment_at_inference: shift them when acting stochastically, too, as the official code does
@@ -107,7 +123,7 @@ class WorldModelPolicy(PlanningPolicy):
         episodic: bool = False,
         running_scale_tau: float = 0.01,
         world_model_class: type[WorldModel] = WorldModel,
-        planner_class: type[MPPIPlanner] = MPPIPlanner,
+        planner_class: type[MPPIPlanner] | str = MPPIPlanner,
         planner_kwargs: dict[str, Any] | None = None,
         image_augmentation: bool = True,
         augment_at_inference: bool = True,
@@ -118,6 +134,7 @@ class WorldModelPolicy(PlanningPolicy):
         optimizer_kwargs: dict[str, Any] | None = None,
         layer_norm: bool = True,
     ) -> None:
+        planner_class = find_planner(planner_class)
         init_kwargs = {
             name: value
             for name, value in locals().items()

@@ -167,3 +167,17 @@ def test_improvements_of_state_values() -> None:
 def test_wrong_arguments_are_named(wrong: dict[str, Any], word: str) -> None:
     with pytest.raises(ValueError, match=word):
         make_planner(Problem(), **wrong)
+
+
+def test_planner_by_its_name(tmp_path: Path) -> None:
+    """As presets and command lines give it."""
+    kwargs = dict(planner_class="ImprovedPlanner", planner_kwargs=dict(kept_elites=0.5))
+    model = make_agent(TDMPC2, two_envs(), policy_kwargs=kwargs)
+    assert type(model.policy.planner) is ImprovedPlanner and model.policy.planner.num_kept > 0
+    for loaded in (
+        TDMPC2.load(model.save(tmp_path / "model") or tmp_path / "model"),
+        load_agent(save_agent(model, tmp_path / "agent")),
+    ):
+        assert type(loaded.policy.planner) is ImprovedPlanner and loaded.policy.planner.num_kept > 0
+    with pytest.raises(ValueError, match='There is no planner "Improved": use MPPIPlanner, ImprovedPlanner'):
+        make_agent(TDMPC2, two_envs(), policy_kwargs=dict(planner_class="Improved"))
