@@ -24,6 +24,7 @@ from sb3_mpc.common.offline_training import check_fits
 from sb3_mpc.offline import Dataset
 from sb3_mpc.offline.layout import tells_task
 from sb3_mpc.zoo import rl_zoo
+from sb3_mpc.zoo.saving import SafeEvaluation
 from sb3_mpc.zoo.train import check_algorithm, check_options, check_setting
 
 SETTINGS, CHECKPOINT, AGENT = "pretrain.json", "checkpoint.npz", "agent.safetensors"
@@ -60,7 +61,7 @@ class Checkpoint(BaseCallback):
         return True
 
 
-class SeededEvaluation(rl_zoo.SafeEvaluation):
+class SeededEvaluation(SafeEvaluation):
     """Evaluates in episodes that depend on seed and number of updates alone, so that resumed runs have the same."""
 
     seed = 0

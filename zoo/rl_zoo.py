@@ -5,14 +5,12 @@ rl_zoo3 has no plug-ins: our classes and samplers are entered into its dictionar
 one with our presets and resumable checkpoints.
 """
 
-import contextlib
 import difflib
 import importlib
 import json
 import os
 import signal
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -27,7 +25,6 @@ from huggingface_sb3 import EnvironmentName
 from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
@@ -44,6 +41,7 @@ from sb3_mpc.zoo.resume import ResumableCheckpoint
 from sb3_mpc.zoo.run_folder import RUN_FILE as RUN_FILE
 from sb3_mpc.zoo.run_folder import read_settings
 from sb3_mpc.zoo.samplers import SAMPLERS
+from sb3_mpc.zoo.saving import SafeEvaluation, SaveOften
 from sb3_mpc.zoo.workers import WorkerError, WorkerVecEnv, guard_log
 
 
@@ -74,76 +72,6 @@ def find_environment(env_id: str) -> str:
             f'There is no environment "{env_id}": {hint} `python -m sb3_mpc.envs` lists those of this package.'
         )
     return name
-
-
-class SafeEvaluation(EvalCallback):
-    """
-    SB3's evaluation during training, which a full disk does not end: what cannot be written is not written, and there
-    is a warning. The best agent is kept as an agent file, with the statistics of its observations.
-
-    :param folder: folder of the run
-    :param save: function that saves the agent of a path
-    """
-
-    def __init__(self, *args: Any, folder: Path, save: Callable[[Any, Path], Any], **kwargs: Any) -> None:
-        # Written under another name first: to be killed meanwhile leaves the old results
-        kwargs |= dict(log_path=str(folder / ".unfinished"), callback_on_new_best=_SaveBest(folder, save))
-        super().__init__(*args, **kwargs)
-        self.folder = folder
-
-    def _on_step(self) -> bool:
-        try:
-            going_on = super()._on_step()
-            written = self.folder / ".unfinished" / "evaluations.npz"
-            if self.n_calls % self.eval_freq == 0 and written.exists():
-                os.replace(written, self.folder / "evaluations.npz")
-        except OSError as error:
-            warnings.warn(f"The evaluation could not be written ({error}): training is not affected.", stacklevel=2)
-            return True
-        return going_on
-
-    def _on_training_end(self) -> None:
-        with contextlib.suppress(OSError):
-            (self.folder / ".unfinished").rmdir()
-
-
-class _SaveBest(BaseCallback):
-    """
-    Saves the agent whenever it is called.
-
-    :param folder: folder to save to
-    :param save: function that saves the agent of a path
-    """
-
-    def __init__(self, folder: Path, save: Callable[[Any, Path], Any]) -> None:
-        super().__init__()
-        self.folder, self.save = folder, save
-
-    def _on_step(self) -> bool:
-        self.save(self.model, self.folder / "best_model")
-        return True
-
-
-class _SaveOften(BaseCallback):
-    """
-    Saves the agent every so many calls, for ``--save-freq``.
-
-    :param every: number of calls
-    :param folder: folder to save to
-    :param save: function that saves the agent of a path
-    """
-
-    def __init__(self, every: int, folder: Path, save: Callable[[Any, Path], Any]) -> None:
-        super().__init__()
-        self.every, self.folder, self.save = every, folder, save
-
-    def _on_step(self) -> bool:
-        if self.n_calls % self.every == 0:
-            try:
-                self.save(self.model, self.folder / f"rl_model_{self.num_timesteps}_steps")
-            except OSError as error:
-                warnings.warn(f"The agent could not be saved ({error}): training is not affected.", stacklevel=2)
-        return True
 
 
 class Experiment(ExperimentManager):
@@ -261,7 +189,7 @@ class Experiment(ExperimentManager):
         folder = Path(self.save_path)
         if self.save_freq > 0:
             every = max(self.save_freq // self.n_envs, 1)
-            self.callbacks.append(_SaveOften(every, folder, self.save_agent))
+            self.callbacks.append(SaveOften(every, folder, self.save_agent))
         if self.eval_freq > 0 and not self.optimize_hyperparameters:
             evaluation = SafeEvaluation(
                 self.create_envs(self.n_eval_envs, eval_env=True),
