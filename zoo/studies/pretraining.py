@@ -181,7 +181,7 @@ def learn(args: argparse.Namespace) -> None:
     """
     if args.study == "finetune":
         model: Any = load_agent(agent_of(args), device="cpu")
-        task = add_task(model, args.task, n_envs=EPISODES)
+        task = add_task(model, args.task, args.like, n_envs=EPISODES)
         use_preset(model, "small")
         model.set_random_seed(args.seed)
         env = make_task(model, args.task, task, EPISODES)
@@ -292,6 +292,7 @@ def main() -> None:
     parser.add_argument("--algo", default="tdmpc2", help="method, such as tdmpc2 or mbdpo")
     parser.add_argument("--size", default="medium", choices=SIZES)
     parser.add_argument("--task", default="dmc/walker-run-v0", help="task to finetune, not among those of the data")
+    parser.add_argument("--like", help="task whose embedding it begins with (default: TD-MPC2's choice, if it has one)")
     parser.add_argument("--runs", type=Path, help="folder of `benchmark --save-data`, whose transitions are the data")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--updates", type=int, default=UPDATES, help="of pretrain")
