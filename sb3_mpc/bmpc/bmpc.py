@@ -163,7 +163,7 @@ class BMPC(WorldModelAlgorithm):
                 raise ValueError(f'{name}={value!r} is unknown: use "{known[0]}" or "{known[1]}".')
         if values_of == "states" and n_steps != 1:
             raise ValueError(
-                f"{n_steps=} counts replayed rewards, which values of states are not learned from: set td_horizon for "
+                f"{n_steps=} counts replayed rewards, which values of states are not learned from: use td_horizon for "
                 'longer targets within the model, or values_of="actions".'
             )
         self.reanalyze_interval, self.reanalyze_batch_size = reanalyze_interval, reanalyze_batch_size

@@ -49,7 +49,7 @@ def test_trained_agent_swings_the_pole_up() -> None:
     env = gym.make("dmc/cartpole-swingup-v0")
     model = zoo.load("tdmpc2", "dmc/cartpole-swingup-v0", env=env, device="cpu")
     (observation, _), state, rewards = env.reset(seed=0), None, []
-    for _ in range(75):
+    for _ in range(85):
         action, state = model.predict(observation, state=state, deterministic=True)
         observation, reward, *_ = env.step(action)
         rewards.append(float(reward))
@@ -70,7 +70,7 @@ def test_texts_are_those_that_follow_from_the_files() -> None:
     for path, text in texts.items():
         assert path.read_text(encoding="utf-8") == text, path
     assert set(cards.CHECKPOINTS.glob("*.md")) < set(texts)
-    assert "TDMPC2 | dmc/cartpole-swingup-v0 | 819.9 ± 0.1" in texts[cards.FOLDER / "README.md"]
+    assert "TDMPC2 | dmc/cartpole-swingup-v0 | 854.9 ± 2.0" in texts[cards.FOLDER / "README.md"]
 
 
 # -- Elsewhere ---------------------------------------------------------------------------------------------------------
