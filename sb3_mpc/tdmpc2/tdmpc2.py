@@ -38,8 +38,8 @@ class TDMPC2(WorldModelAlgorithm):
     :param replay_buffer_class: SB3's ``HerReplayBuffer`` for goals, or a class derived from ``SequenceReplayBuffer``
     :param replay_buffer_kwargs: arguments of the replay buffer
     :param optimize_memory_usage: has no effect, observations are never stored twice
-    :param n_steps: rewards in a value target, at most ``horizon``; the last steps of a window have fewer. Learns faster
-        from rare rewards, at the price of a bias towards the actions of older policies
+    :param n_steps: replayed rewards in a value target, at most ``horizon``; the last steps of a window have fewer. With
+        more than one, values are partly those of the actions of older policies
     :param preset: "small" (easy tasks, 0.2M parameters) or "cpu" (1M parameters) instead of the paper's settings.
         Arguments that are given, too, win, ``policy_kwargs`` key by key. Updates per decision are those of the preset,
         however many environments there are

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from sb3_mpc.common.policies.multitask import short_name
 from sb3_mpc.zoo.__main__ import main as zoo
 from sb3_mpc.zoo.plot import pyplot
 from sb3_mpc.zoo.report import SECONDS, at, common_frames, markdown, read
@@ -49,7 +50,7 @@ CANDIDATES = {
     "correlated-noise": of_planner("iCEM", "noise_correlation=0.5"),
     "kept-elites": of_planner("iCEM", "kept_elites=0.5"),
     "policy-start": of_planner("Newt", "policy_start=0.5"),
-    "three-steps": Candidate("XQC, FlashSAC", ("n_steps:3",)),
+    "three-steps": Candidate("FlashSAC", ("n_steps:3",)),
     "normalised": Candidate("SimbaV2", ("normalize:dict(norm_obs=True, norm_reward=False)",)),
     "larger-batches": Candidate("TD-MPC2", ("batch_size:128",)),
     "more-updates": Candidate("EfficientTDMPC", ("gradient_steps:20",)),
@@ -117,7 +118,7 @@ def write_table(args: argparse.Namespace) -> None:
     tasks = [task for task in TASKS if task in set(found["task"])]
     cells = found.pivot_table("difference", "candidate", "task", sort=False)
     lines = markdown(
-        ["candidate", "from", "return", "that of small", *map(_short, tasks), "minutes", "seeds"],
+        ["candidate", "from", "return", "that of small", *map(short_name, tasks), "minutes", "seeds"],
         [
             [
                 name,
@@ -143,10 +144,6 @@ def write_table(args: argparse.Namespace) -> None:
     figure.tight_layout()
     figure.savefig(args.output / "improvements.png", dpi=110)
     plt.close(figure)
-
-
-def _short(task: str) -> str:
-    return task.removeprefix("dmc/").rpartition("-v")[0]
 
 
 def main() -> None:
