@@ -162,10 +162,10 @@ def check_changes(hyperparams: Sequence[str] | None, label: str) -> None:
     for item in hyperparams or []:
         check_setting(item)
         plain(item.partition(":")[2])
-    if bool(hyperparams) != bool(label) or not re.fullmatch(r"[A-Za-z0-9_.-]*", label):
+    if bool(hyperparams) != bool(label) or not re.fullmatch(r"[A-Za-z0-9_.+-]*", label):
         raise ValueError(
-            "What is changed by -params needs a name in the results, of letters, digits, dots and hyphens, and nothing "
-            "else has one: give -params NAME:VALUE together with --label NAME."
+            "What is changed by -params needs a name in the results, of letters, digits and any of . + - _, and "
+            "nothing else has one: give -params NAME:VALUE together with --label NAME."
         )
 
 

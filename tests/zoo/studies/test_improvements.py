@@ -13,12 +13,12 @@ from sb3_mpc.zoo.benchmark import check_changes
 from sb3_mpc.zoo.queue import COLUMNS, write_rows
 from sb3_mpc.zoo.run_folder import plain
 from sb3_mpc.zoo.studies import improvements
-from sb3_mpc.zoo.studies.improvements import BASELINE, CANDIDATES, TASKS, method_of
+from sb3_mpc.zoo.studies.improvements import BASELINE, CANDIDATES, SCREENED, SCREENING, TASKS, candidate_of, method_of
 
 
-@pytest.mark.parametrize("name", [name for name in CANDIDATES if name != BASELINE])
+@pytest.mark.parametrize("name", [name for name in [*CANDIDATES, *SCREENING] if name != BASELINE])
 def test_candidate_changes_the_agent(name: str) -> None:
-    candidate = CANDIDATES[name]
+    candidate = candidate_of(name)
     check_changes(list(candidate.changes), name if candidate.changes else "")
     changes = {item.partition(":")[0]: plain(item.partition(":")[2]) for item in candidate.changes}
     changes.pop("normalize", None)  # of the environment
@@ -46,6 +46,30 @@ def rows(name: str, task: str, seed: int, last: float) -> list[dict[str, Any]]:
     """:return: two evaluations of a run"""
     label = dict(dict.fromkeys(COLUMNS, ""), suite="dmc6", method=method_of(name), task=task, seed=seed, success="")
     return [{**label, "frames": n, "return": last * n / 100, "train_cpu_s": 0.6 * n} for n in (50, 100)]
+
+
+def test_screening_is_balanced() -> None:
+    on = [[name in combination.split("+") for name in SCREENED] for combination in SCREENING]
+    columns = list(zip(*on, strict=True))
+    assert [sum(column) for column in columns] == [4] * 7
+    pairs = [(a, b) for i, a in enumerate(columns) for b in columns[:i]]
+    assert [sum(x == y for x, y in zip(a, b, strict=True)) for a, b in pairs] == [4] * 21
+    assert SCREENING[0] == BASELINE
+
+
+def test_share_of_a_candidate_is_found(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gains = dict(zip(SCREENED, (40, 0, 0, -20, 0, 0, 0), strict=True))
+    returns = {name: 100 + sum(gains.get(part, 0) for part in name.split("+")) for name in SCREENING}
+    found = [row for name, value in returns.items() for row in rows(name, TASKS[0], 0, value)]
+    write_rows(tmp_path / "results.csv", [*found, *rows(BASELINE, TASKS[1], 0, 1)])
+    monkeypatch.setattr(sys, "argv", ["x", "effects", str(tmp_path / "results.csv"), "--output", str(tmp_path)])
+    improvements.main()
+    table = pd.read_csv(tmp_path / "screening.csv")
+    assert table["candidate"].tolist() == SCREENED and set(table["task"]) == {TASKS[0]}
+    assert (table["with"] - table["without"]).tolist() == list(gains.values())
+    assert "| pessimistic | MRS.Q | +36% | +36.4% |" in capsys.readouterr().out
 
 
 def test_only_what_both_have_is_compared(
