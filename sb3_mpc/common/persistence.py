@@ -156,10 +156,15 @@ class Persistence(OffPolicyAlgorithm):
         :param force_reset: whether training starts with a reset
         :param kwargs: arguments to change
         :return: the model
-        :raises ValueError: if the file is damaged, the spaces of the environment differ, or a preset is given
+        :raises ValueError: if the file is damaged or an agent file, the spaces of the environment differ, or a preset is
+            given
         """
         if "preset" in kwargs:
             raise ValueError("A preset is for new agents, load() keeps the saved settings: leave preset out.")
+        if str(path).endswith(".safetensors"):
+            raise ValueError(
+                f"{path} is an agent file, from which a run cannot go on: use sb3_mpc.agents.load_agent(path, env)."
+            )
         saved_by = _read_method(path)
         if saved_by not in (None, method_name(cls)):
             raise ValueError(f"{path} was saved by {saved_by}, not by {method_name(cls)}: use {saved_by}.load().")

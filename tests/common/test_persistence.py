@@ -21,6 +21,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 import sb3_mpc
 from sb3_mpc import FacTDMPC
+from sb3_mpc.agents import save_agent
 from tests.support.agents import PointEnv, assert_same_state, make_agent, observations_of, training_alone, vec
 
 
@@ -368,6 +369,7 @@ import torch
 torch.set_num_threads(1)
 import sb3_mpc
 from sb3_mpc import FacTDMPC
+from sb3_mpc.agents import save_agent
 from tests.support.agents import PointEnv, vec
 for name, algorithm in sb3_mpc.ALGORITHMS.items():
     model = algorithm.load(name, env=vec(lambda: PointEnv(6, start=0.5)), device="cpu")
@@ -406,6 +408,12 @@ def test_files_of_versions_with_other_module_names_are_explained(tmp_path: Path)
     with pytest.raises(ValueError, match="old.pkl was written by an earlier version .* agent file"):
         model.load_replay_buffer(path)
     assert model.replay_buffer.size() == 12
+
+
+def test_an_agent_file_is_not_a_run(tmp_path: Path) -> None:
+    path = save_agent(make_agent(sb3_mpc.TDMPC2, vec(PointEnv)), tmp_path / "agent")
+    with pytest.raises(ValueError, match="is an agent file.*use sb3_mpc.agents.load_agent"):
+        sb3_mpc.TDMPC2.load(path)
 
 
 def test_loading_leaves_global_randomness_alone(algorithm: Any, tmp_path: Path) -> None:
