@@ -156,8 +156,8 @@ class Persistence(OffPolicyAlgorithm):
         :param force_reset: whether training starts with a reset
         :param kwargs: arguments to change
         :return: the model
-        :raises ValueError: if the file is damaged or an agent file, the spaces of the environment differ, or a preset is
-            given
+        :raises ValueError: if the file is damaged or an agent file, the spaces of the environment differ, or there is a
+            preset
         """
         if "preset" in kwargs:
             raise ValueError("A preset is for new agents, load() keeps the saved settings: leave preset out.")

@@ -76,7 +76,7 @@ SCREENED = [
     "policy-start",
     "three-steps",
     "normalised",
-    "constrained-policy",
+    "correlated-noise",
 ]
 #: Run i has the candidate j (from 1) if the bits that both numbers have are odd in number
 SCREENING = ["+".join(n for j, n in enumerate(SCREENED, 1) if (i & j).bit_count() % 2) or BASELINE for i in range(8)]
