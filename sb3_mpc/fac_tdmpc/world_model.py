@@ -195,6 +195,14 @@ class FactoredWorldModel(nn.Module):
         mean, raw = out[..., : self.groups.width], out[..., self.groups.width :]
         return th.tanh(mean), bound_log_std(raw, LOG_STD_MIN, LOG_STD_MAX)
 
+    def mode_before_tanh(self, z: th.Tensor) -> th.Tensor:
+        """
+        :param z: latent states ``[B, G * m]``
+        :return: modes of the groups' policies before tanh ``[B, A]``
+        """
+        out = self.apply_groups(self.prior_net, self.split(z).unsqueeze(1))
+        return self.groups.join(out[..., : self.groups.width].squeeze(1))
+
     def act(self, z: th.Tensor, noise: th.Tensor | None) -> th.Tensor:
         """
         :param z: latent states ``[..., G * m]``

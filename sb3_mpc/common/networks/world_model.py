@@ -191,6 +191,13 @@ class WorldModel(nn.Module):
         mean, raw = out[..., : self.action_dim], out[..., self.action_dim :]
         return mean, bound_log_std(raw, self.log_std_min, self.log_std_max)
 
+    def mode_before_tanh(self, z: th.Tensor) -> th.Tensor:
+        """
+        :param z: latent states ``[..., D]``
+        :return: mode of the policy prior before tanh ``[..., A]``
+        """
+        return self.prior(z)[0]
+
     def act(self, z: th.Tensor, noise: th.Tensor | None) -> th.Tensor:
         """
         :param z: latent states ``[..., D]``

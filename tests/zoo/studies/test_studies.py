@@ -12,7 +12,16 @@ from sb3_mpc import MBDPO, TDMPC2
 from sb3_mpc.agents.agent_files import read_card
 from sb3_mpc.agents.training_files import save_buffer
 from sb3_mpc.zoo import queue
-from sb3_mpc.zoo.studies import comparison, diffusion, factored, learning, offline_to_online, precision, pretraining
+from sb3_mpc.zoo.studies import (
+    comparison,
+    diffusion,
+    factored,
+    imitation,
+    learning,
+    offline_to_online,
+    precision,
+    pretraining,
+)
 from tests.support.agents import SMALL, SMALL_POLICY, make_agent
 
 pytest.importorskip("dm_control")
@@ -191,3 +200,16 @@ def test_pretraining(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     card = read_card(tmp_path / "tdmpc2-several-tasks-walker-run.safetensors")
     assert list(card["evaluation"])[:3] == [f"score {task}" for task in (*tasks, new)] and card["steps"]["frames"] == 80
     assert (tmp_path / "pretraining.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_imitation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(gym.spec(ID), "max_episode_steps", 10)
+    monkeypatch.setattr(imitation, "RESULTS", tmp_path)
+    monkeypatch.setattr(imitation.zoo, "load", lambda algo, task, env, device: make_agent(TDMPC2, env))
+    command = f"imitation {ID} --decisions 40 --updates 3 --episodes 1"
+    monkeypatch.setattr(sys, "argv", command.split())
+    imitation.main()
+    (row,) = read(tmp_path / "imitation.csv")
+    assert row["task"] == ID and row["decisions"] == "40"
+    assert all(0 <= float(row[name]) <= 10 for name in ("planner", "network", "imitating", "planner_after"))
+    assert all(float(row[name]) > 0 for name in ("planner_ms", "network_ms"))
