@@ -19,6 +19,7 @@ def imitate_planner(
     batch_size: int = 256,
     learning_rate: float = 1e-3,
     max_grad_norm: float = 10.0,
+    teacher: WorldModelAlgorithm | None = None,
 ) -> list[float]:
     """
     Train the policy network of a trained agent to act as its planner does, so that ``model.predict(obs,
@@ -36,10 +37,19 @@ def imitate_planner(
     :param batch_size: states in an update
     :param learning_rate: learning rate of the network
     :param max_grad_norm: bound on the norm of its gradients
+    :param teacher: agent whose planner is imitated, the agent itself if None; for example a larger one, or the expert
+        of a student of :class:`sb3_mpc.FacTDMPC`
     :return: for each round, the root mean square difference between the actions, in [-1, 1], of network and planner in
         the states that are new in that round, before the network learns from them
-    :raises ValueError: if the agent has no environment, or an argument is out of range
+    :raises ValueError: if the agent has no environment, the teacher has other spaces, or an argument is out of range
     """
+    teacher = model if teacher is None else teacher
+    for kind in ("observation_space", "action_space"):
+        if getattr(teacher, kind) != getattr(model, kind):
+            raise ValueError(
+                f"The teacher's {kind}, {getattr(teacher, kind)}, is not that of the agent, {getattr(model, kind)}: "
+                "use a teacher that was trained in the same environment."
+            )
     env = model.get_env()
     if env is None:
         raise ValueError("Imitation needs an environment to act in, and the agent has none: use model.set_env(env).")
@@ -65,7 +75,7 @@ def imitate_planner(
     for turn in range(rounds):
         errors = []
         for _ in range(steps):
-            planned, state = model.predict(observations, state, starts, deterministic=True)
+            planned, state = teacher.predict(observations, state, starts, deterministic=True)
             with th.no_grad():
                 latents.append(world_model.encode(actor.obs_to_tensor(observations)[0]))
                 own = world_model.act(latents[-1], None)

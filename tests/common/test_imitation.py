@@ -1,5 +1,6 @@
 """The policy network learns to act as the planner does; nothing else of the agent changes."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,36 +13,41 @@ from sb3_mpc.envs import make_multitask
 from tests.support.agents import PointEnv, make_agent, vec
 
 
-def test_the_network_acts_as_the_planner(algorithm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def plan_simply(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
+    """:return: gives an agent a planner that goes to the middle; the plans of a random model are mostly noise"""
+
+    def give(model: Any) -> None:
+        def predict(observations: np.ndarray, *args: Any, **kwargs: Any) -> Any:
+            return model.policy.unscale_action(np.clip(-3 * observations[:, :2], -1, 1)), None
+
+        monkeypatch.setattr(model, "predict", predict)
+
+    return give
+
+
+def test_the_network_acts_as_the_planner(algorithm: Any, plan_simply: Callable[[Any], None]) -> None:
     model = make_agent(algorithm, vec(PointEnv, PointEnv), seed=0)
     model.learn(24)
-    act = model.predict
-
-    def planner(observations: np.ndarray, *args: Any, **kwargs: Any) -> Any:
-        """Plans of a random model are mostly noise: this one goes to the middle, at full speed from afar."""
-        if not kwargs.get("use_planner", True):
-            return act(observations, *args, **kwargs)
-        return model.policy.unscale_action(np.clip(-3 * observations[:, :2], -1, 1)), None
-
-    monkeypatch.setattr(model, "predict", planner)
+    plan_simply(model)
     prior = {id(p) for p in model.actor.prior_net.parameters()}
     rest = {name: p.clone() for name, p in model.policy.named_parameters() if id(p) not in prior}
     differences = imitate_planner(model, 160, rounds=2, gradient_steps=400, batch_size=64, learning_rate=0.01)
     assert differences[1] < 0.5 * differences[0]
     named = dict(model.policy.named_parameters())
     assert len(rest) > 8 and all(th.equal(value, named[name]) for name, value in rest.items())
-    observations = model.get_env().reset()
-    actions, _ = model.predict(observations, use_planner=False, deterministic=True)
-    assert np.array_equal(actions, model.actor.predict(observations, deterministic=True)[0])
     model.learn(8, reset_num_timesteps=False)
 
 
-def test_the_student_of_factored_agents_learns(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = make_agent(FacTDMPC, vec(PointEnv), seed=0)
+def test_a_student_learns_from_its_expert(plan_simply: Callable[[Any], None]) -> None:
+    env = vec(PointEnv)
+    expert, model = make_agent(TDMPC2, env, seed=0), make_agent(FacTDMPC, env, seed=0)
     model.learn(24)
-    before = [p.clone() for p in model.policy.student.prior_net.parameters()]
-    imitate_planner(model, 8, rounds=1, gradient_steps=3)
-    assert not any(map(th.equal, before, model.policy.student.prior_net.parameters()))
+    plan_simply(expert)
+    first, second = imitate_planner(model, 160, rounds=2, gradient_steps=400, learning_rate=0.01, teacher=expert)
+    assert second < 0.5 * first
+    with pytest.raises(ValueError, match="teacher's observation_space, .* use a teacher that was trained"):
+        imitate_planner(model, teacher=make_agent(TDMPC2, "Pendulum-v1"))
 
 
 def test_several_tasks() -> None:
