@@ -192,8 +192,9 @@ def shares(table: pd.DataFrame) -> pd.DataFrame:
         ``seeds``, mean ``return`` of the second half of the evaluations ``with`` it and ``without``, ``share`` (their
         difference, as a part of the mean of both), and ``minutes`` of training with and without
     """
-    late = table[table["frames"] > common_frames(table) / 2]
-    runs = late.groupby(["method", "task", "seed"]).agg({"return": "mean", SECONDS: "max"}).reset_index()
+    late = table[table["frames"] > table["frames"].max() / 2]
+    ended = late.groupby(["method", "task", "seed"])["frames"].transform("max") == table["frames"].max()
+    runs = late[ended].groupby(["method", "task", "seed"]).agg({"return": "mean", SECONDS: "max"}).reset_index()
     names = {method_of(name): name.split("+") for name in SCREENING}
     runs = runs[runs["method"].isin(names)]
     complete = runs.groupby(["task", "seed"]).filter(lambda of: len(of) == len(SCREENING))
@@ -229,7 +230,7 @@ def write_effects(args: argparse.Namespace) -> None:
                 CANDIDATES[name].source,
                 *(f"{cells.loc[name, task]:+.0%}" for task in tasks),
                 f"{of['share'].mean():+.1%}",
-                f"{of['share'].sem():.1%}",
+                f"{of['share'].sem():.1%}".replace("nan%", "-"),
                 *(f"{of[key].mean():.1f}" for key in ("minutes", "minutes_without")),
             ]
             for name, of in found.groupby("candidate", sort=False)
