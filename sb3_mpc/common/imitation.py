@@ -1,4 +1,6 @@
-"""After the training: the policy network learns to act as the planner does, for acting without planning."""
+"""After the training: a policy network that acts as the planner does, for acting without planning."""
+
+import copy
 
 import numpy as np
 import torch as th
@@ -7,6 +9,8 @@ import torch.nn.functional as F
 from sb3_mpc.common.algorithm import WorldModelAlgorithm
 from sb3_mpc.common.checks.arguments import check_range
 from sb3_mpc.common.execution.gradients import gradient_step
+from sb3_mpc.common.networks.layers import forget
+from sb3_mpc.common.policies.views import PriorPolicy
 
 LARGEST = 0.98  # action that stands for 1, which no tanh gives
 
@@ -19,37 +23,27 @@ def imitate_planner(
     batch_size: int = 256,
     learning_rate: float = 1e-3,
     max_grad_norm: float = 10.0,
-    teacher: WorldModelAlgorithm | None = None,
-) -> list[float]:
+) -> PriorPolicy:
     """
-    Train the policy network of a trained agent to act as its planner does, so that ``model.predict(obs,
-    use_planner=False)`` and ``model.actor`` act as well, without the cost of a plan. In the first round the planner
-    acts in the agent's environment, in all others the network, and the planner says what it would have done: the
-    network learns in the states that it gets into itself (DAgger, https://arxiv.org/abs/1011.0686).
+    Train a policy network to act as the planner of a trained agent does, without the cost of a plan. The agent does not
+    change: the network is a new one, on a copy of its encoder. In the first round the planner acts in the agent's
+    environment, in all others the network, and the planner says what it would have done there: the network learns in
+    the states that it gets into itself (DAgger, https://arxiv.org/abs/1011.0686).
 
-    Encoder, world model and values stay as they are. The planner's proposals come from the network, too. Training the
-    agent further trains its network by the method's own loss again.
+    It has the architecture of the agent's own policy network, ``model.actor``, and can take its place, also as what
+    proposes sequences to the planner: ``model.actor.load_state_dict(policy.state_dict())``.
 
-    :param model: trained agent with an environment; :class:`sb3_mpc.FacTDMPC` after its distillation: the student's
+    :param model: trained agent with an environment
     :param total_timesteps: decisions in the environment, shared by the rounds
     :param rounds: number of rounds, each of which has the decisions of all before to learn from
     :param gradient_steps: updates in each round, with a learning rate that falls to a twentieth
     :param batch_size: states in an update
     :param learning_rate: learning rate of the network
     :param max_grad_norm: bound on the norm of its gradients
-    :param teacher: agent whose planner is imitated, the agent itself if None; for example a larger one, or the expert
-        of a student of :class:`sb3_mpc.FacTDMPC`
-    :return: for each round, the root mean square difference between the actions, in [-1, 1], of network and planner in
-        the states that are new in that round, before the network learns from them
-    :raises ValueError: if the agent has no environment, the teacher has other spaces, or an argument is out of range
+    :return: the network, a policy for SB3's ``evaluate_policy`` and for ``predict``; its standard deviations are not
+        trained, so act with ``deterministic=True``
+    :raises ValueError: if the agent has no environment, or an argument is out of range
     """
-    teacher = model if teacher is None else teacher
-    for kind in ("observation_space", "action_space"):
-        if getattr(teacher, kind) != getattr(model, kind):
-            raise ValueError(
-                f"The teacher's {kind}, {getattr(teacher, kind)}, is not that of the agent, {getattr(model, kind)}: "
-                "use a teacher that was trained in the same environment."
-            )
     env = model.get_env()
     if env is None:
         raise ValueError("Imitation needs an environment to act in, and the agent has none: use model.set_env(env).")
@@ -62,28 +56,23 @@ def imitate_planner(
             f"{total_timesteps=} is less than a decision in each of {env.num_envs} environments in each of {rounds} "
             "rounds: use more, or fewer rounds."
         )
-    policy, actor = model.policy, model.policy.actor
-    world_model = actor.world_model
-    parameters = list(actor.prior_net.parameters())
-    optimizer = th.optim.Adam(parameters, learning_rate)
+    world_model = copy.deepcopy(model.actor.world_model)
+    policy = PriorPolicy(model.observation_space, model.action_space, world_model)
     policy.set_training_mode(False)
+    forget(policy.prior_net)  # the agent's own one, whose actions are saturated, learned plans half as well
+    optimizer = th.optim.Adam(policy.prior_net.parameters(), learning_rate)
     latents: list[th.Tensor] = []
     labels: list[th.Tensor] = []
-    differences = []
     rng = np.random.default_rng(model.seed)
     observations, state, starts = env.reset(), None, np.ones(env.num_envs, bool)
     for turn in range(rounds):
-        errors = []
         for _ in range(steps):
-            planned, state = teacher.predict(observations, state, starts, deterministic=True)
+            planned, state = model.predict(observations, state, starts, deterministic=True)
             with th.no_grad():
-                latents.append(world_model.encode(actor.obs_to_tensor(observations)[0]))
-                own = world_model.act(latents[-1], None)
-            labels.append(th.as_tensor(policy.scale_action(planned), dtype=own.dtype, device=own.device))
-            errors.append(F.mse_loss(own, labels[-1]))
-            actions = planned if turn == 0 else policy.unscale_action(own.cpu().numpy())
+                latents.append(world_model.encode(policy.obs_to_tensor(observations)[0]))
+            labels.append(th.as_tensor(model.policy.scale_action(planned), device=policy.device).float())
+            actions = planned if turn == 0 else policy.predict(observations, deterministic=True)[0]
             observations, _, starts, _ = env.step(actions)
-        differences.append(float(th.stack(errors).mean().sqrt()))
         # Before tanh: where it is saturated, the difference of the actions would have no gradient
         z, targets = th.cat(latents), th.atanh(LARGEST * th.cat(labels))
         for step in range(gradient_steps):
@@ -92,4 +81,4 @@ def imitate_planner(
             drawn = th.as_tensor(rng.integers(len(z), size=batch_size), device=z.device)
             loss = F.smooth_l1_loss(world_model.mode_before_tanh(z[drawn]), targets[drawn])
             gradient_step(optimizer, loss, max_grad_norm)
-    return differences
+    return policy

@@ -1,12 +1,11 @@
 """
-Agents of the zoo without planning: the return of their policy networks before and after they imitate the planner.
+Agents of the zoo without planning: their own policy network, and one that has imitated the planner.
 
     python -m sb3_mpc.zoo.studies.imitation dmc/cup-catch-v0 dmc/walker-run-v0
 
-Each task appends a row to ``results/imitation.csv``: returns of 10 episodes by the ``planner``, by the ``network``, by
-the ``imitating`` network, and by ``planner_after``, the planner with proposals of the imitating network, with their
-standard deviations; milliseconds for one action by planner and network; and ``minutes`` of processor time that the
-imitation took.
+Each task appends a row to ``results/imitation.csv``: returns of 10 episodes by the ``planner``, by the agent's own
+``network``, and by the ``imitating`` one, with their standard deviations; milliseconds for one action by planner and
+network; and ``minutes`` of processor time that the imitation took.
 """
 
 import argparse
@@ -50,13 +49,12 @@ def study(task: str, algo: str, decisions: int, updates: int, episodes: int) -> 
     row: dict[str, Any] = dict(task=task, algo=algo, decisions=decisions, updates=updates)
     row |= measured("planner", model) | measured("network", model.actor)
     begin = time.process_time()
-    imitate_planner(model, decisions, gradient_steps=updates)
+    policy = imitate_planner(model, decisions, gradient_steps=updates)
     row["minutes"] = round((time.process_time() - begin) / 60, 1)
-    row |= measured("imitating", model.actor) | measured("planner_after", model)
+    row |= measured("imitating", policy)
     observation = eval_env.reset()[0]
-    for name, planning in (("planner", True), ("network", False)):
-        spent = milliseconds(lambda planning=planning: model.predict(observation, use_planner=planning), 50)
-        row[f"{name}_ms"] = round(spent, 2)
+    for name, actor in (("planner", model), ("network", policy)):
+        row[f"{name}_ms"] = milliseconds(lambda actor=actor: actor.predict(observation), 50)
     return row
 
 

@@ -160,6 +160,18 @@ def init_linear(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
+def forget(network: nn.Module) -> None:
+    """
+    Initialise a network of this module as new.
+
+    :param network: MLP
+    """
+    for module in network.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    network.apply(init_linear)
+
+
 class StackedLinear(nn.Module):
     """
     ``num_members`` independent linear layers kept as one tensor, optionally with LayerNorm and an activation.
@@ -183,13 +195,21 @@ class StackedLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.weight = nn.Parameter(th.empty(num_members, out_features, in_features))
-        self.bias = nn.Parameter(th.zeros(num_members, out_features))
-        nn.init.normal_(self.weight, std=INIT_STD)
+        self.bias = nn.Parameter(th.empty(num_members, out_features))
         self.normed, self.layer_norm = normed, normed and layer_norm
         self.activation = Mish() if activation is None else activation
         if self.layer_norm:
-            self.ln_weight = nn.Parameter(th.ones(num_members, out_features))
-            self.ln_bias = nn.Parameter(th.zeros(num_members, out_features))
+            self.ln_weight = nn.Parameter(th.empty(num_members, out_features))
+            self.ln_bias = nn.Parameter(th.empty(num_members, out_features))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise the layer as new."""
+        nn.init.normal_(self.weight, std=INIT_STD)
+        nn.init.zeros_(self.bias)
+        if self.layer_norm:
+            nn.init.ones_(self.ln_weight)
+            nn.init.zeros_(self.ln_bias)
 
     def forward(
         self, x: th.Tensor, members: th.Tensor | None, dropout_mask: th.Tensor | None, detach: bool
