@@ -1,6 +1,7 @@
 """After the training: a policy network that acts as the planner does, for acting without planning."""
 
 import copy
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -57,14 +58,15 @@ def imitate_planner(
             "rounds: use more, or fewer rounds."
         )
     world_model = copy.deepcopy(model.actor.world_model)
-    policy = PriorPolicy(model.observation_space, model.action_space, world_model)
+    policy = PriorPolicy(model.observation_space, model.policy.action_space, world_model)
     policy.set_training_mode(False)
     forget(policy.prior_net)  # the agent's own one, whose actions are saturated, learned plans half as well
     optimizer = th.optim.Adam(policy.prior_net.parameters(), learning_rate)
     latents: list[th.Tensor] = []
     labels: list[th.Tensor] = []
     rng = np.random.default_rng(model.seed)
-    observations, state, starts = env.reset(), None, np.ones(env.num_envs, bool)
+    observations: Any = env.reset()
+    state, starts = None, np.ones(env.num_envs, bool)
     for turn in range(rounds):
         for _ in range(steps):
             planned, state = model.predict(observations, state, starts, deterministic=True)

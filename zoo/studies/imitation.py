@@ -9,6 +9,7 @@ network; and ``minutes`` of processor time that the imitation took.
 """
 
 import argparse
+import functools
 import time
 from typing import Any
 
@@ -42,9 +43,9 @@ def study(task: str, algo: str, decisions: int, updates: int, episodes: int) -> 
 
     def measured(name: str, policy: Any) -> dict[str, float]:
         eval_env.seed(SEED)
-        mean, std = evaluate_policy(policy, eval_env, episodes, warn=False)
+        mean, std = map(float, evaluate_policy(policy, eval_env, episodes, warn=False))  # type: ignore[arg-type]
         print(f"{task} {name}: {mean:.1f} +- {std:.1f}", flush=True)
-        return {name: round(float(mean), 1), f"{name}_std": round(float(std), 1)}
+        return {name: round(mean, 1), f"{name}_std": round(std, 1)}
 
     row: dict[str, Any] = dict(task=task, algo=algo, decisions=decisions, updates=updates)
     row |= measured("planner", model) | measured("network", model.actor)
@@ -52,9 +53,9 @@ def study(task: str, algo: str, decisions: int, updates: int, episodes: int) -> 
     policy = imitate_planner(model, decisions, gradient_steps=updates)
     row["minutes"] = round((time.process_time() - begin) / 60, 1)
     row |= measured("imitating", policy)
-    observation = eval_env.reset()[0]
+    observation: Any = eval_env.reset()
     for name, actor in (("planner", model), ("network", policy)):
-        row[f"{name}_ms"] = milliseconds(lambda actor=actor: actor.predict(observation), 50)
+        row[f"{name}_ms"] = milliseconds(functools.partial(actor.predict, observation[0]), 50)
     return row
 
 

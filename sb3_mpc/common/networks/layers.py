@@ -167,7 +167,7 @@ def forget(network: nn.Module) -> None:
     :param network: MLP
     """
     for module in network.modules():
-        if hasattr(module, "reset_parameters"):
+        if isinstance(module, (nn.Linear, nn.LayerNorm, StackedLinear)):
             module.reset_parameters()
     network.apply(init_linear)
 
