@@ -15,6 +15,7 @@ FOLDERS = {"sb3_mpc": ROOT / "sb3_mpc", "sb3_mpc.envs": ROOT / "envs", "sb3_mpc.
 # Of sb3_mpc.common: each may import those before it
 ROOMS = ["processes", "checks", "discount", "estimate", "files", "execution", "buffers", "networks", "planning"]
 ROOMS += ["policies", "presets", "tasks", "collection", "offline_training", "persistence", "algorithm", "callbacks"]
+ROOMS += ["imitation"]
 
 
 @functools.cache
