@@ -10,7 +10,9 @@ import pytest
 
 import sb3_mpc
 from sb3_mpc import FacTDMPC
+from sb3_mpc.common import imitation
 from sb3_mpc.common.algorithm import WorldModelAlgorithm
+from sb3_mpc.common.imitation import imitate_planner
 from tests.support import ROOT
 
 PAGES = sorted(path for path in (ROOT / "docs" / "pages").glob("*.md") if "```python" in path.read_text())
@@ -46,6 +48,7 @@ def run(models, monkeypatch):
 
     monkeypatch.setattr(WorldModelAlgorithm, "learn", short)
     monkeypatch.setattr(WorldModelAlgorithm, "learn_offline", lambda self, data, *rest: offline(self, data, 3))
+    monkeypatch.setattr(imitation, "imitate_planner", lambda model, **rest: imitate_planner(model, 8, 2, 2))
     monkeypatch.setattr(FacTDMPC, "_distill", lambda self, steps, *rest: distill(self, min(steps, 2), *rest))
     return run
 
