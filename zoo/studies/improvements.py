@@ -125,7 +125,8 @@ def differences(table: pd.DataFrame) -> pd.DataFrame:
         (``small``), their ``difference``, and ``minutes`` of training of both
     """
     rows = []
-    for name in CANDIDATES:
+    combined = [method.split(", ")[1].rstrip(")") for method in table["method"].unique() if "+" in method]
+    for name in [*CANDIDATES, *combined]:
         for task in TASKS if name != BASELINE else []:
             of_task = table[(table["task"] == task) & table["method"].isin([method_of(name), method_of(BASELINE)])]
             seeds = of_task.groupby("method")["seed"].unique()
@@ -161,7 +162,7 @@ def write_table(args: argparse.Namespace) -> None:
         [
             [
                 name,
-                CANDIDATES[name].source,
+                candidate_of(name).source,
                 *(f"{of[key].mean():.0f}" for key in ("return", "small")),
                 *(f"{cells.loc[name].get(task, np.nan):+.0f}".replace("+nan", "-") for task in tasks),
                 f"{of['minutes'].mean():.1f} ({of['minutes_of_small'].mean():.1f})",

@@ -79,6 +79,7 @@ def test_only_what_both_have_is_compared(
     found = [*rows(BASELINE, first, 0, 100), *rows(BASELINE, first, 1, 900), *rows(BASELINE, second, 0, 10)]
     found += [*rows("three-steps", first, 0, 150), *rows("three-steps", second, 0, 5)]
     found += [*rows("three-steps", third, 0, 999), *rows("constrained-policy", third, 0, 999)]
+    found += rows("three-steps+normalised", first, 1, 890)
     write_rows(tmp_path / "results.csv", found)
     monkeypatch.setattr(sys, "argv", ["x", "table", str(tmp_path / "results.csv"), "--output", str(tmp_path / "out")])
     improvements.main()
@@ -86,8 +87,9 @@ def test_only_what_both_have_is_compared(
     assert table[["candidate", "task", "seeds"]].to_numpy().tolist() == [
         ["three-steps", first, 1],
         ["three-steps", second, 1],
+        ["three-steps+normalised", first, 1],
     ]
-    assert table["difference"].tolist() == [50, -5] and table["minutes"].tolist() == [1, 1]
+    assert table["difference"].tolist() == [50, -5, -10] and table["minutes"].tolist() == [1, 1, 1]
     assert "| three-steps | FlashSAC | 78 | 55 | +50 | -5 | 1.0 (1.0) | 1 |" in capsys.readouterr().out
     assert (tmp_path / "out" / "improvements.png").exists()
     write_rows(tmp_path / "results.csv", rows(BASELINE, first, 0, 100))
