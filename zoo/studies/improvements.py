@@ -180,9 +180,9 @@ def write_table(args: argparse.Namespace) -> None:
     axis.axvline(0, color="grey", linewidth=0.8)
     axis.set_yticks(range(len(cells)), list(cells.index))
     axis.invert_yaxis()
-    axis.set_xlabel('return minus that of "small", a dot for each task; the line is their mean')
+    axis.set_xlabel('return minus that of "small": tasks, and their mean')
     figure.tight_layout()
-    figure.savefig(args.output / "improvements.png", dpi=110)
+    figure.savefig(args.output / "improvements.png", dpi=110, bbox_inches="tight")
     plt.close(figure)
 
 
