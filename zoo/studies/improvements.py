@@ -86,8 +86,11 @@ def candidate_of(name: str) -> Candidate:
     """
     :param name: a candidate, or several of them joined by "+"
     :return: it, or all of them together
-    :raises KeyError: if there is no such candidate
+    :raises ValueError: if there is no such candidate
     """
+    for part in name.split("+"):
+        if part not in CANDIDATES:
+            raise ValueError(f'There is no candidate "{part}": use {", ".join(CANDIDATES)}, or several joined by "+".')
     arguments: dict[str, Any] = {}
     planner: dict[str, Any] = {}
     algo, parts = "tdmpc2", [CANDIDATES[part] for part in name.split("+")]
@@ -125,7 +128,8 @@ def differences(table: pd.DataFrame) -> pd.DataFrame:
         (``small``), their ``difference``, and ``minutes`` of training of both
     """
     rows = []
-    combined = [method.split(", ")[1].rstrip(")") for method in table["method"].unique() if "+" in method]
+    labels = [method.partition(", ")[2].rstrip(")") for method in table["method"].unique()]
+    combined = [label for label in labels if "+" in label and set(label.split("+")) <= set(CANDIDATES)]
     for name in [*CANDIDATES, *combined]:
         for task in TASKS if name != BASELINE else []:
             of_task = table[(table["task"] == task) & table["method"].isin([method_of(name), method_of(BASELINE)])]

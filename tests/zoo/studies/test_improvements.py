@@ -48,6 +48,11 @@ def rows(name: str, task: str, seed: int, last: float) -> list[dict[str, Any]]:
     return [{**label, "frames": n, "return": last * n / 100, "train_cpu_s": 0.6 * n} for n in (50, 100)]
 
 
+def test_unknown_candidate() -> None:
+    with pytest.raises(ValueError, match='There is no candidate "five-steps": use small, pessimistic'):
+        candidate_of("three-steps+five-steps")
+
+
 def test_screening_is_balanced() -> None:
     on = [[name in combination.split("+") for name in SCREENED] for combination in SCREENING]
     columns = list(zip(*on, strict=True))
