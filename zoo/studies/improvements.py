@@ -88,9 +88,8 @@ def candidate_of(name: str) -> Candidate:
     :return: it, or all of them together
     :raises ValueError: if there is no such candidate
     """
-    for part in name.split("+"):
-        if part not in CANDIDATES:
-            raise ValueError(f'There is no candidate "{part}": use {", ".join(CANDIDATES)}, or several joined by "+".')
+    for unknown in set(name.split("+")) - CANDIDATES.keys():
+        raise ValueError(f'There is no candidate "{unknown}": use {", ".join(CANDIDATES)}, or several joined by "+".')
     arguments: dict[str, Any] = {}
     planner: dict[str, Any] = {}
     algo, parts = "tdmpc2", [CANDIDATES[part] for part in name.split("+")]
