@@ -1,6 +1,8 @@
 """After the training: a policy network that acts as the planner does, for acting without planning."""
 
+import contextlib
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,25 @@ from sb3_mpc.common.networks.layers import forget
 from sb3_mpc.common.policies.views import PriorPolicy
 
 LARGEST = 0.98  # action that stands for 1, which no tanh gives
+
+
+@contextlib.contextmanager
+def borrowed(model: WorldModelAlgorithm) -> Iterator[None]:
+    """
+    :param model: agent
+    :return: context in which its environment may be used: the statistics of a ``VecNormalize`` rest, and further
+        training begins with a reset
+    """
+    normalizer = model.get_vec_normalize_env()
+    training = normalizer is not None and normalizer.training
+    model._last_obs = None
+    if normalizer is not None:
+        normalizer.training = False
+    try:
+        yield
+    finally:
+        if normalizer is not None:
+            normalizer.training = training
 
 
 def imitate_planner(
@@ -60,27 +81,28 @@ def imitate_planner(
     world_model = copy.deepcopy(model.actor.world_model)
     policy = PriorPolicy(model.observation_space, model.policy.action_space, world_model)
     policy.set_training_mode(False)
-    forget(policy.prior_net)  # the agent's own one, whose actions are saturated, learned plans half as well
+    forget(policy.prior_net)  # the agent's own one, which is saturated, learned walker-run's plans half as well
     optimizer = th.optim.Adam(policy.prior_net.parameters(), learning_rate)
     latents: list[th.Tensor] = []
     labels: list[th.Tensor] = []
     rng = np.random.default_rng(model.seed)
-    observations: Any = env.reset()
-    state, starts = None, np.ones(env.num_envs, bool)
-    for turn in range(rounds):
-        for _ in range(steps):
-            planned, state = model.predict(observations, state, starts, deterministic=True)
-            with th.no_grad():
-                latents.append(world_model.encode(policy.obs_to_tensor(observations)[0]))
-            labels.append(th.as_tensor(model.policy.scale_action(planned), device=policy.device).float())
-            actions = planned if turn == 0 else policy.predict(observations, deterministic=True)[0]
-            observations, _, starts, _ = env.step(actions)
-        # Before tanh: where it is saturated, the difference of the actions would have no gradient
-        z, targets = th.cat(latents), th.atanh(LARGEST * th.cat(labels))
-        for step in range(gradient_steps):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate * (1 - 0.95 * step / gradient_steps)
-            drawn = th.as_tensor(rng.integers(len(z), size=batch_size), device=z.device)
-            loss = F.smooth_l1_loss(world_model.mode_before_tanh(z[drawn]), targets[drawn])
-            gradient_step(optimizer, loss, max_grad_norm)
+    with borrowed(model):
+        observations: Any = env.reset()
+        state, starts = None, np.ones(env.num_envs, bool)
+        for turn in range(rounds):
+            for _ in range(steps):
+                planned, state = model.predict(observations, state, starts, deterministic=True)
+                with th.no_grad():
+                    latents.append(world_model.encode(policy.obs_to_tensor(observations)[0]))
+                labels.append(th.as_tensor(model.policy.scale_action(planned), device=policy.device).float())
+                actions = planned if turn == 0 else policy.predict(observations, deterministic=True)[0]
+                observations, _, starts, _ = env.step(actions)
+            # Before tanh: where it is saturated, the difference of the actions would have no gradient
+            z, targets = th.cat(latents), th.atanh(LARGEST * th.cat(labels))
+            for step in range(gradient_steps):
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate * (1 - 0.95 * step / gradient_steps)
+                drawn = th.as_tensor(rng.integers(len(z), size=batch_size), device=z.device)
+                loss = F.smooth_l1_loss(world_model.mode_before_tanh(z[drawn]), targets[drawn])
+                gradient_step(optimizer, loss, max_grad_norm)
     return policy

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch as th
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_mpc import TDMPC2
 from sb3_mpc.common.imitation import imitate_planner
@@ -35,6 +36,19 @@ def test_the_network_acts_as_the_planner(algorithm: Any, monkeypatch: pytest.Mon
     assert np.array_equal(
         model.actor.predict(observations, deterministic=True)[0], policy.predict(observations, deterministic=True)[0]
     )
+
+
+def test_training_goes_on_as_if_nothing_had_happened() -> None:
+    """Statistics of the observations are the agent's, and no transition joins two places of the environment."""
+    env = VecNormalize(vec(PointEnv))
+    model = make_agent(TDMPC2, env, seed=0)
+    model.learn(15)  # in the middle of an episode
+    before = env.obs_rms.mean.copy(), env.obs_rms.count
+    imitate_planner(model, 8, rounds=2, gradient_steps=1)
+    assert np.array_equal(env.obs_rms.mean, before[0]) and env.obs_rms.count == before[1] and env.training
+    model.learn(1, reset_num_timesteps=False)
+    buffer = model.replay_buffer
+    assert buffer.observations[15, 0, 2] == 0, "the first step of an episode"
 
 
 def test_several_tasks() -> None:

@@ -10,7 +10,7 @@ What improvements of later papers give TDMPC2 with the preset "small", on the de
 candidate with "small" on the tasks and seeds that both have, and writes ``results/improvements.csv`` and ``.png``.
 
 ``--screening`` runs eight combinations of seven candidates, in which each of them is four times on and four times off,
-and any two of them are on together as often as not (a fractional factorial design): ``effects`` then knows the share of
+and any two of them agree as often as they differ (a fractional factorial design): ``effects`` then knows the share of
 each from all eight runs, with a quarter of the variance that a comparison of two runs has. What two candidates do only
 together is not told apart from what a third one does alone.
 """
