@@ -1,18 +1,20 @@
 """
-One agent of several tasks, from data alone: score by size, and what it is worth as the start of a new task.
+One agent of several tasks, from data alone or by acting: its scores, and what it is worth as the start of a new task.
 
     python -m sb3_mpc.zoo.studies.pretraining data                    # seven tasks, recorded from agents of the zoo
     python -m sb3_mpc.zoo.studies.pretraining data --runs dmc32       # or what `benchmark --save-data` has kept
     python -m sb3_mpc.zoo.studies.pretraining pretrain --algo tdmpc2 --size medium
     python -m sb3_mpc.zoo.studies.pretraining pretrain --algo tdmpc_square --params "actor_mode:'awac'"
+    python -m sb3_mpc.zoo.studies.pretraining act --tasks dmc/walker-stand-v0 dmc/walker-walk-v0 --data logs/acting
     python -m sb3_mpc.zoo.studies.pretraining finetune --algo tdmpc2 --task dmc/walker-run-v0 --seed 0
     python -m sb3_mpc.zoo.studies.pretraining scratch --algo tdmpc2 --task dmc/walker-run-v0 --seed 0
     python -m sb3_mpc.zoo.studies.pretraining plot
     python -m sb3_mpc.zoo.studies.pretraining publish                 # the agent, and a finetuned one, for the zoo
 
-``pretrain`` appends to ``results/pretraining-scores.csv``, a row for each task, and keeps the agent; ``finetune`` and
-``scratch`` append to ``results/pretraining-curves.csv``. The experiments are those of TD-MPC2 (figures 4 and 5) and
-MBDPO in small: data, models and updates of two CPU cores. Tasks to finetune are not among those of the data.
+``pretrain`` and ``act`` append to ``results/pretraining-scores.csv``, a row for each task, and keep the agent;
+``finetune`` and ``scratch`` append to ``results/pretraining-curves.csv``. The experiments are those of TD-MPC2
+(figures 4 and 5) and MBDPO in small: data, models and updates of two CPU cores. Tasks to finetune are not among those
+that the agent has learned.
 """
 
 import argparse
@@ -32,6 +34,7 @@ from sb3_mpc.agents.agent_files import load_agent, read_card, save_agent
 from sb3_mpc.agents.training_files import read_buffer
 from sb3_mpc.common.callbacks.latents import to_plane
 from sb3_mpc.common.policies.multitask import short_name
+from sb3_mpc.envs import make_multitask
 from sb3_mpc.offline import Dataset, merge
 from sb3_mpc.offline.writer import DatasetWriter
 from sb3_mpc.zoo.cards import CHECKPOINTS, SCORE, agent_name
@@ -53,6 +56,7 @@ TASKS = [
         *("walker-stand", "walker-walk"),
     )
 ]
+ACTED = ["dmc/walker-stand-v0", "dmc/walker-walk-v0", "dmc/walker-walk-backwards-v0"]
 PARTS = {"planner": 0.0, "network": 0.3, "random": 1.0}  # who acts, and the part of random actions
 PLANNER = dict(iterations=3, num_samples=64, num_elites=12, num_pi_trajs=12)
 TRANSITIONS = 5_000  # of each part of each task
@@ -61,6 +65,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "medium": dict(latent_dim=64, enc_dim=128, net_arch=[128, 128]),  # of the preset "small"
     "large": dict(latent_dim=128, enc_dim=256, net_arch=[256, 256]),
 }
+START = dict(learning_starts=3_000, pretrain_gradient_steps=1_000)  # of an agent that acts in several tasks
 UPDATES, BATCH_SIZE, DECISIONS, EVERY = 6_000, 128, 10_000, 2_500
 NAME = "several-tasks"  # of the pretrained agent in the zoo
 Row = dict[str, Any]
@@ -82,6 +87,12 @@ def append(rows: Sequence[Row], path: Path) -> None:
 def agent_of(args: argparse.Namespace) -> Path:
     """:return: file of the pretrained agent"""
     return Path(args.data) / f"{args.algo}-{args.size}.safetensors"
+
+
+def transitions_of(args: argparse.Namespace) -> int:
+    """:return: number of transitions that the pretrained agent has learned from"""
+    recorded = args.data / "tasks"
+    return Dataset.load(recorded).rows if recorded.exists() else read_card(agent_of(args))["steps"]["decisions"]
 
 
 def data(args: argparse.Namespace) -> None:
@@ -130,43 +141,77 @@ def recorded(args: argparse.Namespace) -> Iterator[Dataset]:
             yield Dataset.load(path)
 
 
+def new_agent(args: argparse.Namespace, env: Any, **settings: Any) -> Any:
+    """
+    :param args: command line
+    :param env: environment, or spaces, of all tasks
+    :param settings: further arguments
+    :return: an agent of several tasks with the preset "small" and single settings of the command line
+    """
+    params = {name: value for item in args.params for name, value in setting(item).items()}
+    return sb3_mpc.ALGORITHMS[args.algo](
+        "MultitaskPolicy",
+        env,
+        preset="small",
+        policy_kwargs=SIZES[args.size],
+        seed=args.seed,
+        device="cpu",
+        **{**settings, **params},
+    )
+
+
 def pretrain(args: argparse.Namespace) -> None:
     """
     :param args: command line
     """
     known = Dataset.load(args.data / "tasks")
-    algorithm = sb3_mpc.ALGORITHMS[args.algo]
-    params = {name: value for item in args.params for name, value in setting(item).items()}
-    model: Any = algorithm(
-        "MultitaskPolicy",
-        known.as_env(),
-        preset="small",
-        batch_size=BATCH_SIZE,
-        policy_kwargs=SIZES[args.size],
-        seed=args.seed,
-        device="cpu",
-        **params,
-    )
+    model = new_agent(args, known.as_env(), batch_size=BATCH_SIZE)
     started = time.process_time()
     model.learn_offline(known, args.updates)
     minutes = (time.process_time() - started) / 60
     note = f"learned from {known.rows:,} recorded transitions by {args.updates:,} updates, without acting"
     save_agent(model, agent_of(args), note=note)
+    record(args, model, [task.name for task in known.tasks], args.params, minutes, known.rows)
+
+
+def act(args: argparse.Namespace) -> None:
+    """
+    Learn all tasks by acting in them, each in ten environments, with an update for each decision.
+
+    :param args: command line
+    """
+    args.data.mkdir(parents=True, exist_ok=True)
+    env = make_multitask(args.tasks, copies=EPISODES, seed=args.seed)
+    total = args.decisions * len(args.tasks)
+    model = new_agent(args, env, **START)
+    started = time.process_time()
+    model.learn(total)
+    minutes = (time.process_time() - started) / 60
+    note = f"learned by {args.decisions:,} decisions in each of {len(args.tasks)} tasks, {minutes:.0f} minutes"
+    save_agent(model, agent_of(args), note=note, preset="small")
+    record(args, model, args.tasks, ["acting", *args.params], minutes, total)
+
+
+def record(
+    args: argparse.Namespace, model: Any, tasks: Sequence[str], params: Sequence[str], minutes: float, transitions: int
+) -> None:
+    """
+    Evaluate an agent of several tasks, and append its scores.
+
+    :param args: command line
+    :param model: the agent
+    :param tasks: ids of its tasks
+    :param params: what is said of its training
+    :param minutes: time of the training
+    :param transitions: that it has learned from
+    """
     networks = model.policy.world_model
     parameters = sum(p.numel() for name, p in networks.named_parameters() if "target" not in name)
-    run = dict(algo=args.algo, size=args.size, parameters=parameters, updates=args.updates, seed=args.seed)
-    run |= dict(
-        cpu_minutes=round(minutes, 1), params=" ".join(args.params), tasks=len(known.tasks), transitions=known.rows
-    )
-    scores: Any = evaluate_tasks(model, [task.name for task in known.tasks], args.episodes, seed=1_000, network=True)
+    run = dict(algo=args.algo, size=args.size, parameters=parameters, updates=model._n_updates, seed=args.seed)
+    run |= dict(cpu_minutes=round(minutes, 1), params=" ".join(params), tasks=len(tasks), transitions=transitions)
+    scores: Any = evaluate_tasks(model, tasks, args.episodes, seed=1_000, network=True)
     rows = [
-        dict(
-            run,
-            task=row.task,
-            score=round(row.score, 1),
-            std=round(row.std / 10, 1),
-            network=round(row.network, 1),
-        )
+        dict(run, task=row.task, score=round(row.score, 1), std=round(row.std / 10, 1), network=round(row.network, 1))
         for row in scores
     ]
     append(rows, args.folder / "pretraining-scores.csv")
@@ -198,7 +243,7 @@ def learn(args: argparse.Namespace) -> None:
     model.learn(DECISIONS, evaluations)
     run: Row = dict(start=args.study, algo=args.algo, size=args.size, task=args.task, seed=args.seed)
     run["cpu_minutes"] = round((time.process_time() - started) / 60, 1)
-    run["transitions"] = Dataset.load(args.data / "tasks").rows if args.study == "finetune" else 0
+    run["transitions"] = transitions_of(args) if args.study == "finetune" else 0
     rows = [
         dict(run, decisions=row.decisions, frames=2 * row.decisions, score=round(row.score, 1)) | {"return": row.mean}
         for row in evaluations.found
@@ -282,7 +327,7 @@ def plot(args: argparse.Namespace) -> None:
     figure.savefig(args.folder / "pretraining.png", dpi=110)
 
 
-STUDIES = dict(data=data, pretrain=pretrain, finetune=learn, scratch=learn, publish=publish, plot=plot)
+STUDIES = dict(data=data, pretrain=pretrain, act=act, finetune=learn, scratch=learn, publish=publish, plot=plot)
 
 
 def main() -> None:
@@ -291,7 +336,9 @@ def main() -> None:
     parser.add_argument("study", choices=STUDIES)
     parser.add_argument("--algo", default="tdmpc2", help="method, such as tdmpc2 or mbdpo")
     parser.add_argument("--size", default="medium", choices=SIZES)
-    parser.add_argument("--task", default="dmc/walker-run-v0", help="task to finetune, not among those of the data")
+    parser.add_argument("--tasks", nargs="+", default=ACTED, metavar="ID", help="tasks of act")
+    parser.add_argument("--decisions", type=int, default=50_000, help="of act, in each task")
+    parser.add_argument("--task", default="dmc/walker-run-v0", help="task to finetune, which the agent does not have")
     parser.add_argument("--like", help="task whose embedding it begins with (default: TD-MPC2's choice, if it has one)")
     parser.add_argument("--runs", type=Path, help="folder of `benchmark --save-data`, whose transitions are the data")
     parser.add_argument("--seed", type=int, default=0)

@@ -202,6 +202,33 @@ def test_pretraining(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert (tmp_path / "pretraining.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_several_tasks_by_acting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An agent learns two tasks by acting in both, and is the start of a third one."""
+    tasks, new = ["dmc/reacher-easy-v0", "dmc/walker-walk-v0"], "dmc/walker-run-v0"
+    for task in (*tasks, new):
+        monkeypatch.setattr(gym.spec(task), "max_episode_steps", 10)
+    for name, value in dict(EPISODES=2, DECISIONS=20, EVERY=20).items():
+        monkeypatch.setattr(pretraining, name, value)
+    monkeypatch.setattr(pretraining, "SIZES", dict(medium=dict(latent_dim=16, enc_dim=16, net_arch=[16])))
+    start = dict(learning_starts=20, pretrain_gradient_steps=5)
+    monkeypatch.setattr(pretraining, "START", start)
+    common = f"--data {tmp_path} --folder {tmp_path} --checkpoints {tmp_path} --episodes 1 --decisions 20"
+    for study in ("act", "finetune", "publish"):
+        command = ["pretraining", study, "--tasks", *tasks, "--params", "n_steps:2", "--task", new, *common.split()]
+        monkeypatch.setattr(sys, "argv", command)
+        pretraining.main()
+    scores, curves = (read(tmp_path / f"pretraining-{name}.csv") for name in ("scores", "curves"))
+    assert [row["task"] for row in scores] == tasks and all(0 <= float(row["score"]) <= 1 for row in scores)
+    # Of 40 decisions 20 come first, and each of the others has an update
+    assert {(row["params"], row["transitions"], row["updates"]) for row in scores} == {("acting n_steps:2", "40", "25")}
+    assert [(row["start"], row["transitions"], row["decisions"]) for row in curves] == [
+        ("finetune", "40", "0"),
+        ("finetune", "40", "20"),
+    ]
+    card = read_card(tmp_path / "tdmpc2-several-tasks.safetensors")
+    assert list(card["evaluation"])[:2] == [f"score {task}" for task in tasks]
+
+
 def test_imitation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(gym.spec(ID), "max_episode_steps", 10)
     monkeypatch.setattr(imitation, "RESULTS", tmp_path)
