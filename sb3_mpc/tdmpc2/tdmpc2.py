@@ -1,6 +1,6 @@
 """TD-MPC2: scalable, robust world models for continuous control."""
 
-from typing import TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch as th
 from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
@@ -10,6 +10,7 @@ from sb3_mpc.common.buffers.batch import SequenceBatch
 from sb3_mpc.common.buffers.sources import RecordedData
 from sb3_mpc.common.networks.gaussian import gaussian_log_prob, squash_correction
 from sb3_mpc.common.networks.losses import UpdateNoise, n_step_targets, temporal_weights
+from sb3_mpc.common.presets import PRESETS
 
 SelfTDMPC2 = TypeVar("SelfTDMPC2", bound="TDMPC2")
 
@@ -40,9 +41,9 @@ class TDMPC2(WorldModelAlgorithm):
     :param optimize_memory_usage: has no effect, observations are never stored twice
     :param n_steps: replayed rewards in a value target, at most ``horizon``; the last steps of a window have fewer. With
         more than one, values are partly those of the actions of older policies
-    :param preset: "small" (easy tasks, 0.2M parameters) or "cpu" (1M parameters) instead of the paper's settings.
-        Arguments that are given, too, win, ``policy_kwargs`` key by key. Updates per decision are those of the preset,
-        however many environments there are
+    :param preset: "small" (easy tasks, 0.2M parameters), "best" (the same with improvements of later papers) or "cpu"
+        (1M parameters) instead of the paper's settings. Arguments that are given, too, win, ``policy_kwargs`` key by
+        key. Updates per decision are those of the preset, however many environments there are
     :param horizon: length H of plans and of training windows
     :param rho: weight of step t in the losses is ``rho ** t``
     :param consistency_coef: weight of the latent consistency loss
@@ -77,6 +78,20 @@ class TDMPC2(WorldModelAlgorithm):
     :param device: device of the model, such as "cpu", "cuda", "mps" or "auto"
     :param _init_setup_model: whether to build the networks at once
     """
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        **PRESETS,
+        # "small" and what the screening of improvements found to help (docs/pages/tdmpc2.md)
+        "best": {
+            **PRESETS["small"],
+            "n_steps": 3,
+            "policy_kwargs": {
+                **PRESETS["small"]["policy_kwargs"],
+                **dict(normalize_observations=True, planner_class="ImprovedPlanner"),
+                "planner_kwargs": dict(noise_correlation=0.5),
+            },
+        },
+    }
 
     def value_target(self, next_z: th.Tensor, batch: SequenceBatch, noise: UpdateNoise) -> th.Tensor:
         """TD target: reward plus discounted minimum of two random target values at an action of the prior (eq. 2)."""

@@ -15,7 +15,7 @@ from sb3_mpc.common.buffers.sources import RecordedData
 from sb3_mpc.common.networks.gaussian import LOG_SQRT_2PI, gaussian_log_prob, squash_correction
 from sb3_mpc.common.networks.losses import UpdateNoise, temporal_weights
 from sb3_mpc.common.policies.world_model_policy import WorldModelPolicy
-from sb3_mpc.common.presets import takes_preset
+from sb3_mpc.common.presets import PRESETS, takes_preset
 from sb3_mpc.tdmpc2.tdmpc2 import TDMPC2
 
 SelfTDMPCSquare = TypeVar("SelfTDMPCSquare", bound="TDMPCSquare")
@@ -86,6 +86,7 @@ class TDMPCSquare(TDMPC2):
     :param exp_adv_max: upper bound of the weights of "awac"
     """
 
+    presets: ClassVar[dict[str, dict[str, Any]]] = PRESETS
     buffer_class = PlanReplayBuffer
     ranges: ClassVar[dict[str, tuple[float, ...]]] = {**TDMPC2.ranges, **dict(prior_coef=(0,), awac_lambda=(1e-6,))}
     relations: ClassVar[tuple[tuple[str, str], ...]] = (*TDMPC2.relations, ("exp_adv_min", "exp_adv_max"))

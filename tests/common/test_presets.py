@@ -8,9 +8,11 @@ import pytest
 from gymnasium import spaces
 from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.torch_layers import FlattenExtractor
 
-from sb3_mpc import TDMPC2, FacTDMPC
+from sb3_mpc import BMPC, MBDPO, TDMPC2, FacTDMPC, TDMPCSquare
 from sb3_mpc.agents.agent_files import load_agent, save_agent
+from sb3_mpc.common.planning.improved import ImprovedPlanner
 from tests.support.agents import PointEnv, SpaceEnv, make_agent, vec
 
 # Quick enough to learn in a test; the sizes of the networks stay those of the preset
@@ -116,6 +118,22 @@ def test_agent_files_hold_the_settings_and_not_the_name(tmp_path: Path) -> None:
     assert (loaded.preset, loaded.num_samples, loaded.policy_kwargs) == (None, 64, model.policy_kwargs)
 
 
+def test_best_is_small_with_improvements(tmp_path: Path) -> None:
+    small, best = (TDMPC2("MlpPolicy", PointEnv(), preset=name, **QUICK) for name in ("small", "best"))
+    assert (small.n_steps, best.n_steps) == (1, 3) and best.num_samples == small.num_samples
+    assert type(best.policy.planner) is ImprovedPlanner and best.policy.planner.noise_correlation == 0.5
+    assert best.policy.world_model.encoder.features_extractor.mean.shape == (3,)
+    assert best.policy_kwargs.items() > small.policy_kwargs.items()
+    save_agent(best.learn(12), tmp_path / "agent")
+    loaded: Any = load_agent(tmp_path / "agent")
+    assert loaded.n_steps == 3 and type(loaded.policy.planner) is ImprovedPlanner
+    plain = dict(normalize_observations=False)
+    other = TDMPC2("MlpPolicy", PointEnv(), preset="best", policy_kwargs=plain, **QUICK)
+    assert type(other.policy.world_model.encoder.features_extractor) is FlattenExtractor
+    for algorithm in (TDMPCSquare, BMPC, MBDPO, FacTDMPC):
+        assert "best" not in algorithm.presets
+
+
 def test_presets_are_not_shared_by_agents(algorithm: Any) -> None:
     first = algorithm("MlpPolicy", PointEnv(), preset="small", device="cpu")
     first.policy_kwargs["net_arch"].append(1)
@@ -123,5 +141,7 @@ def test_presets_are_not_shared_by_agents(algorithm: Any) -> None:
 
 
 def test_unknown_name(algorithm: Any) -> None:
-    with pytest.raises(ValueError, match='^There is no preset "large": use "cpu" or "small"( or "offline")?.$'):
+    with pytest.raises(
+        ValueError, match='^There is no preset "large": use "cpu" or "small"( or "offline")?( or "best")?.$'
+    ):
         algorithm("MlpPolicy", PointEnv(), preset="large")

@@ -18,7 +18,7 @@ from tests.support.agents import PointEnv, make_agent, vec
 
 BATCH, UPDATES = 12, 20  # a size that no other dimension has
 METHODS: dict[Any, dict[str, Any]] = {
-    TDMPC2: {},
+    TDMPC2: dict(policy_kwargs=dict(normalize_observations=True)),
     TDMPCSquare: dict(scale_threshold=0.0),
     BMPC: dict(td_horizon=2),
     MBDPO: dict(use_score_network=True, score_samples=5),

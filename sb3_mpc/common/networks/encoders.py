@@ -4,15 +4,18 @@ from typing import Any
 
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.preprocessing import is_image_space, preprocess_obs
+from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space, preprocess_obs
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
+from sb3_mpc.common import processes
 from sb3_mpc.common.checks.arguments import UnsupportedObservationError
 from sb3_mpc.common.networks.layers import init_linear, latent_norm, make_mlp
 
 SHIFT_PAD = 3
+# Of normalised observations, as in VecNormalize
+SMALLEST_STD, LARGEST = 1e-4, 10.0
 # (kernel, stride) of the four convolutions, 64x64 pixels -> 4x4 features (official code)
 CONV_LAYERS = ((7, 2), (5, 2), (3, 2), (3, 1))
 
@@ -30,6 +33,48 @@ def random_shift(images: th.Tensor, shift: th.Tensor) -> th.Tensor:
     columns = (th.arange(width, device=images.device) + shift[:, :1] - SHIFT_PAD).clamp(0, width - 1)  # [B, width]
     index = th.arange(batch, device=images.device)[:, None, None]
     return images.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+class NormalizingExtractor(BaseFeaturesExtractor):
+    """
+    Flattened observations, each number less its mean, divided by its standard deviation and cut at 10, as those of
+    SB3's ``VecNormalize``. Mean and deviation are those of all observations that were replayed in training so far; they
+    are part of the agent, which is therefore evaluated in plain environments.
+
+    :param observation_space: space of the observations
+    """
+
+    mean: th.Tensor
+    std: th.Tensor
+    count: th.Tensor
+
+    def __init__(self, observation_space: spaces.Space) -> None:
+        super().__init__(observation_space, get_flattened_obs_dim(observation_space))
+        self.register_buffer("mean", th.zeros(self.features_dim))
+        self.register_buffer("std", th.ones(self.features_dim))
+        self.register_buffer("count", th.zeros((), dtype=th.long))
+
+    @th.no_grad()
+    def update(self, x: th.Tensor) -> None:
+        """
+        :param x: further observations ``[B, features_dim]``
+        """
+        x = processes.gather(x.detach())
+        self.count.add_(len(x))
+        part, shift = len(x) / self.count, x.mean(0) - self.mean
+        var = (1 - part) * self.std.square() + part * x.var(0, correction=0) + part * (1 - part) * shift.square()
+        self.mean.add_(part * shift)
+        self.std.copy_(var.sqrt())
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        """
+        :param observations: ``[B, ...]``
+        :return: ``[B, features_dim]``
+        """
+        x = observations.flatten(1)
+        if self.training:
+            self.update(x)
+        return ((x - self.mean) / self.std.clamp(min=SMALLEST_STD)).clamp(-LARGEST, LARGEST)
 
 
 class PixelExtractor(BaseFeaturesExtractor):
@@ -89,6 +134,7 @@ class DictExtractor(BaseFeaturesExtractor):
     :param cnn_output_dim: size of a linear layer after the convolutions of each image, none if None
     :param num_channels: channels of the convolutions
     :param normalized_image: images are already in [0, 1]
+    :param normalize_observations: normalise what is not an image, see :class:`NormalizingExtractor`
     :raises UnsupportedObservationError: if one of the spaces is empty
     """
 
@@ -98,8 +144,10 @@ class DictExtractor(BaseFeaturesExtractor):
         cnn_output_dim: int | None = None,
         num_channels: int = 32,
         normalized_image: bool = False,
+        normalize_observations: bool = False,
     ) -> None:
         super().__init__(observation_space, features_dim=1)
+        flat = NormalizingExtractor if normalize_observations else FlattenExtractor
         extractors: list[BaseFeaturesExtractor] = []
         for key, space in observation_space.spaces.items():
             if 0 in (space.shape or ()):
@@ -111,7 +159,7 @@ class DictExtractor(BaseFeaturesExtractor):
                 assert isinstance(space, spaces.Box)
                 extractors.append(PixelExtractor(space, cnn_output_dim, num_channels, normalized_image))
             else:
-                extractors.append(FlattenExtractor(space))
+                extractors.append(flat(space))
         # A list in the order of the keys, because some keys are not valid names of modules
         self.keys = list(observation_space.spaces)
         self.extractors = nn.ModuleList(extractors)

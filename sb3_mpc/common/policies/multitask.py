@@ -205,6 +205,7 @@ class MultitaskWorldModelPolicy(MultiInputPolicy):
         # The encoder's input has the embedding in place of the task index
         embedded = {**observation_space.spaces, TASK: spaces.Box(-np.inf, np.inf, (task_dim,), np.float32)}
         sizes: dict[str, Any] = dict(model_size=model_size, latent_dim=latent_dim)
+        kwargs["normalize_observations"] = False  # what a number of a padded observation means depends on the task
         super().__init__(spaces.Dict(embedded), action_space, lr_schedule, **sizes, **kwargs)
         self.observation_space = observation_space
         self._init_kwargs |= self.tasks | dict(task_names=self.task_names)

@@ -11,7 +11,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_mpc.common.checks.arguments import check_arguments
-from sb3_mpc.common.networks.encoders import DictExtractor, Encoder, PixelExtractor
+from sb3_mpc.common.networks.encoders import DictExtractor, Encoder, NormalizingExtractor, PixelExtractor
 from sb3_mpc.common.networks.running_scale import RunningScale
 from sb3_mpc.common.networks.sizes import MAX_LAYERS, MAX_SIZE, resolve_sizes
 from sb3_mpc.common.networks.world_model import WorldModel
@@ -76,6 +76,8 @@ class WorldModelPolicy(PlanningPolicy):
     :param planner_kwargs: arguments of the planner
     :param image_augmentation: shift images at random while training
     :param augment_at_inference: shift them when acting stochastically, too, as the official code does
+    :param normalize_observations: divide observations by their spread in what was replayed so far, as ``VecNormalize``
+        does; neither images, nor what an own features extractor gets, nor the observations of several tasks
     :param features_extractor_class: features extractor; by default convolutions for images, otherwise flattening
     :param features_extractor_kwargs: its arguments
     :param normalize_images: whether images are divided by 255
@@ -133,6 +135,7 @@ class WorldModelPolicy(PlanningPolicy):
         optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
         layer_norm: bool = True,
+        normalize_observations: bool = False,
     ) -> None:
         planner_class = find_planner(planner_class)
         init_kwargs = {
@@ -142,6 +145,11 @@ class WorldModelPolicy(PlanningPolicy):
         }
         extractor_class = features_extractor_class or self.default_features_extractor
         features_extractor_kwargs = dict(features_extractor_kwargs or {})
+        if normalize_observations and features_extractor_class is None:
+            if extractor_class is FlattenExtractor:
+                extractor_class = NormalizingExtractor
+            elif extractor_class is DictExtractor:
+                features_extractor_kwargs["normalize_observations"] = True
         if not normalize_images and issubclass(extractor_class, (PixelExtractor, DictExtractor)):
             features_extractor_kwargs["normalized_image"] = True
         super().__init__(
