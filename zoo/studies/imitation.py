@@ -22,7 +22,7 @@ import sb3_mpc.envs  # noqa: F401
 from sb3_mpc import zoo
 from sb3_mpc.common.imitation import imitate_planner
 from sb3_mpc.zoo.studies.comparison import RESULTS
-from sb3_mpc.zoo.studies.factored import milliseconds
+from sb3_mpc.zoo.studies.factored_times import milliseconds
 from sb3_mpc.zoo.studies.pretraining import append
 
 ENVIRONMENTS, SEED = 10, 1_000

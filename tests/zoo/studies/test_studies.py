@@ -16,6 +16,7 @@ from sb3_mpc.zoo.studies import (
     comparison,
     diffusion,
     factored,
+    factored_times,
     imitation,
     learning,
     offline_to_online,
@@ -84,7 +85,7 @@ def test_factored_studies(briefly: dict[str, Any], monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(factored, "load_preset", lambda *args: {**SMALL, "distill_steps": 20, **dict.fromkeys(UNUSED)})
     monkeypatch.setattr(factored, "SAMPLES", (16, 8))
     monkeypatch.setattr(factored, "PERTURBATIONS", ("random", 0.5))
-    monkeypatch.setattr(factored, "ACTIONS", {"reacher-three": 3})
+    monkeypatch.setattr(factored_times, "ACTIONS", {"reacher-three": 3})
     expert = comparison.train("tdmpc2", "dmc/walker-walk-v0", 1, 30, tmp_path / "comparison.csv", **briefly)
     comparison.save(expert, tmp_path, "dmc/walker-walk-v0")
     common = f"--expert {tmp_path} --episodes 1 --runs 1 --agent {tmp_path / 'agent.zip'} --folder {tmp_path}"
