@@ -34,6 +34,7 @@ from sb3_mpc.agents.training_files import check_finite_parameters
 from sb3_mpc.common.algorithm import WorldModelAlgorithm
 from sb3_mpc.common.checks.arguments import check_range, make_env
 from sb3_mpc.common.discount import env_attribute
+from sb3_mpc.common.networks.encoders import NormalizingExtractor
 from sb3_mpc.common.persistence import global_randomness_kept
 
 # Arguments that belong to the machine or to the training run, not to the agent
@@ -92,7 +93,16 @@ def save_agent(model: WorldModelAlgorithm, path: str | Path, dtype: str = "float
         **_description(model),
         "vec_normalize": None if normalization is None else normalization_settings(normalization),
     }
-    tensors = {name: _stored(value, dtype) for name, value in model.get_parameters()["policy"].items()}
+    exact = {  # differences of similar numbers: a rounded mean would shift all observations
+        f"{name}.{statistic}"
+        for name, module in model.policy.named_modules()
+        if isinstance(module, NormalizingExtractor)
+        for statistic in ("mean", "std")
+    }
+    tensors = {
+        name: _stored(value, "float32" if name in exact else dtype)
+        for name, value in model.get_parameters()["policy"].items()
+    }
     if normalization is not None:
         tensors |= {STATISTICS + name: value for name, value in normalization_tensors(normalization).items()}
     content = {name: json.loads(_to_json(value, f"The card's {name}")) for name, value in content.items()}

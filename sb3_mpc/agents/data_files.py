@@ -29,7 +29,7 @@ import sb3_mpc
 from sb3_mpc.agents.space_json import space_from_json, space_to_json
 from sb3_mpc.common.buffers import her, plan_buffer, sequence_buffer
 from sb3_mpc.common.files import atomic_target
-from sb3_mpc.common.networks.encoders import DictExtractor, PixelExtractor
+from sb3_mpc.common.networks.encoders import DictExtractor, NormalizingExtractor, PixelExtractor
 from sb3_mpc.common.networks.world_model import WorldModel
 from sb3_mpc.common.policies.world_model_policy import PLANNERS
 
@@ -42,7 +42,7 @@ GENERATORS = {"PCG64": np.random.PCG64, "MT19937": np.random.MT19937}
 def policy_classes() -> list[type]:
     """:return: the classes that may appear in ``policy_kwargs`` of a file"""
     own = [value for cls in sb3_mpc.ALGORITHMS.values() for value in cls.policy_defaults.values()]
-    extractors = [PixelExtractor, DictExtractor, torch_layers.FlattenExtractor]
+    extractors = [PixelExtractor, DictExtractor, NormalizingExtractor, torch_layers.FlattenExtractor]
     known = [WorldModel, *PLANNERS.values(), *extractors, th.optim.Adam, th.optim.AdamW, *own]
     return [value for value in known if isinstance(value, type)]
 

@@ -75,6 +75,8 @@ def complete(settings: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str,
         the number of environments that there are
     """
     added = {name: value for name, value in settings.items() if name not in (*given, *OF_THE_RUN)}
+    if "n_steps" in added and isinstance(given.get("horizon"), int):
+        added["n_steps"] = max(1, min(added["n_steps"], given["horizon"]))
     if "learning_rate" in added:
         added["learning_rate"] = schedule(added["learning_rate"])
     if "n_envs" in settings and "gradient_steps" in settings:
@@ -94,9 +96,14 @@ def merged(sizes: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     :param own: those that the user gives, which win; other names of the same sizes are left out of the preset's
     :return: both together
     """
-    covered = SIZES if "model_size" in own else set()
+    covered = set(SIZES) if "model_size" in own else set()
     covered = covered.union(*(pair for pair in PAIRS if pair & own.keys()))
-    return {**{name: value for name, value in sizes.items() if name not in covered}, **own}
+    if "planner_class" in own:
+        covered.add("planner_kwargs")  # another planner has other arguments
+    left = {name: value for name, value in sizes.items() if name not in covered}
+    if "planner_kwargs" in left.keys() & own.keys():
+        own = {**own, "planner_kwargs": {**left["planner_kwargs"], **(own["planner_kwargs"] or {})}}
+    return {**left, **own}
 
 
 def takes_preset(constructor: Callable[P, None]) -> Callable[P, None]:

@@ -81,7 +81,7 @@ class TDMPC2(WorldModelAlgorithm):
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         **PRESETS,
-        # "small" and what the screening of improvements found to help (docs/pages/tdmpc2.md)
+        # "small" with the three improvements whose share was positive in a screening (docs/pages/tdmpc2.md)
         "best": {
             **PRESETS["small"],
             "n_steps": 3,

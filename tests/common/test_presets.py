@@ -13,6 +13,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from sb3_mpc import BMPC, MBDPO, TDMPC2, FacTDMPC, TDMPCSquare
 from sb3_mpc.agents.agent_files import load_agent, save_agent
 from sb3_mpc.common.planning.improved import ImprovedPlanner
+from sb3_mpc.common.planning.planner import MPPIPlanner
 from tests.support.agents import PointEnv, SpaceEnv, make_agent, vec
 
 # Quick enough to learn in a test; the sizes of the networks stay those of the preset
@@ -130,6 +131,13 @@ def test_best_is_small_with_improvements(tmp_path: Path) -> None:
     plain = dict(normalize_observations=False)
     other = TDMPC2("MlpPolicy", PointEnv(), preset="best", policy_kwargs=plain, **QUICK)
     assert type(other.policy.world_model.encoder.features_extractor) is FlattenExtractor
+    short = TDMPC2("MlpPolicy", PointEnv(), preset="best", horizon=2, **QUICK)
+    assert (short.horizon, short.n_steps) == (2, 2)
+    usual = TDMPC2("MlpPolicy", PointEnv(), preset="best", policy_kwargs=dict(planner_class="MPPIPlanner"), **QUICK)
+    assert type(usual.policy.planner) is MPPIPlanner
+    more = dict(planner_kwargs=dict(kept_elites=0.5))
+    both: Any = TDMPC2("MlpPolicy", PointEnv(), preset="best", policy_kwargs=more, **QUICK).policy.planner
+    assert both.noise_correlation == 0.5 and both.num_kept > 0
     for algorithm in (TDMPCSquare, BMPC, MBDPO, FacTDMPC):
         assert "best" not in algorithm.presets
 

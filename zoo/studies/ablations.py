@@ -5,9 +5,9 @@ What the papers leave out or exchange in their methods, each trained with a smal
     python -m sb3_mpc.zoo.studies.ablations train no-simnorm dmc/walker-walk-v0 --seed 1
     python -m sb3_mpc.zoo plot zoo/studies/results/ablations.csv --output ablations.png
 
-Most are arguments of the methods; variants 1 and 2 of BMPC are written here with the methods' hooks. The rows of the
-CSV file are those of :mod:`sb3_mpc.zoo.studies.comparison`, with the name of the ablation as method. Settings that are
-not changed are those of the preset "small".
+Most are arguments of the methods; variants 1 and 2 of BMPC and other entropies are written here with their hooks. The
+rows of the CSV file are those of :mod:`sb3_mpc.zoo.studies.comparison`, with the name of the ablation as method.
+Settings that are not changed are those of the preset "small".
 """
 
 import argparse
@@ -21,7 +21,7 @@ import sb3_mpc.envs  # noqa: F401  (registers the ids)
 from sb3_mpc import BMPC, TDMPC2, TDMPCSquare
 from sb3_mpc.common.algorithm import WorldModelAlgorithm
 from sb3_mpc.common.buffers.batch import SequenceBatch
-from sb3_mpc.common.networks.gaussian import bound_log_std, gaussian_log_prob
+from sb3_mpc.common.networks.gaussian import bound_log_std, gaussian_log_prob, squash_correction
 from sb3_mpc.common.networks.losses import UpdateNoise, temporal_weights
 from sb3_mpc.common.networks.running_scale import RunningScale
 from sb3_mpc.common.networks.world_model import WorldModel
@@ -119,6 +119,38 @@ class GuidedValues(Guided):
     policy_defaults: ClassVar[dict[str, Any]] = dict(world_model_class=GuidedModel, planner_class=GuidedValuePlanner)
 
 
+# -- TD-MPC2: the entropy of the policy --------------------------------------------------------------------------------
+
+
+class SquashedEntropy(TDMPC2):
+    """
+    TD-MPC2 with the entropy of squashed actions, as in SAC, in place of that before tanh, which grows without bound.
+
+    :cvar penalty: weight of the squared mean before tanh, as in MR.Q (https://arxiv.org/abs/2501.16142)
+    """
+
+    penalty = 0.0
+
+    def policy_loss(
+        self, zs: th.Tensor, batch: SequenceBatch, noise: UpdateNoise
+    ) -> tuple[th.Tensor, dict[str, th.Tensor]]:
+        """:return: the loss, and what is logged"""
+        model, scale = self.policy.world_model, self.policy.running_scale
+        action, log_prob, q = self.prior_values(zs, noise)
+        scale.update(q[0])
+        entropy = squash_correction(action) - log_prob
+        size = model.mode_before_tanh(zs).square().sum(-1, keepdim=True)
+        objective = scale(q) + self.entropy_coef * model.num_actions(zs) * entropy - self.penalty * size
+        mask = th.cat([th.ones_like(batch.mask[:1]), batch.mask])
+        return -(temporal_weights(self.rho, zs) * mask * objective).mean(), dict(pi_entropy=entropy.mean())
+
+
+class PenalisedMean(SquashedEntropy):
+    """The same with means that are kept small."""
+
+    penalty = 1e-3
+
+
 # -- What is trained ---------------------------------------------------------------------------------------------------
 
 
@@ -150,6 +182,8 @@ ABLATIONS = {
     **{f"{count}-values": of_policy(num_q=count) for count in (1, 5, 10)},  # the preset has two
     "no-planning": of_policy(planner_class=PriorPlanner),
     "horizon-1": Ablation(TDMPC2, "tdmpc2", dict(horizon=1)),
+    "squashed-entropy": Ablation(SquashedEntropy, "tdmpc2", {}),
+    "squashed-entropy-penalised": Ablation(PenalisedMean, "tdmpc2", {}),
     # TD-M(PC)²: policies that it is compared with
     **{mode: Ablation(TDMPCSquare, "tdmpc_square", dict(actor_mode=mode)) for mode in TDMPCSquare.actor_modes},
     # BMPC, figure 7 and appendix A

@@ -38,7 +38,7 @@ def random_shift(images: th.Tensor, shift: th.Tensor) -> th.Tensor:
 class NormalizingExtractor(BaseFeaturesExtractor):
     """
     Flattened observations, each number less its mean, divided by its standard deviation and cut at 10, as those of
-    SB3's ``VecNormalize``. Mean and deviation are those of all observations that were replayed in training so far; they
+    SB3's ``VecNormalize``. Mean and deviation are those of all observations that were replayed in updates so far; they
     are part of the agent, which is therefore evaluated in plain environments.
 
     :param observation_space: space of the observations
@@ -47,6 +47,7 @@ class NormalizingExtractor(BaseFeaturesExtractor):
     mean: th.Tensor
     std: th.Tensor
     count: th.Tensor
+    normalizes = True
 
     def __init__(self, observation_space: spaces.Space) -> None:
         super().__init__(observation_space, get_flattened_obs_dim(observation_space))
@@ -55,14 +56,17 @@ class NormalizingExtractor(BaseFeaturesExtractor):
         self.register_buffer("count", th.zeros((), dtype=th.long))
 
     @th.no_grad()
-    def update(self, x: th.Tensor) -> None:
+    def observe(self, observations: th.Tensor, counts: th.Tensor) -> None:
         """
-        :param x: further observations ``[B, features_dim]``
+        :param observations: further observations ``[B, ...]``
+        :param counts: 1 for each that counts, 0 for the others ``[B, 1]``
         """
-        x = processes.gather(x.detach())
-        self.count.add_(len(x))
-        part, shift = len(x) / self.count, x.mean(0) - self.mean
-        var = (1 - part) * self.std.square() + part * x.var(0, correction=0) + part * (1 - part) * shift.square()
+        x, counts = processes.gather(observations.flatten(1)), processes.gather(counts)
+        number = counts.sum()
+        self.count.add_(number.long())
+        part, mean = number / self.count.clamp(min=1), (counts * x).sum(0) / number.clamp(min=1)
+        var, shift = (counts * (x - mean).square()).sum(0) / number.clamp(min=1), mean - self.mean
+        var = (1 - part) * self.std.square() + part * var + part * (1 - part) * shift.square()
         self.mean.add_(part * shift)
         self.std.copy_(var.sqrt())
 
@@ -71,10 +75,8 @@ class NormalizingExtractor(BaseFeaturesExtractor):
         :param observations: ``[B, ...]``
         :return: ``[B, features_dim]``
         """
-        x = observations.flatten(1)
-        if self.training:
-            self.update(x)
-        return ((x - self.mean) / self.std.clamp(min=SMALLEST_STD)).clamp(-LARGEST, LARGEST)
+        x = (observations.flatten(1) - self.mean) / self.std.clamp(min=SMALLEST_STD)
+        return x.clamp(-LARGEST, LARGEST)
 
 
 class PixelExtractor(BaseFeaturesExtractor):
@@ -147,6 +149,7 @@ class DictExtractor(BaseFeaturesExtractor):
         normalize_observations: bool = False,
     ) -> None:
         super().__init__(observation_space, features_dim=1)
+        self.normalizes = normalize_observations
         flat = NormalizingExtractor if normalize_observations else FlattenExtractor
         extractors: list[BaseFeaturesExtractor] = []
         for key, space in observation_space.spaces.items():
@@ -172,6 +175,12 @@ class DictExtractor(BaseFeaturesExtractor):
         """
         parts = zip(self.keys, self.extractors, strict=True)
         return th.cat([extractor(observations[key]) for key, extractor in parts], dim=-1)
+
+    def observe(self, observations: dict[str, th.Tensor], counts: th.Tensor) -> None:
+        """See :meth:`NormalizingExtractor.observe`."""
+        for key, extractor in zip(self.keys, self.extractors, strict=True):
+            if isinstance(extractor, NormalizingExtractor):
+                extractor.observe(observations[key], counts)
 
 
 def _in_one_batch(observations: th.Tensor, space: spaces.Space) -> th.Tensor:
@@ -245,17 +254,7 @@ class Encoder(nn.Module):
         :param shift: random shifts of the images ``[..., 2]``, see :func:`random_shift`; none if None
         :return: latent states ``[..., D]``
         """
-        space = self.observation_space
-        batch_shape: tuple[int, ...]
-        if isinstance(space, spaces.Dict):
-            assert isinstance(observations, dict)
-            key, sub = next(iter(space.spaces.items()))
-            batch_shape = observations[key].shape[: observations[key].ndim - len(sub.shape or ())]
-            flat: Any = {name: _in_one_batch(observations[name], sub) for name, sub in space.spaces.items()}
-        else:
-            assert isinstance(observations, th.Tensor)
-            batch_shape = observations.shape[: observations.ndim - len(space.shape or ())]
-            flat = _in_one_batch(observations, space)
+        flat, batch_shape = self.in_one_batch(observations)
         if shift is not None and self.augments:
             shift = shift.reshape(-1, 2)
             for image in self._image_keys():
@@ -263,6 +262,43 @@ class Encoder(nn.Module):
                     flat = random_shift(flat, shift)
                 else:
                     flat[image] = random_shift(flat[image], shift)
-        features = self.features_extractor(preprocess_obs(flat, space, normalize_images=self.normalize_images))
-        z = self.head(features)
+        z = self.head(self.features_extractor(self.preprocess(flat)))
         return z.reshape(*batch_shape, z.shape[-1])
+
+    def observe(self, observations: PyTorchObs, counts: th.Tensor) -> None:
+        """
+        Adds observations to the statistics by which they are normalised, if they are.
+
+        :param observations: replayed observations ``[..., *shape]``
+        :param counts: 1 for each that counts, 0 for the others ``[..., 1]``
+        """
+        extractor: Any = self.features_extractor
+        if getattr(extractor, "normalizes", False):
+            flat, _ = self.in_one_batch(observations)
+            extractor.observe(self.preprocess(flat), counts.reshape(-1, 1))
+
+    def take_statistics(self, other: "Encoder") -> None:
+        """
+        :param other: encoder of the same observations, whose statistics this one takes over
+        """
+        for mine, its in zip(self.features_extractor.modules(), other.features_extractor.modules(), strict=False):
+            if isinstance(mine, NormalizingExtractor):
+                mine.load_state_dict(its.state_dict())
+
+    def preprocess(self, observations: Any) -> Any:
+        """:return: observations in one batch as features extractors expect them, see SB3's ``preprocess_obs``"""
+        return preprocess_obs(observations, self.observation_space, normalize_images=self.normalize_images)
+
+    def in_one_batch(self, observations: PyTorchObs) -> tuple[Any, tuple[int, ...]]:
+        """
+        :param observations: ``[..., *shape]``
+        :return: the same ``[B, *shape]``, and the leading dimensions
+        """
+        space = self.observation_space
+        if isinstance(space, spaces.Dict):
+            assert isinstance(observations, dict)
+            key, sub = next(iter(space.spaces.items()))
+            batch_shape = observations[key].shape[: observations[key].ndim - len(sub.shape or ())]
+            return {name: _in_one_batch(observations[name], sub) for name, sub in space.spaces.items()}, batch_shape
+        assert isinstance(observations, th.Tensor)
+        return _in_one_batch(observations, space), observations.shape[: observations.ndim - len(space.shape or ())]

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, TypeVar
 
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.preprocessing import get_action_dim
+from stable_baselines3.common.preprocessing import get_action_dim, is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecEnv
@@ -146,7 +146,7 @@ class WorldModelPolicy(PlanningPolicy):
         extractor_class = features_extractor_class or self.default_features_extractor
         features_extractor_kwargs = dict(features_extractor_kwargs or {})
         if normalize_observations and features_extractor_class is None:
-            if extractor_class is FlattenExtractor:
+            if extractor_class is FlattenExtractor and not is_image_space(observation_space):
                 extractor_class = NormalizingExtractor
             elif extractor_class is DictExtractor:
                 features_extractor_kwargs["normalize_observations"] = True

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
@@ -17,50 +18,70 @@ from sb3_mpc.envs import make_multitask
 from tests.support.agents import PointEnv, SpaceEnv, make_agent, two_envs
 
 NORMALIZED = dict(normalize_observations=True)
+WIDE = spaces.Box(0, 2000, (3,), np.float32)
 
 
 def test_numbers_are_those_of_vec_normalize() -> None:
-    """After the same observations; another process of training than SB3's, in which they come once."""
-    space = spaces.Box(-np.inf, np.inf, (3,), np.float32)
+    """After the same observations, apart from those that do not count."""
+    space = spaces.Box(-np.inf, np.inf, (3, 1), np.float32)
     ours: Any = NormalizingExtractor(space)
     theirs = VecNormalize(DummyVecEnv([lambda: SpaceEnv(space, spaces.Box(-1, 1, (1,)))]))
     rng = np.random.default_rng(0)
     theirs.obs_rms.count = 0.0  # SB3 begins as if one observation of 0 and variance 1 had been seen, 1e-4 times
     for size in (1, 5, 200):
-        batch = (rng.normal(size=(size, 3)) * [1, 100, 0] + [5, -3, 7]).astype(np.float32)
-        ours.train()
-        ours(th.as_tensor(batch))
+        batch = (rng.normal(size=(size, 3, 1)) * [[1], [100], [0]] + [[5], [-3], [7]]).astype(np.float32)
         theirs.obs_rms.update(batch)
-    ours.eval()
-    new = (rng.normal(size=(50, 3)) * [3, 3000, 0.1] + [5, 0, 7]).astype(np.float32)
+        counts = th.as_tensor(rng.permutation([1.0] * size + [0.0] * 3), dtype=th.float32).unsqueeze(1)
+        all = th.full((size + 3, 3, 1), 1000.0)
+        all[counts[:, 0] > 0] = th.as_tensor(batch)
+        ours.observe(all, counts)
+        ours.train()(all)  # changes nothing
+    new = (rng.normal(size=(50, 3, 1)) * [[3], [3000], [0.1]] + [[5], [0], [7]]).astype(np.float32)
     found = ours(th.as_tensor(new)).numpy()
-    assert np.allclose(found, theirs.normalize_obs(new), atol=1e-3)
+    assert np.allclose(found, theirs.normalize_obs(new)[..., 0], atol=1e-3)
     assert np.abs(found).max() == 10 and ours.count == 206
 
 
 def test_it_learns_from_what_is_replayed_and_changes_nothing_when_acting(algorithm: Any) -> None:
-    model = make_agent(algorithm, two_envs(), policy_kwargs=NORMALIZED, seed=0).learn(30)
+    """Each observation of an update counts once, and those that fill up a window behind an episode's end never."""
+    model = make_agent(algorithm, two_envs(), policy_kwargs=NORMALIZED, seed=0)
+    seen: list[th.Tensor] = []
+    update = model.update
+
+    def recorded(batch: Any, *args: Any) -> Any:
+        seen.append(th.cat([batch.observations[:1].flatten(0, 1), batch.observations[1:][batch.mask.squeeze(-1) > 0]]))
+        return update(batch, *args)
+
+    model.update = recorded
+    model.learn(30)
     extractor = model.policy.world_model.encoder.features_extractor
     state = {name: value.clone() for name, value in extractor.state_dict().items()}
-    assert state["count"] > 0
-    seen = model.replay_buffer.sample(500).observations.reshape(-1, 3)
-    assert th.allclose(state["mean"], seen.mean(0), atol=0.5) and th.allclose(state["std"], seen.std(0), rtol=0.5)
+    x = th.cat(seen)
+    assert state["count"] == len(x) < len(seen) * model.batch_size * (model.horizon + 1)
+    th.testing.assert_close(state["mean"], x.mean(0), atol=1e-5, rtol=1e-5)
+    th.testing.assert_close(state["std"], x.std(0, correction=0), atol=1e-5, rtol=1e-5)
     model.predict(model.get_env().reset())
-    model.actor.predict(model.get_env().reset())
+    model.policy.set_training_mode(True)
+    model.actor(th.full((4, 3), 50.0))
     assert all(th.equal(value, state[name]) for name, value in extractor.state_dict().items())
+    acting = model.policy.active()[0].encoder.features_extractor  # of FacTDMPC the student
+    th.testing.assert_close(acting.state_dict(), extractor.state_dict())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_it_is_saved_with_the_agent(dtype: str, tmp_path: Path) -> None:
-    model = make_agent(TDMPC2, two_envs(), policy_kwargs=NORMALIZED, seed=0).learn(30)
+    """In half precision, too, in which the mean of these observations would be off by several of their deviations."""
+    env = DummyVecEnv([lambda: gym.wrappers.TransformObservation(PointEnv(), lambda x: 1000 + 0.1 * x, WIDE)])
+    model = make_agent(TDMPC2, env, policy_kwargs=NORMALIZED, seed=0).learn(30)
     own = model.policy.world_model.encoder.features_extractor
     model.save(tmp_path / "agent")
     save_agent(model, tmp_path / "agent.safetensors", dtype)
-    loaded = TDMPC2.load(tmp_path / "agent"), load_agent(tmp_path / "agent.safetensors")
-    for other, tolerance in zip(loaded, (0.0, 1e-3), strict=True):
+    observations = (1000 + 0.1 * np.random.default_rng(0).uniform(-1, 1, (20, 3))).astype(np.float32)
+    for other in (TDMPC2.load(tmp_path / "agent"), load_agent(tmp_path / "agent.safetensors")):
         same: Any = other.policy.world_model.encoder.features_extractor
-        assert th.allclose(same.std, own.std, rtol=tolerance) and same.count == own.count
-        assert not same.training
+        assert all(th.equal(value, own.state_dict()[name]) for name, value in same.state_dict().items())
+        found, expected = (m.actor.predict(observations, deterministic=True)[0] for m in (other, model))
+        np.testing.assert_allclose(found, expected, atol=1e-2)
 
 
 def test_images_and_tasks_are_left_alone() -> None:
@@ -72,7 +93,9 @@ def test_images_and_tasks_are_left_alone() -> None:
     kinds = [type(part) for part in extractor.extractors]
     assert kinds[1] is NormalizingExtractor and kinds[0] is not NormalizingExtractor and extractor.extractors[1].count
     env = SpaceEnv(space["image"], spaces.Box(-1, 1, (2,)))
-    make_agent(TDMPC2, env, "CnnPolicy", NORMALIZED).learn(12)
+    for policy in ("CnnPolicy", "MlpPolicy"):
+        model = make_agent(TDMPC2, env, policy, NORMALIZED).learn(12)
+        assert not [part for part in model.policy.modules() if isinstance(part, NormalizingExtractor)]
     tasks = make_multitask([PointEnv, lambda: PointEnv(5)])
     model = make_agent(TDMPC2, tasks, "MultitaskPolicy", NORMALIZED).learn(12)
     assert not [part for part in model.policy.modules() if isinstance(part, NormalizingExtractor)]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch as th
 
+from sb3_mpc import TDMPC2
 from sb3_mpc.zoo.studies import ablations
 from sb3_mpc.zoo.studies.ablations import ABLATIONS, Guided, GuidedValues, make
 from tests.support.agents import SMALL, SMALL_POLICY, observations_of, sample_windows, two_envs
@@ -55,6 +56,22 @@ def test_traced_ablations_equal_eager_ones(name: str, monkeypatch: pytest.Monkey
     assert model._compiled and not th._dynamo.utils.counters["graph_break"]
     th.testing.assert_close(parameters[1], parameters[0], rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(actions[1], actions[0], atol=1e-2)
+
+
+def test_squashed_entropy() -> None:
+    """The policy loss differs from TD-MPC2's by the determinant of tanh, and by the penalty, alone."""
+    model = make("squashed-entropy-penalised", two_envs(), SETTINGS).learn(12)
+    batch, noise = sample_windows(model), model.draw_noise(8)
+    zs = th.rand(len(batch.observations), 8, 16)
+    model.entropy_coef, start = 0.5, model.policy.running_scale.value.clone()
+    found, _ = model.policy_loss(zs, batch, noise)
+    model.policy.running_scale.value.copy_(start)
+    plain, _ = TDMPC2.policy_loss(model, zs, batch, noise)
+    mean, log_std = model.policy.world_model.prior(zs)
+    action = th.tanh(mean + noise.policy_actions * log_std.exp())
+    terms = 0.5 * 2 * (1 - action**2 + 1e-6).log() - 1e-3 * mean**2
+    weights = 0.5 ** th.arange(len(zs)).view(-1, 1) * th.cat([th.ones_like(batch.mask[:1]), batch.mask]).squeeze(-1)
+    th.testing.assert_close(found, plain - (weights * terms.sum(-1)).mean())
 
 
 @pytest.mark.parametrize("variant", [Guided, GuidedValues])
