@@ -153,7 +153,8 @@ class FactoredPolicy(WorldModelPolicy):
         )
         student = FactoredWorldModel(encoder, ActionGroups(self._groups), block * count, hidden, STUDENT_NUM_Q, simplex)
         self.student = student.to(next(self.world_model.parameters()).device).train(self.training)
-        self.student.encoder.take_statistics(self.world_model.encoder)
+        if isinstance(self.world_model.encoder, Encoder):
+            encoder.take_statistics(self.world_model.encoder)
         self.spread = Spread().to(self.device)
         self.student_planner = FactoredPlanner(self.student, **(init["student_planner_kwargs"] or {}))
         kwargs = dict(self.optimizer_kwargs or {})

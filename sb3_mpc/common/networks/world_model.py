@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch as th
 from torch import nn
 
+from sb3_mpc.common.networks.encoders import Encoder
 from sb3_mpc.common.networks.gaussian import bound_log_std
 from sb3_mpc.common.networks.layers import EnsembleMLP, apply_to_parts, latent_norm, make_mlp
 from sb3_mpc.common.networks.two_hot import make_coding
@@ -94,6 +95,16 @@ class WorldModel(nn.Module):
         :return: latent states ``[..., D]``
         """
         return self.encoder(observations, shift)
+
+    def observe(self, observations: th.Tensor | dict[str, th.Tensor], counts: th.Tensor) -> None:
+        """
+        See :meth:`sb3_mpc.common.networks.encoders.Encoder.observe`; an encoder of another class keeps no statistics.
+
+        :param observations: replayed observations ``[..., *shape]``
+        :param counts: 1 for each that counts, 0 for the others ``[..., 1]``
+        """
+        if isinstance(self.encoder, Encoder):
+            self.encoder.observe(observations, counts)
 
     def inputs(self, z: th.Tensor, action: th.Tensor | None = None) -> th.Tensor:
         """
