@@ -141,6 +141,11 @@ def recorded(args: argparse.Namespace) -> Iterator[Dataset]:
             yield Dataset.load(path)
 
 
+def changes(args: argparse.Namespace) -> dict[str, Any]:
+    """:return: single settings of the command line"""
+    return {name: value for item in args.params for name, value in setting(item).items()}
+
+
 def new_agent(args: argparse.Namespace, env: Any, **settings: Any) -> Any:
     """
     :param args: command line
@@ -148,7 +153,6 @@ def new_agent(args: argparse.Namespace, env: Any, **settings: Any) -> Any:
     :param settings: further arguments
     :return: an agent of several tasks with the preset "small" and single settings of the command line
     """
-    params = {name: value for item in args.params for name, value in setting(item).items()}
     return sb3_mpc.ALGORITHMS[args.algo](
         "MultitaskPolicy",
         env,
@@ -156,7 +160,7 @@ def new_agent(args: argparse.Namespace, env: Any, **settings: Any) -> Any:
         policy_kwargs=SIZES[args.size],
         seed=args.seed,
         device="cpu",
-        **{**settings, **params},
+        **{**settings, **changes(args)},
     )
 
 
@@ -235,6 +239,7 @@ def learn(args: argparse.Namespace) -> None:
         policy, _ = settings.pop("policy"), settings.pop("n_timesteps")
         own = make_vec_env(args.task, settings.pop("n_envs"), seed=args.seed)
         settings["policy_kwargs"] = {**settings["policy_kwargs"], **SIZES[args.size]}
+        settings |= changes(args)
         model = sb3_mpc.ALGORITHMS[args.algo](policy, own, seed=args.seed, device="cpu", **settings)
         env = make_vec_env(args.task, EPISODES)
     path = args.data / f"{args.study}-{args.algo}-{short_name(args.task)}-{args.seed}.csv"
@@ -281,7 +286,7 @@ def plot(args: argparse.Namespace) -> None:
     )
     agents: dict[str, list[Row]] = {}
     for row in scores:
-        name = " ".join(filter(None, [sb3_mpc.ALGORITHMS[row["algo"]].__name__, row["params"].partition(":")[2]]))
+        name = " ".join(filter(None, [sb3_mpc.ALGORITHMS[row["algo"]].__name__, row["params"]]))
         size, amount = f"{int(row['parameters']) / 1e6:.2f}M", f"{int(row['transitions']) // 1000}k data"
         agents.setdefault(f"{name}, {size}, {amount}, {int(row['updates']) // 1000}k updates", []).append(row)
     for place, rows in enumerate(agents.values()):
@@ -343,7 +348,9 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, help="folder of `benchmark --save-data`, whose transitions are the data")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--updates", type=int, default=UPDATES, help="of pretrain")
-    parser.add_argument("--params", nargs="+", default=[], metavar="NAME:VALUE", help="single settings of pretrain")
+    parser.add_argument(
+        "--params", nargs="+", default=[], metavar="NAME:VALUE", help="settings of pretrain, act, scratch"
+    )
     parser.add_argument("--episodes", type=int, default=EPISODES, help="of each task after pretraining")
     parser.add_argument("--data", type=Path, default=Path("logs/pretraining"), help="where data and agents are kept")
     parser.add_argument("--checkpoints", type=Path, default=CHECKPOINTS, help="where published agents go")
