@@ -304,6 +304,17 @@ def constructor_call(card: dict[str, Any]) -> str:
     )
 
 
+def normalization_of(card: dict[str, Any]) -> str:
+    """
+    :param card: card of an agent
+    :return: what normalises its observations
+    """
+    if card["vec_normalize"]:
+        return "normalised by `VecNormalize`"
+    own = (card["arguments"].get("policy_kwargs") or {}).get("normalize_observations")
+    return "normalised by the agent" if own else "not normalised"
+
+
 def card_text(card: dict[str, Any], pictures: Iterable[str] = ()) -> str:
     """
     :param card: card of an agent, see :func:`sb3_mpc.agents.agent_format.read_card`
@@ -330,7 +341,7 @@ def card_text(card: dict[str, Any], pictures: Iterable[str] = ()) -> str:
         "Environment": f"`{env_id}`" + (f", episodes of {length} decisions" if length else "") + other_protocol(card),
         "Training": f"{training}, seed {card['seed']}",
         **results,
-        "Observations": "normalised by `VecNormalize`" if card["vec_normalize"] else "not normalised",
+        "Observations": normalization_of(card),
         "Precision of the weights": card["dtype"],
         "Versions": markdown(", ".join(f"{name} {number}" for name, number in card["versions"].items())),
         "Commit": card["commit"] or "-",

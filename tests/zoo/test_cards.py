@@ -20,7 +20,9 @@ from sb3_mpc.zoo import cards
 from sb3_mpc.zoo.presets import load_preset
 from tests.support.agents import make_agent
 
-FILES = sorted(cards.CHECKPOINTS.glob("*.safetensors"))
+ALL = sorted(cards.CHECKPOINTS.glob("*.safetensors"))
+SEVERAL = [path for path in ALL if cards.scores_of(read_card(path))]  # agents of several tasks
+FILES = [path for path in ALL if path not in SEVERAL]
 
 
 def block(text: str, heading: str, language: str = "") -> str:
@@ -41,10 +43,31 @@ def test_card_agrees_with_its_file(path: Path) -> None:
     for name, prefix in (("planner", ""), ("network policy", "network_")):
         mean, std = (evaluation[f"{prefix}{key}_return"] for key in ("mean", "std"))
         assert facts[f"Return of the {name}"] == f"{mean:.1f} ± {std:.1f} over {evaluation['episodes']} episodes"
+    check_commands(card, text)
+
+
+def check_commands(card: dict[str, Any], text: str) -> None:
+    """The commands to reproduce an agent are those of its file."""
+    facts = dict(re.findall(r"^\| ([^|]+) \| (.*) \|$", text, re.MULTILINE))
     checkout, *commands = block(text, "Reproduce").splitlines()
     assert checkout == f"git checkout {card['commit']}" and facts["Commit"] == card["commit"]
     assert "\n".join(commands) == card["command"]
     assert all(command.startswith("python -m sb3_mpc.zoo") for command in commands)
+
+
+@pytest.mark.parametrize("path", SEVERAL, ids=lambda path: path.stem)
+def test_agent_of_several_tasks(path: Path) -> None:
+    """Its card agrees with the file, and its example makes environments in which it acts."""
+    pytest.importorskip("dm_control")
+    card, text = read_card(path), path.with_suffix(".md").read_text(encoding="utf-8")
+    check_commands(card, text)
+    for task, score in cards.scores_of(card).items():
+        assert f"{task} {score:.1f}" in text
+    names: dict[str, Any] = {}
+    exec(block(text, "Use", "python"), names)
+    model, env = names["model"], names["env"]
+    assert model.policy.task_names == list(cards.scores_of(card)) and model.num_timesteps == card["steps"]["decisions"]
+    assert env.step(model.predict(env.reset())[0])[1].shape == (len(model.policy.task_names),)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -110,6 +133,14 @@ def test_text_of_strangers_stays_text(tmp_path: Path, capsys: pytest.CaptureFixt
     (tmp_path / "good.safetensors").write_bytes(FILES[0].read_bytes())
     assert list(cards.read_cards(tmp_path)) == ["good"]
     assert "Left out: " in capsys.readouterr().err
+
+
+def test_card_says_what_normalises_observations() -> None:
+    card = {**read_card(FILES[0]), "vec_normalize": None}
+    for kwargs, words in (({}, "not normalised"), (dict(normalize_observations=True), "normalised by the agent")):
+        arguments = {**card["arguments"], "policy_kwargs": kwargs}
+        assert f"| Observations | {words} |" in cards.card_text({**card, "arguments": arguments})
+    assert "normalised by `VecNormalize`" in cards.card_text({**card, "vec_normalize": dict(norm_obs=True)})
 
 
 def test_card_of_several_tasks() -> None:

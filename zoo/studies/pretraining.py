@@ -19,6 +19,8 @@ that the agent has learned.
 
 import argparse
 import csv
+import shlex
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -68,6 +70,7 @@ SIZES: dict[str, dict[str, Any]] = {
 START = dict(learning_starts=3_000, pretrain_gradient_steps=1_000)  # of an agent that acts in several tasks
 UPDATES, BATCH_SIZE, DECISIONS, EVERY = 6_000, 128, 10_000, 2_500
 NAME = "several-tasks"  # of the pretrained agent in the zoo
+KEPT = ("command", "commit", "note", "preset", "seed")  # of a card when its agent is published
 Row = dict[str, Any]
 
 
@@ -82,6 +85,11 @@ def append(rows: Sequence[Row], path: Path) -> None:
         if new:
             writer.writeheader()
         writer.writerows(rows)
+
+
+def this_command() -> str:
+    """:return: the command line that is running"""
+    return shlex.join(["python", "-m", "sb3_mpc.zoo.studies.pretraining", *sys.argv[1:]])
 
 
 def agent_of(args: argparse.Namespace) -> Path:
@@ -191,8 +199,8 @@ def act(args: argparse.Namespace) -> None:
     started = time.process_time()
     model.learn(total)
     minutes = (time.process_time() - started) / 60
-    note = f"learned by {args.decisions:,} decisions in each of {len(args.tasks)} tasks, {minutes:.0f} minutes"
-    save_agent(model, agent_of(args), note=note, preset="small")
+    note = f"{args.decisions:,} decisions in each of {len(args.tasks)} tasks, {minutes:.0f} minutes of one core"
+    save_agent(model, agent_of(args), note=note, command=this_command())
     record(args, model, args.tasks, ["acting", *args.params], minutes, total)
 
 
@@ -254,7 +262,8 @@ def learn(args: argparse.Namespace) -> None:
         for row in evaluations.found
     ]
     append(rows, args.folder / "pretraining-curves.csv")
-    save_agent(model, path.with_suffix(".safetensors"), note=f"{args.study}, {DECISIONS:,} decisions")
+    note = f"{args.study}, {DECISIONS:,} decisions"
+    save_agent(model, path.with_suffix(".safetensors"), note=note, command=this_command())
 
 
 def publish(args: argparse.Namespace) -> None:
@@ -268,8 +277,9 @@ def publish(args: argparse.Namespace) -> None:
         model: Any = load_agent(path, device="cpu")
         scores = evaluate_tasks(model, model.policy.task_names, EPISODES, seed=1)
         evaluation = {f"{SCORE}{row.task}": round(row.score, 2) for row in scores} | dict(episodes=EPISODES, seed=1)
-        kept = {name: value for name, value in read_card(path).items() if name in ("commit", "note", "preset", "seed")}
-        steps = dict(decisions=DECISIONS, frames=2 * DECISIONS) if path == child else None
+        kept = {name: value for name, value in read_card(path).items() if name in KEPT}
+        decisions = DECISIONS if path == child else (read_card(path)["steps"] or {}).get("decisions")
+        steps = None if decisions is None else dict(decisions=decisions, frames=2 * decisions)
         entries = dict(kept, environment=name, evaluation=evaluation, steps=steps)
         print(save_agent(model, args.checkpoints / agent_name(args.algo, name), "float16", **entries))
 
