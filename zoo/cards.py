@@ -351,9 +351,10 @@ def card_text(card: dict[str, Any], pictures: Iterable[str] = ()) -> str:
     make = f'import gymnasium as gym\nimport sb3_mpc.envs\n\nenv = gym.make("{env_id}"{arguments})\n' if env else ""
     use = f'{make}\nmodel = zoo.load("{card["algorithm"]}", "{env_id}"{env})\n'
     if scores:
+        listed = "".join(f"        {json.dumps(task)},\n" for task in scores)
         use = (
             "from sb3_mpc.envs import make_multitask\n"
-            f"\nenv = make_multitask({json.dumps(list(scores))})\n"
+            f"\nenv = make_multitask(\n    [\n{listed}    ]\n)\n"
             f'model = zoo.load("{card["algorithm"]}", "{env_id}", env=env)\n'
         )
     parts = [

@@ -152,7 +152,7 @@ def test_card_of_several_tasks() -> None:
         and "mean 30.0 |" in text
     )
     assert "<b>" not in text.split("```")[0] and "untried" not in text and "unknown, or none, seed" in text
-    assert 'env = make_multitask(["dmc/walker-walk-v0", ' in text
+    assert 'env = make_multitask(\n    [\n        "dmc/walker-walk-v0",\n' in text
     assert "score 30.0" in cards.table({"agent": card})
     # No command is made up that trains a single task of this name
     del card["command"]
