@@ -273,7 +273,7 @@ def preset_sentence(card: dict[str, Any]) -> str:
 def python(value: Any, indent: str = "") -> str:
     """
     :param value: an argument, classes as in agent files
-    :param indent: spaces before the line; if given, a long dict has a line for each item
+    :param indent: spaces before the line; if given, a long dict or list has a line for each item
     :return: Python that makes it
     """
     if isinstance(value, LinearSchedule):
@@ -289,6 +289,9 @@ def python(value: Any, indent: str = "") -> str:
         return "{\n" + "".join(items) + f"{indent}}}"
     if isinstance(value, list | tuple):
         items = [python(item) for item in value]
+        if indent and isinstance(value, list) and sum(map(len, items)) >= 80:
+            inner = indent + " " * 4
+            return "[\n" + "".join(f"{inner}{item},\n" for item in items) + f"{indent}]"
         return f"[{', '.join(items)}]" if isinstance(value, list) else f"({', '.join(items)})"
     return json.dumps(value) if isinstance(value, str) else repr(value)
 
