@@ -322,7 +322,7 @@ def plot(args: argparse.Namespace) -> None:
     plane.set(xticks=[], yticks=[], title=f"Task embeddings ({method})")
     plane.margins(0.5, 0.2)
     for axis, (algo, task) in zip(axes, panels, strict=True):
-        own = [row for row in curves if (row["algo"], row["task"]) == (algo, task)]
+        own = [row for row in curves if (row["algo"], row["task"]) == (algo, task) and " " not in row["start"]]
         for transitions in sorted({int(row["transitions"]) for row in own}):
             found: dict[int, list[float]] = {}
             for row in own:
