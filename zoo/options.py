@@ -51,7 +51,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--env", help="an id that `python -m sb3_mpc.envs` lists, any id of Gymnasium, or module:id")
     parser.add_argument(
         "--preset",
-        help='reduced settings that override the preset of the environment: "cpu", "small" for easy tasks, or "best"',
+        help='reduced settings that override the preset of the environment: "cpu", "small" or, for tdmpc2, "best"',
     )
     parser.add_argument("-n", "--n-timesteps", type=int, help="decisions of the agent, instead of the preset's number")
     parser.add_argument("--seed", type=int, help="random seed (default: drawn, and kept in the folder of the run)")

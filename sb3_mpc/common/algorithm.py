@@ -376,8 +376,7 @@ class WorldModelAlgorithm(Collection, OfflineTraining, Persistence, SeveralTasks
         :return: values to log, scalars by name
         """
         policy = self.policy
-        counts = th.cat([th.ones_like(batch.mask[:1]), batch.mask])  # behind its end an episode's last one is repeated
-        policy.world_model.observe(batch.observations, counts)
+        policy.world_model.observe(batch.observations, batch.mask)
         parameters = trained_parameters(policy.model_optimizer)
         zs, gradients, logs = self.maybe_compiled("model_gradients")(batch, noise, parameters)
         apply_gradients(policy.model_optimizer, parameters, gradients)

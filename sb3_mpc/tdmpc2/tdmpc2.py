@@ -6,7 +6,7 @@ import torch as th
 from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
 
 from sb3_mpc.common.algorithm import WorldModelAlgorithm
-from sb3_mpc.common.buffers.batch import SequenceBatch
+from sb3_mpc.common.buffers.batch import SequenceBatch, observed
 from sb3_mpc.common.buffers.sources import RecordedData
 from sb3_mpc.common.networks.gaussian import gaussian_log_prob, squash_correction
 from sb3_mpc.common.networks.losses import UpdateNoise, n_step_targets, temporal_weights
@@ -113,15 +113,23 @@ class TDMPC2(WorldModelAlgorithm):
         self, zs: th.Tensor, batch: SequenceBatch, noise: UpdateNoise
     ) -> tuple[th.Tensor, dict[str, th.Tensor]]:
         """Maximum-entropy objective (eq. 4): values on the running scale, plus the entropy before squashing."""
-        model, scale = self.policy.world_model, self.policy.running_scale
+        scale = self.policy.running_scale
         action, log_prob, q = self.prior_values(zs, noise)
         scale.update(q[0])
-        # The official code scales the entropy by the number of action dimensions, and its tanh correction cancels
-        entropy = -model.num_actions(zs) * log_prob
-        mask = th.cat([th.ones_like(batch.mask[:1]), batch.mask])  # the last observation of an episode counts, too
-        loss = -(temporal_weights(self.rho, zs) * mask * (scale(q) + self.entropy_coef * entropy)).mean()
+        objective = scale(q) + self.policy_bonus(zs, action, log_prob)
+        loss = -(temporal_weights(self.rho, zs) * observed(batch.mask) * objective).mean()
         logs = dict(pi_entropy=(squash_correction(action) - log_prob).mean(), pi_scale=scale.value.mean())
         return loss, logs
+
+    def policy_bonus(self, zs: th.Tensor, action: th.Tensor, log_prob: th.Tensor) -> th.Tensor:
+        """
+        :param zs: latent states ``[T, B, D]``
+        :param action: actions of the prior ``[T, B, A]``
+        :param log_prob: their log-densities before squashing ``[T, B, 1]``
+        :return: what the policy maximises besides values, its weighted entropy ``[T, B, 1]``
+        """
+        # The official code scales the entropy by the number of action dimensions, and its tanh correction cancels
+        return self.entropy_coef * (-self.policy.world_model.num_actions(zs) * log_prob)
 
     def prior_values(self, zs: th.Tensor, noise: UpdateNoise) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """

@@ -131,18 +131,12 @@ class SquashedEntropy(TDMPC2):
 
     penalty = 0.0
 
-    def policy_loss(
-        self, zs: th.Tensor, batch: SequenceBatch, noise: UpdateNoise
-    ) -> tuple[th.Tensor, dict[str, th.Tensor]]:
-        """:return: the loss, and what is logged"""
-        model, scale = self.policy.world_model, self.policy.running_scale
-        action, log_prob, q = self.prior_values(zs, noise)
-        scale.update(q[0])
-        entropy = squash_correction(action) - log_prob
+    def policy_bonus(self, zs: th.Tensor, action: th.Tensor, log_prob: th.Tensor) -> th.Tensor:
+        """:return: entropy of the squashed actions, less the penalty ``[T, B, 1]``"""
+        model = self.policy.world_model
+        correction = self.entropy_coef * model.num_actions(zs) * squash_correction(action)
         size = model.mode_before_tanh(zs).square().sum(-1, keepdim=True)
-        objective = scale(q) + self.entropy_coef * model.num_actions(zs) * entropy - self.penalty * size
-        mask = th.cat([th.ones_like(batch.mask[:1]), batch.mask])
-        return -(temporal_weights(self.rho, zs) * mask * objective).mean(), dict(pi_entropy=entropy.mean())
+        return super().policy_bonus(zs, action, log_prob) + correction - self.penalty * size
 
 
 class PenalisedMean(SquashedEntropy):

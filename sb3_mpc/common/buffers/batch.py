@@ -54,3 +54,11 @@ class SequenceBatch(NamedTuple):
     def dones(self) -> th.Tensor:
         """:return: ``terminated``, under SB3's name"""
         return self.terminated
+
+
+def observed(mask: th.Tensor) -> th.Tensor:
+    """
+    :param mask: of a batch, 1 for each step that its window has ``[H, B, 1]``
+    :return: 1 for each observation, the last one of an episode too, 0 for repetitions behind it ``[H + 1, B, 1]``
+    """
+    return th.cat([th.ones_like(mask[:1]), mask])

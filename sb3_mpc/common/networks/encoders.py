@@ -10,6 +10,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
 from sb3_mpc.common import processes
+from sb3_mpc.common.buffers.batch import observed
 from sb3_mpc.common.checks.arguments import UnsupportedObservationError
 from sb3_mpc.common.networks.layers import init_linear, latent_norm, make_mlp
 
@@ -58,10 +59,11 @@ class NormalizingExtractor(BaseFeaturesExtractor):
     @th.no_grad()
     def observe(self, observations: th.Tensor, counts: th.Tensor) -> None:
         """
-        :param observations: further observations ``[B, ...]``
+        :param observations: further observations, as they were replayed ``[B, *shape]``
         :param counts: 1 for each that counts, 0 for the others ``[B, 1]``
         """
-        x, counts = processes.gather(observations.flatten(1)), processes.gather(counts)
+        x: Any = preprocess_obs(observations, self._observation_space)  # images do not come here
+        x, counts = processes.gather(x.flatten(1)), processes.gather(counts)
         number = counts.sum()
         self.count.add_(number.long())
         part, mean = number / self.count.clamp(min=1), (counts * x).sum(0) / number.clamp(min=1)
@@ -262,32 +264,29 @@ class Encoder(nn.Module):
                     flat = random_shift(flat, shift)
                 else:
                     flat[image] = random_shift(flat[image], shift)
-        z = self.head(self.features_extractor(self.preprocess(flat)))
+        preprocessed = preprocess_obs(flat, self.observation_space, normalize_images=self.normalize_images)
+        z = self.head(self.features_extractor(preprocessed))
         return z.reshape(*batch_shape, z.shape[-1])
 
-    def observe(self, observations: PyTorchObs, counts: th.Tensor) -> None:
+    def observe(self, observations: PyTorchObs, mask: th.Tensor) -> None:
         """
         Adds observations to the statistics by which they are normalised, if they are.
 
-        :param observations: replayed observations ``[..., *shape]``
-        :param counts: 1 for each that counts, 0 for the others ``[..., 1]``
+        :param observations: of replayed windows ``[H + 1, B, *shape]``
+        :param mask: of the windows ``[H, B, 1]``
         """
         extractor: Any = self.features_extractor
         if getattr(extractor, "normalizes", False):
             flat, _ = self.in_one_batch(observations)
-            extractor.observe(self.preprocess(flat), counts.reshape(-1, 1))
+            extractor.observe(flat, observed(mask).reshape(-1, 1))
 
     def take_statistics(self, other: "Encoder") -> None:
         """
         :param other: encoder of the same observations, whose statistics this one takes over
         """
-        for mine, its in zip(self.features_extractor.modules(), other.features_extractor.modules(), strict=False):
+        for mine, its in zip(self.features_extractor.modules(), other.features_extractor.modules(), strict=True):
             if isinstance(mine, NormalizingExtractor):
                 mine.load_state_dict(its.state_dict())
-
-    def preprocess(self, observations: Any) -> Any:
-        """:return: observations in one batch as features extractors expect them, see SB3's ``preprocess_obs``"""
-        return preprocess_obs(observations, self.observation_space, normalize_images=self.normalize_images)
 
     def in_one_batch(self, observations: PyTorchObs) -> tuple[Any, tuple[int, ...]]:
         """

@@ -96,15 +96,15 @@ class WorldModel(nn.Module):
         """
         return self.encoder(observations, shift)
 
-    def observe(self, observations: th.Tensor | dict[str, th.Tensor], counts: th.Tensor) -> None:
+    def observe(self, observations: th.Tensor | dict[str, th.Tensor], mask: th.Tensor) -> None:
         """
         See :meth:`sb3_mpc.common.networks.encoders.Encoder.observe`; an encoder of another class keeps no statistics.
 
-        :param observations: replayed observations ``[..., *shape]``
-        :param counts: 1 for each that counts, 0 for the others ``[..., 1]``
+        :param observations: of replayed windows ``[H + 1, B, *shape]``
+        :param mask: of the windows ``[H, B, 1]``
         """
         if isinstance(self.encoder, Encoder):
-            self.encoder.observe(observations, counts)
+            self.encoder.observe(observations, mask)
 
     def inputs(self, z: th.Tensor, action: th.Tensor | None = None) -> th.Tensor:
         """
