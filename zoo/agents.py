@@ -21,7 +21,8 @@ from sb3_mpc.agents.agent_format import read_agent
 from sb3_mpc.common.algorithm import WorldModelAlgorithm
 from sb3_mpc.common.files import complete_name
 from sb3_mpc.zoo import cards
-from sb3_mpc.zoo.cards import agent_name, card_text, class_name, environment_of, read_cards
+from sb3_mpc.zoo.card_facts import agent_name, class_name, environment_of, frames_of, returns_of
+from sb3_mpc.zoo.cards import card_text, read_cards
 
 HUB = "SB3_MPC_HUB"  # environment variable: hub repository or folder with agents that the package does not have
 
@@ -200,8 +201,8 @@ def list_agents(args: argparse.Namespace) -> None:
         raise FileNotFoundError(f"There is no folder {args.folder}.")
     rows = [("method", "environment", "frames", "return", "file")]
     for name, card in read_cards(args.folder or cards.CHECKPOINTS).items():
-        planner, _ = cards.returns_of(card)
-        rows.append((card["algorithm"], environment_of(card), cards.frames_of(card), planner, name))
+        planner, _ = returns_of(card)
+        rows.append((card["algorithm"], environment_of(card), frames_of(card), planner, name))
     widths = [max(len(row[i]) for row in rows) + 2 for i in range(len(rows[0]))]
     for row in rows:
         print("".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

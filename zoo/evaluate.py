@@ -20,7 +20,7 @@ from sb3_mpc.common.algorithm import WorldModelAlgorithm
 from sb3_mpc.envs.video import record_video
 from sb3_mpc.zoo import rl_zoo
 from sb3_mpc.zoo.agents import find as find_agent
-from sb3_mpc.zoo.cards import protocol_of
+from sb3_mpc.zoo.card_facts import protocol_of
 from sb3_mpc.zoo.resume import ResumableCheckpoint, load_agent_of_checkpoint
 from sb3_mpc.zoo.run_folder import TRUST, read_arguments, read_settings, settings_file
 from sb3_mpc.zoo.train import check_algorithm, check_options

@@ -19,7 +19,7 @@ from sb3_mpc.common.discount import DEFAULT_GAMMA, discount_from_episode_length
 from sb3_mpc.common.policies.multitask import MultitaskWorldModelPolicy, short_name
 from sb3_mpc.envs.multitask import FEW_SHOT, TaskEnv, find_tasks, sizes_of
 from sb3_mpc.zoo import rl_zoo
-from sb3_mpc.zoo.cards import agent_name
+from sb3_mpc.zoo.card_facts import agent_name
 from sb3_mpc.zoo.evaluate import measure
 from sb3_mpc.zoo.plot import pyplot
 from sb3_mpc.zoo.train import check_algorithm, check_options

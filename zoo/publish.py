@@ -14,7 +14,8 @@ import sb3_mpc
 from sb3_mpc.agents.agent_files import load_agent, read_card, save_agent
 from sb3_mpc.envs.video import record_video
 from sb3_mpc.zoo.aggregate import curves
-from sb3_mpc.zoo.cards import agent_name, card_text, pictures_of
+from sb3_mpc.zoo.card_facts import agent_name
+from sb3_mpc.zoo.cards import card_text, pictures_of
 from sb3_mpc.zoo.evaluate import Agent, check_plain, find, measure, statistics_of
 from sb3_mpc.zoo.plot import draw
 from sb3_mpc.zoo.returns import action_repeat, read_csv, read_run, with_published

@@ -14,7 +14,7 @@ import sb3_mpc.envs
 from sb3_mpc import TDMPC2, FacTDMPC, zoo
 from sb3_mpc.agents.agent_files import load_agent, read_card, save_agent
 from sb3_mpc.agents.agent_format import read_agent
-from sb3_mpc.zoo import agents, cards
+from sb3_mpc.zoo import agents, card_facts, cards
 from sb3_mpc.zoo.__main__ import main
 from tests.support.agents import (
     PointEnv,
@@ -60,7 +60,7 @@ def test_what_the_package_has_is_whole_and_named_by_the_rule() -> None:
     assert ("tdmpc2", "dmc/cartpole-swingup-v0") in zoo.available()
     for algo, env_id in zoo.available():
         path = agents.find(algo, env_id)
-        assert path.parent == cards.CHECKPOINTS and path.stem == cards.agent_name(algo, env_id)
+        assert path.parent == cards.CHECKPOINTS and path.stem == card_facts.agent_name(algo, env_id)
         read_agent(path)
 
 
@@ -173,9 +173,9 @@ def test_card_text(folder: Path, tmp_path: Path) -> None:
 
 def test_published_returns_at_the_same_frames() -> None:
     card = dict(algorithm="tdmpc2", environment=dict(id="dmc/cartpole-swingup-v0"))
-    returns = {n: cards.published_return({**card, "steps": dict(frames=n)}) for n in (50_000, 100_000, 10**9)}
+    returns = {n: card_facts.published_return({**card, "steps": dict(frames=n)}) for n in (50_000, 100_000, 10**9)}
     assert returns == {50_000: "839.4 (at 100,000)", 100_000: "839.4", 10**9: "-"}
-    assert cards.published_return({**card, "steps": None}) == "-"
+    assert card_facts.published_return({**card, "steps": None}) == "-"
 
 
 # -- Conversion --------------------------------------------------------------------------------------------------------

@@ -16,12 +16,12 @@ from sb3_mpc.agents.agent_files import read_card, save_agent
 from sb3_mpc.common.networks.world_model import WorldModel
 from sb3_mpc.common.planning.planner import MPPIPlanner
 from sb3_mpc.envs import SUITES
-from sb3_mpc.zoo import cards
+from sb3_mpc.zoo import card_facts, cards
 from sb3_mpc.zoo.presets import load_preset
 from tests.support.agents import make_agent
 
 ALL = sorted(cards.CHECKPOINTS.glob("*.safetensors"))
-SEVERAL = [path for path in ALL if cards.scores_of(read_card(path))]  # agents of several tasks
+SEVERAL = [path for path in ALL if card_facts.scores_of(read_card(path))]  # agents of several tasks
 FILES = [path for path in ALL if path not in SEVERAL]
 
 
@@ -61,12 +61,15 @@ def test_agent_of_several_tasks(path: Path) -> None:
     pytest.importorskip("dm_control")
     card, text = read_card(path), path.with_suffix(".md").read_text(encoding="utf-8")
     check_commands(card, text)
-    for task, score in cards.scores_of(card).items():
+    for task, score in card_facts.scores_of(card).items():
         assert f"{task} {score:.1f}" in text
     names: dict[str, Any] = {}
     exec(block(text, "Use", "python"), names)
     model, env = names["model"], names["env"]
-    assert model.policy.task_names == list(cards.scores_of(card)) and model.num_timesteps == card["steps"]["decisions"]
+    assert (
+        model.policy.task_names == list(card_facts.scores_of(card))
+        and model.num_timesteps == card["steps"]["decisions"]
+    )
     assert env.step(model.predict(env.reset())[0])[1].shape == (len(model.policy.task_names),)
 
 
@@ -125,7 +128,7 @@ def test_text_of_strangers_stays_text(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "train --algo 'tdmpc2;' touch executed '```'\n````" in text
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     assert all(len(re.findall(r"(?<!\\)\|", row)) == 3 for row in rows)
-    assert cards.training_command({**card, "command": "rm -rf ~"}) is None
+    assert card_facts.training_command({**card, "command": "rm -rf ~"}) is None
     card["arguments"] = {**card["arguments"], "policy_kwargs": {"x": {"class": "os.system('x')"}}}
     assert "os.system('x')" not in cards.card_text(card).replace("\"os.system('x')\"", "")
     # A file that is damaged is left out of the list of its folder, and named
@@ -156,4 +159,4 @@ def test_card_of_several_tasks() -> None:
     assert "score 30.0" in cards.table({"agent": card})
     # No command is made up that trains a single task of this name
     del card["command"]
-    assert cards.training_command({**card, "steps": dict(decisions=10), "preset": "small"}) is None
+    assert card_facts.training_command({**card, "steps": dict(decisions=10), "preset": "small"}) is None

@@ -25,7 +25,7 @@ import sb3_mpc.envs  # registers the ids
 from sb3_mpc import FacTDMPC
 from sb3_mpc.common.algorithm import WorldModelAlgorithm
 from sb3_mpc.common.callbacks import OverestimationCallback
-from sb3_mpc.zoo.cards import agent_name
+from sb3_mpc.zoo.card_facts import agent_name
 from sb3_mpc.zoo.presets import load_preset
 from sb3_mpc.zoo.returns import action_repeat
 

@@ -28,7 +28,7 @@ import sb3_mpc.envs  # noqa: F401
 from sb3_mpc import TDMPC2, FacTDMPC, zoo
 from sb3_mpc.common.networks.losses import time_slice
 from sb3_mpc.fac_tdmpc.distillation import expert_scores, student_scores
-from sb3_mpc.zoo.cards import agent_name
+from sb3_mpc.zoo.card_facts import agent_name
 from sb3_mpc.zoo.presets import load_preset
 from sb3_mpc.zoo.studies.comparison import EPISODES, PRESET, RESULTS
 from sb3_mpc.zoo.studies.factored_times import times

@@ -39,7 +39,8 @@ from sb3_mpc.common.policies.multitask import short_name
 from sb3_mpc.envs import make_multitask
 from sb3_mpc.offline import Dataset, merge
 from sb3_mpc.offline.writer import DatasetWriter
-from sb3_mpc.zoo.cards import CHECKPOINTS, SCORE, agent_name
+from sb3_mpc.zoo.card_facts import SCORE, agent_name
+from sb3_mpc.zoo.cards import CHECKPOINTS
 from sb3_mpc.zoo.data import play
 from sb3_mpc.zoo.multitask import Evaluations, add_task, evaluate_tasks, make_task, use_preset
 from sb3_mpc.zoo.plot import pyplot
