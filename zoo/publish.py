@@ -24,6 +24,7 @@ from sb3_mpc.zoo.run_folder import read_start, settings_file
 # Of the animated picture on the card: seconds, pixels, frames per second. Small enough for a page
 VIDEO_SECONDS, VIDEO_WIDTH, VIDEO_RATE = 8, 128, 10
 VIDEO_COLORS = 64
+OF_THE_TRAINING = ("commit", "steps", "seed", "preset", "command", "note")  # entries of a card
 
 
 def publish(agent: Agent, args: argparse.Namespace, rows: pd.DataFrame | None = None, **card: Any) -> Path:
@@ -44,7 +45,7 @@ def publish(agent: Agent, args: argparse.Namespace, rows: pd.DataFrame | None = 
     args.folder.mkdir(parents=True, exist_ok=True)
     algo = next(key for key, algorithm in sb3_mpc.ALGORITHMS.items() if type(model) is algorithm)
     path = args.folder / f"{agent_name(algo, agent.env_id)}.safetensors"
-    card |= dict(steps=steps, seed=model.seed)
+    card = dict(steps=steps, seed=model.seed) | card
     save_agent(model, path, args.dtype, **card)
     env.close()
     written = Agent(lambda env: load_agent(path, env, args.device), agent.env_id, agent.env_kwargs)
@@ -125,8 +126,9 @@ def main(args: argparse.Namespace) -> None:
     of_run = args.agent is not None and run.is_dir()
     rows = read_csv(args.curve) if args.curve else read_run(settings_file(run)) if of_run else None
     card = run_card(run) if of_run else {}
-    if run.suffix == ".safetensors" and run.is_file():  # the code that has trained it, not the one that evaluates it
-        card["commit"] = read_card(run)["commit"]
+    if run.suffix == ".safetensors" and run.is_file():  # evaluated again: how it was trained is what its own card says
+        its = read_card(run)
+        card = {name: its[name] for name in OF_THE_TRAINING if its.get(name) is not None}
     given = dict(preset=args.preset, command=args.trained_by)
     card |= {name: value for name, value in given.items() if value is not None}
     print(f"Wrote {publish(agent, args, rows, **card)}")

@@ -173,10 +173,17 @@ def test_publish(film: bool, finished: Path, tmp_path: Path, capsys: pytest.Capt
 
 
 @pytest.mark.slow
-def test_published_file_names_the_code_that_trained_it(tmp_path: Path) -> None:
-    trained = save_agent(make_agent(sb3_mpc.TDMPC2, "Pendulum-v1"), tmp_path / "trained", commit="abc1234")
-    run("publish", trained, "--episodes", 1, "--device", "cpu", "--folder", tmp_path, "--no-film")
-    assert read_card(tmp_path / "tdmpc2-Pendulum-v1.safetensors")["commit"] == "abc1234"
+def test_file_that_is_evaluated_again_says_how_it_was_trained(tmp_path: Path) -> None:
+    known: dict[str, Any] = dict(
+        commit="abc1234", steps=dict(decisions=40, frames=80), seed=3, note="by hand", preset="cpu", command="python"
+    )
+    trained = save_agent(make_agent(sb3_mpc.TDMPC2, "Pendulum-v1"), tmp_path / "trained", **known)
+    options = ["--episodes", 1, "--device", "cpu", "--folder", tmp_path, "--no-film"]
+    run("publish", trained, *options)
+    card = read_card(tmp_path / "tdmpc2-Pendulum-v1.safetensors")
+    assert card["evaluation"]["episodes"] == 1 and {name: card[name] for name in known} == known
+    run("publish", trained, *options, "--preset", "small")
+    assert read_card(tmp_path / "tdmpc2-Pendulum-v1.safetensors")["preset"] == "small"
 
 
 @pytest.mark.slow
