@@ -66,10 +66,8 @@ def test_agent_of_several_tasks(path: Path) -> None:
     names: dict[str, Any] = {}
     exec(block(text, "Use", "python"), names)
     model, env = names["model"], names["env"]
-    assert (
-        model.policy.task_names == list(card_facts.scores_of(card))
-        and model.num_timesteps == card["steps"]["decisions"]
-    )
+    assert model.policy.task_names == list(card_facts.scores_of(card))
+    assert model.num_timesteps == card["steps"]["decisions"]
     assert env.step(model.predict(env.reset())[0])[1].shape == (len(model.policy.task_names),)
 
 
