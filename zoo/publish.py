@@ -40,8 +40,8 @@ def publish(agent: Agent, args: argparse.Namespace, rows: pd.DataFrame | None = 
     """
     check_plain(agent)
     model, env = agent.start(1)
-    steps = dict(decisions=model.num_timesteps)
-    steps["frames"] = steps["decisions"] * action_repeat(agent.env_id, {**agent.env_kwargs})
+    steps = dict(decisions=model.num_timesteps) | card.pop("steps", {})
+    steps = dict(frames=steps["decisions"] * action_repeat(agent.env_id, {**agent.env_kwargs})) | steps
     args.folder.mkdir(parents=True, exist_ok=True)
     algo = next(key for key, algorithm in sb3_mpc.ALGORITHMS.items() if type(model) is algorithm)
     path = args.folder / f"{agent_name(algo, agent.env_id)}.safetensors"

@@ -182,7 +182,9 @@ def test_file_that_is_evaluated_again_says_how_it_was_trained(tmp_path: Path) ->
     run("publish", trained, *options)
     card = read_card(tmp_path / "tdmpc2-Pendulum-v1.safetensors")
     assert card["evaluation"]["episodes"] == 1 and {name: card[name] for name in known} == known
+    save_agent(make_agent(sb3_mpc.TDMPC2, "Pendulum-v1"), trained, steps=dict(decisions=40))
     run("publish", trained, *options, "--preset", "small")
+    assert read_card(tmp_path / "tdmpc2-Pendulum-v1.safetensors")["steps"] == dict(decisions=40, frames=40)
     assert read_card(tmp_path / "tdmpc2-Pendulum-v1.safetensors")["preset"] == "small"
 
 
