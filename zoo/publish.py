@@ -13,12 +13,14 @@ import pandas as pd
 import sb3_mpc
 from sb3_mpc.agents.agent_files import load_agent, read_card, save_agent
 from sb3_mpc.envs.video import record_video
+from sb3_mpc.zoo.agents import find as find_agent
 from sb3_mpc.zoo.aggregate import curves
 from sb3_mpc.zoo.card_facts import agent_name
 from sb3_mpc.zoo.cards import card_text, pictures_of
 from sb3_mpc.zoo.evaluate import Agent, check_plain, find, measure, statistics_of
 from sb3_mpc.zoo.plot import draw
 from sb3_mpc.zoo.returns import action_repeat, read_csv, read_run, with_published
+from sb3_mpc.zoo.rl_zoo import find_environment
 from sb3_mpc.zoo.run_folder import read_start, settings_file
 
 # Of the animated picture on the card: seconds, pixels, frames per second. Small enough for a page
@@ -126,8 +128,9 @@ def main(args: argparse.Namespace) -> None:
     of_run = args.agent is not None and run.is_dir()
     rows = read_csv(args.curve) if args.curve else read_run(settings_file(run)) if of_run else None
     card = run_card(run) if of_run else {}
-    if run.suffix == ".safetensors" and run.is_file():  # evaluated again: how it was trained is what its own card says
-        its = read_card(run)
+    file = find_agent(args.algo, find_environment(args.env)) if args.agent is None else run
+    if file.suffix == ".safetensors":  # evaluated again: how it was trained is what its own card says
+        its = read_card(file)
         card = {name: its[name] for name in OF_THE_TRAINING if its.get(name) is not None}
     given = dict(preset=args.preset, command=args.trained_by)
     card |= {name: value for name, value in given.items() if value is not None}

@@ -24,6 +24,7 @@ from sb3_mpc.common.algorithm import WorldModelAlgorithm
 from sb3_mpc.envs import SUITES
 from sb3_mpc.zoo import aggregate, returns, rl_zoo
 from sb3_mpc.zoo.__main__ import COMMANDS, main
+from sb3_mpc.zoo.cards import CHECKPOINTS
 from sb3_mpc.zoo.presets import PRESETS, load_preset, preset_file, preset_key
 from sb3_mpc.zoo.resume import checkpoints_of
 from sb3_mpc.zoo.run_folder import read_settings
@@ -186,6 +187,16 @@ def test_file_that_is_evaluated_again_says_how_it_was_trained(tmp_path: Path) ->
     run("publish", trained, *options, "--preset", "small")
     assert read_card(tmp_path / "tdmpc2-Pendulum-v1.safetensors")["steps"] == dict(decisions=40, frames=40)
     assert read_card(tmp_path / "tdmpc2-Pendulum-v1.safetensors")["preset"] == "small"
+
+
+@pytest.mark.slow
+def test_agent_of_the_zoo_that_is_evaluated_again_says_how_it_was_trained(tmp_path: Path) -> None:
+    pytest.importorskip("dm_control")
+    of = ["--algo", "tdmpc2", "--env", "dmc/cartpole-swingup-v0"]
+    run("publish", *of, "--episodes", 1, "--device", "cpu", "--folder", tmp_path, "--no-film")
+    its, new = (read_card(f / "tdmpc2-dmc-cartpole-swingup-v0.safetensors") for f in (CHECKPOINTS, tmp_path))
+    assert new["evaluation"]["episodes"] == 1
+    assert all(new[name] == its[name] for name in ("commit", "steps", "seed", "preset"))
 
 
 @pytest.mark.slow
