@@ -217,7 +217,8 @@ class Collection(OffPolicyAlgorithm):
             self._plan_state, self._last_plan = None, None
         else:
             assert self._last_obs is not None, "self._last_obs was not set"
-            if self._plan_state is not None and len(self._plan_state[0]) != n_envs:
+            size = (n_envs, self.policy.active()[1].horizon)  # which has changed if FacTDMPC's student acts from now on
+            if self._plan_state is not None and self._plan_state[0].shape[:2] != size:
                 self._plan_state = None
             started = time.perf_counter()
             when = f"at step {self.num_timesteps}, after {self._n_updates} updates"

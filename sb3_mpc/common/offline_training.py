@@ -244,16 +244,22 @@ class OfflineTraining(OffPolicyAlgorithm):
         if offline_data is not None:
             self._enter_data(offline_data, reset_num_timesteps)
             assert self._data is not None
-            share = offline_fraction if callable(offline_fraction) else FloatSchedule(fraction(offline_fraction))
-            self._mixed = MixedWindows(
-                self.replay_buffer, self._data, lambda: fraction(share(self._current_progress_remaining))
-            )
+            self._mixed = self.mixture(self._data, offline_fraction)
         try:
             return super().learn(
                 total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar
             )
         finally:
             self._leave_data()
+
+    def mixture(self, data: DataWindows, offline_fraction: float | Schedule) -> MixedWindows:
+        """
+        :param data: windows of recorded data
+        :param offline_fraction: part of a batch that is drawn from them, or its schedule
+        :return: batches of these and of the replay buffer
+        """
+        share = offline_fraction if callable(offline_fraction) else FloatSchedule(fraction(offline_fraction))
+        return MixedWindows(self.replay_buffer, data, lambda: fraction(share(self._current_progress_remaining)))
 
     def waits_for_episode(self) -> bool:
         """

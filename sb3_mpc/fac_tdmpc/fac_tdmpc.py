@@ -21,7 +21,7 @@ from stable_baselines3.common.utils import configure_logger
 
 from sb3_mpc.common.algorithm import WorldModelAlgorithm, inherited
 from sb3_mpc.common.buffers.sequence_buffer import SequenceReplayBuffer
-from sb3_mpc.common.buffers.sources import DataWindows, RecordedData
+from sb3_mpc.common.buffers.sources import DataWindows, MixedWindows, RecordedData
 from sb3_mpc.common.checks.arguments import check_range
 from sb3_mpc.common.files import explain_damage
 from sb3_mpc.common.offline_training import check_fits
@@ -38,7 +38,16 @@ MAX_DISTILL_STEPS = 100_000  # the paper's number
 # Sizes of the student in the preset "small"
 STUDENT_OF_SMALL = dict(student_latent_dim=384, student_net_arch=[64, 64])
 # Settings that the student takes from a given expert
-SHARED_SETTINGS = ("gamma", "horizon", "batch_size", "num_samples", "num_elites", "num_pi_trajs", "temperature")
+SHARED_SETTINGS = (
+    "gamma",
+    "horizon",
+    "batch_size",
+    "iterations",
+    "num_samples",
+    "num_elites",
+    "num_pi_trajs",
+    "temperature",
+)
 
 
 def evaluations(callback: MaybeCallback) -> list[EvalCallback]:
@@ -76,11 +85,10 @@ class FacTDMPC(StudentTraining):
 
     The first author's repository (mikezhang95/tdmpc2, commit 8d4e41e) holds code of the method, which settles points
     that the paper leaves open: sequences are ranked by KL(expert, student), perturbations have a standard deviation of
-    0.5, and plans include proposals of a policy. It is not followed where it ties the student to its expert: there the
-    student encodes the expert's latent state, and the proposals are the expert's; here the student has an encoder and a
-    policy of its own. Also there, groups' scores are averaged, not added as in the paper; temperatures are 0.5 for
-    scores on their own scale; latent states are not normalised; plans have H actions, not H + 1; and runs have 500,000
-    updates.
+    0.5, the student encodes the expert's latent state (here that of a frozen copy of its encoder), and plans include
+    proposals of a policy. There these are the expert's; here the student has a policy of its own. Also there, groups'
+    scores are averaged, not added as in the paper; temperatures are 0.5 for scores on their own scale; latent states
+    are not normalised; plans have H actions, not H + 1; and runs have 500,000 updates.
 
     The student learns neither from rewards nor from TD targets: for segments of the replay buffer, K random
     perturbations of the actions are rolled out in both models, and the student learns to rank them as the expert does:
@@ -92,10 +100,12 @@ class FacTDMPC(StudentTraining):
     group imitates the expert's; it proposes sequences to the planner, and acts without planning.
 
     :meth:`learn` first trains a TD-MPC2 agent as expert and then distils it; if ``expert`` is given, that agent only
-    collects data before. :meth:`distill` needs no environment. Until the first distillation, the expert acts.
+    collects data before, and in further calls its student does. :meth:`distill` needs no environment. Until the first
+    distillation, the expert acts.
 
     The arguments of :class:`sb3_mpc.TDMPC2` belong to the expert, planner settings and ``policy_kwargs`` to both.
-    Arguments that are None take the value of the given expert (0 for ``learning_starts``), or else TD-MPC2's default.
+    Arguments that are None take the value of the given expert (0 for ``learning_starts``, at most 6 for
+    ``iterations``), or else TD-MPC2's default.
 
     :param expert: trained agent of this package to distil, with ``WorldModelPolicy``; None to train one
     :param action_groups: indices of the action dimensions that plan together, such as ``[[0, 1], [2, 3]]``; one group
@@ -103,7 +113,8 @@ class FacTDMPC(StudentTraining):
     :param distill_steps: updates of the student after each :meth:`learn`; "auto" for one per environment step since the
         last distillation, at most the paper's 100,000; 0 for no distillation, so that the expert acts
     :param distill_batch_size: number of segments in a batch; "auto" for twice ``batch_size``, the paper's 512
-    :param distill_learning_rate: learning rate of the student
+    :param distill_learning_rate: learning rate of the student at the beginning of a distillation; it falls linearly to
+        zero at the end (the paper: constant), because a plan needs a steady ranking
     :param distill_reward_coef: weight c_R of the divergence of the rewards
     :param distill_value_coef: weight c_Q of the divergence of the values
     :param distill_max_grad_norm: bound on the norms of the gradients of the student's model and of its policy prior
@@ -173,7 +184,7 @@ class FacTDMPC(StudentTraining):
         max_grad_norm: float = 20.0,
         pretrain_gradient_steps: int | str = "auto",
         episodic: bool | str = "auto",
-        iterations: int = 6,
+        iterations: int | None = None,
         num_samples: int | None = None,
         num_elites: int | None = None,
         num_pi_trajs: int | None = None,
@@ -246,8 +257,11 @@ class FacTDMPC(StudentTraining):
 
     def _shared_setting(self, name: str) -> Any:
         """:return: value of an argument that is None: the given expert's, or else TD-MPC2's default"""
+        default = inspect.signature(TDMPC2).parameters[name].default
         if self._given is None:
-            return inspect.signature(TDMPC2).parameters[name].default
+            return default
+        if name == "iterations":  # MBDPO's are many small ones
+            return min(default, getattr(self._given, name))
         return 0 if name == "learning_starts" else getattr(self._given, name)
 
     def _setup_model(self) -> None:
@@ -325,13 +339,16 @@ class FacTDMPC(StudentTraining):
         random_seeding: bool | str = "auto",
     ) -> SelfFacTDMPC:
         """
-        Train the expert, or collect with it if it was given; then distil it. The student of an earlier call learns on.
-        The arguments are those of :meth:`sb3_mpc.TDMPC2.learn`.
+        Train the expert, or collect with it if it was given; then distil it. The student of an earlier call learns on;
+        that of a given expert, which does not change any more, also collects, so that it learns what the expert would
+        do in the states that it gets into itself. The arguments are those of :meth:`sb3_mpc.TDMPC2.learn`; with
+        ``offline_data``, segments of the distillation are drawn from both, too.
 
-        Callbacks see the expert. Those of the class ``EvalCallback`` then evaluate the student, every ``eval_freq``
-        updates and after the last one: their best model is the student. Their number of steps goes on with the updates.
+        Callbacks see the agent that collects. Those of the class ``EvalCallback`` then evaluate the student, every
+        ``eval_freq`` updates and after the last one: their best model is the student. Their number of steps goes on
+        with the updates.
         """
-        self._use_student(False)
+        self._use_student(self._expert_given and self._student_updates > 0)
         if reset_num_timesteps:
             self._student_decisions = 0
         super().learn(
@@ -345,7 +362,11 @@ class FacTDMPC(StudentTraining):
             offline_fraction=offline_fraction,
             random_seeding=random_seeding,
         )
-        self._distil_what_was_learned(callback, log_interval, progress_bar)
+        windows = None
+        if offline_data is not None:
+            data = offline_data.windows(self.horizon, observation_space=self.observation_space)
+            windows = self.mixture(data, offline_fraction)
+        self._distil_what_was_learned(callback, log_interval, progress_bar, windows)
         return self
 
     def _distil_what_was_learned(
@@ -353,7 +374,7 @@ class FacTDMPC(StudentTraining):
         callback: MaybeCallback,
         log_interval: int | None,
         progress_bar: bool,
-        windows: DataWindows | None = None,
+        windows: DataWindows | MixedWindows | None = None,
     ) -> None:
         """
         :param callback: callback(s) of the expert's training, of which the evaluations go on

@@ -12,7 +12,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
-from sb3_mpc.common.networks.encoders import DictExtractor, Encoder, PixelExtractor
+from sb3_mpc.common.networks.encoders import DictExtractor, PixelExtractor
 from sb3_mpc.common.networks.sizes import MODEL_SIZES
 from sb3_mpc.common.networks.world_model import WorldModel
 from sb3_mpc.common.planning.planner import MPPIPlanner
@@ -20,7 +20,7 @@ from sb3_mpc.common.policies.views import ValueFunctions, share_parts
 from sb3_mpc.common.policies.world_model_policy import WorldModelPolicy
 from sb3_mpc.fac_tdmpc.distillation import Spread
 from sb3_mpc.fac_tdmpc.planner import FactoredPlanner
-from sb3_mpc.fac_tdmpc.world_model import ActionGroups, FactoredWorldModel
+from sb3_mpc.fac_tdmpc.world_model import ActionGroups, FactoredWorldModel, StudentEncoder
 
 SIMPLEX, MIN_WIDTH, STUDENT_NUM_Q = 8, 32, 2
 
@@ -141,20 +141,10 @@ class FactoredPolicy(WorldModelPolicy):
         arch = init["net_arch"].get("qf") if isinstance(init["net_arch"], dict) else init["net_arch"]
         shares = [max(min(w, MIN_WIDTH), w // count) for w in (arch or [sizes["mlp_dim"]] * 2)]
         hidden = list(init["student_net_arch"] or shares)
-        encoder = Encoder(
-            self.observation_space,
-            self.make_features_extractor(),
-            block * count,
-            sizes["enc_dim"],
-            sizes["num_enc_layers"],
-            simplex,
-            init["normalize_images"],
-            init["image_augmentation"],
-        )
+        expert = self.world_model
+        encoder = StudentEncoder(expert.encoder, expert.latent_dim, [sizes["enc_dim"]], block * count, simplex)
         student = FactoredWorldModel(encoder, ActionGroups(self._groups), block * count, hidden, STUDENT_NUM_Q, simplex)
         self.student = student.to(next(self.world_model.parameters()).device).train(self.training)
-        if isinstance(self.world_model.encoder, Encoder):
-            encoder.take_statistics(self.world_model.encoder)
         self.spread = Spread().to(self.device)
         self.student_planner = FactoredPlanner(self.student, **(init["student_planner_kwargs"] or {}))
         kwargs = dict(self.optimizer_kwargs or {})
@@ -164,7 +154,7 @@ class FactoredPolicy(WorldModelPolicy):
         known = {id(parameter) for parameter in prior}
         kwargs["lr"] = init["student_learning_rate"]
         self.student_optimizer = self.optimizer_class(
-            [p for p in self.student.parameters() if id(p) not in known], **kwargs
+            [p for p in self.student.parameters() if p.requires_grad and id(p) not in known], **kwargs
         )
         self.student_pi_optimizer = self.optimizer_class(prior, **kwargs)
 

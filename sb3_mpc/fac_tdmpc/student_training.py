@@ -11,7 +11,7 @@ from stable_baselines3.common.preprocessing import get_action_dim
 
 from sb3_mpc.common import processes
 from sb3_mpc.common.buffers.batch import SequenceBatch
-from sb3_mpc.common.buffers.sources import DataWindows
+from sb3_mpc.common.buffers.sources import DataWindows, MixedWindows
 from sb3_mpc.common.checks.arguments import check_range
 from sb3_mpc.common.checks.data import check_finite_losses
 from sb3_mpc.common.execution.acceleration import compile_function, graphed, set_learning_rate
@@ -68,7 +68,7 @@ class StudentTraining(TDMPC2):
         callback: BaseCallback,
         log_interval: int | None,
         progress_bar: bool,
-        windows: DataWindows | None = None,
+        windows: DataWindows | MixedWindows | None = None,
         batch_size: int | None = None,
         counted: bool = False,
     ) -> None:
@@ -101,28 +101,34 @@ class StudentTraining(TDMPC2):
             with th.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
                 th.manual_seed(seed)
                 self.policy.reset_student()
+        self.policy.student.encoder.follow(self.policy.world_model.encoder)
         processes.join(self.device)
         processes.broadcast(self.policy.state_dict().values())
         generator = th.Generator(self.device)
         buffer: Any = self.replay_buffer if windows is None else windows
         batch_size = processes.share(batch_size or int(self.distill_batch_size))
-        kept = {name: getattr(buffer, name) for name in ("_rng", "horizon", "device")}
+        sources = getattr(buffer, "parts", [buffer])
+        kept = [{name: getattr(source, name) for name in ("_rng", "horizon", "device")} for source in sources]
         compiles = self.policy.acceleration.compiles and not processes.joined()
         update = self.distill_update
         if compiles:
             update = graphed(compile_function(update), self.recorded_constants)
-        for optimizer in (self.policy.student_optimizer, self.policy.student_pi_optimizer):
-            set_learning_rate(optimizer, self.distill_learning_rate, compiles and self.device.type == "cuda")
+        begun = self.num_timesteps if counted else 0  # of a distillation that is resumed
         self.policy.set_training_mode(False)
         self._use_student(True)
         try:
-            buffer.horizon, buffer.device = self.horizon + 1, self.device
+            for source in sources:
+                source.horizon, source.device = self.horizon + 1, self.device
             callback.on_training_start(locals(), globals())
             for step in steps_left:
                 entropy = [self._distill_seed, self._student_updates, processes.rank()]
-                drawn = np.random.SeedSequence(entropy).generate_state(2)
-                buffer.seed(int(drawn[0]))
-                generator.manual_seed(int(drawn[1]))
+                rate = self.distill_learning_rate * (1 - (begun + step - 1) / (begun + steps))
+                for optimizer in (self.policy.student_optimizer, self.policy.student_pi_optimizer):
+                    set_learning_rate(optimizer, rate, compiles)  # compiled, too, a number would be a constant
+                drawn = [int(seed) for seed in np.random.SeedSequence(entropy).generate_state(1 + len(sources))]
+                for source, drawn_seed in zip(sources, (drawn[0], *drawn[2:]), strict=True):
+                    source.seed(drawn_seed)
+                generator.manual_seed(drawn[1])
                 batch = buffer.sample(batch_size, env=self._vec_normalize_env)
                 noise = self.draw_distill_noise(batch_size, generator)
                 with self.policy.acceleration.applied():
@@ -146,7 +152,8 @@ class StudentTraining(TDMPC2):
             self._use_student(False)
             raise
         finally:
-            vars(buffer).update(kept)
+            for source, state in zip(sources, kept, strict=True):
+                vars(source).update(state)
             self.num_timesteps -= self._counted_updates
             self._counted_updates = 0
 

@@ -1,12 +1,15 @@
 """A factored world model: one small model for each group of action dimensions."""
 
+import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch as th
+from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
 from sb3_mpc.common.networks.gaussian import bound_log_std
-from sb3_mpc.common.networks.layers import SimNorm, StackedLinear
+from sb3_mpc.common.networks.layers import SimNorm, StackedLinear, make_mlp
 
 LOG_STD_MIN, LOG_STD_MAX = -3.0, 1.0
 
@@ -96,6 +99,47 @@ class ActionGroups(nn.Module):
         return x.reshape(self.num_groups, -1, *x.shape[1:]).sum(0)
 
 
+class StudentEncoder(nn.Module):
+    """
+    The student sees what its expert sees: a frozen copy of the expert's encoder, and an MLP that learns. Rankings of
+    actions alone teach an encoder of observations slowly.
+
+    :param encoder: the expert's encoder
+    :param latent_dim: size of the expert's latent state
+    :param hidden: sizes of the hidden layers
+    :param student_latent_dim: size G * m of the student's latent state
+    :param simnorm_dim: features per simplex
+    """
+
+    def __init__(
+        self, encoder: nn.Module, latent_dim: int, hidden: Sequence[int], student_latent_dim: int, simnorm_dim: int
+    ) -> None:
+        super().__init__()
+        self.copy = copy.deepcopy(encoder).requires_grad_(False)
+        self.head = make_mlp(latent_dim, hidden, student_latent_dim, SimNorm(simnorm_dim))
+
+    def follow(self, encoder: nn.Module) -> None:
+        """
+        :param encoder: the expert's encoder, which may have learned since it was copied
+        """
+        self.copy.load_state_dict(encoder.state_dict())
+
+    @property
+    def features_extractor(self) -> Any:
+        """:return: features extractor of the copy"""
+        return self.copy.features_extractor
+
+    def forward(self, observations: PyTorchObs, shift: th.Tensor | None = None) -> th.Tensor:
+        """
+        :param observations: ``[..., *shape]`` or a dict of them
+        :param shift: random shifts of image observations ``[..., 2]``, none if None
+        :return: latent states of the student ``[..., G * m]``
+        """
+        with th.no_grad():
+            z = self.copy(observations, shift)
+        return self.head(z)
+
+
 class FactoredWorldModel(nn.Module):
     """
     Shared encoder, and dynamics, reward and value networks of each action group on its own block of the latent state
@@ -103,7 +147,7 @@ class FactoredWorldModel(nn.Module):
 
     The methods take the blocks of E states as rows ``[G * E, N, m]``, the E rows of the first group first.
 
-    :param encoder: module from observations to latent states ``[..., G * m]``
+    :param encoder: encoder from observations to latent states ``[..., G * m]``
     :param groups: the action groups
     :param latent_dim: size G * m of the latent state
     :param hidden: sizes of the hidden layers of each group's networks
@@ -115,7 +159,7 @@ class FactoredWorldModel(nn.Module):
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: StudentEncoder,
         groups: ActionGroups,
         latent_dim: int,
         hidden: Sequence[int],

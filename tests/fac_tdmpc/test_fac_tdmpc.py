@@ -244,6 +244,15 @@ def test_wrong_expert(expert: Any) -> None:
     assert_one_clear_sentence(error.value, "policy_kwargs", "student_latent_dim")
 
 
+def test_student_plans_with_as_many_iterations_as_its_expert() -> None:
+    """Otherwise its plans could cost more than the expert's; MBDPO's iterations are many small ones."""
+    small = make_agent(TDMPC2, PointEnv(), iterations=3)
+    assert FacTDMPC("MlpPolicy", PointEnv(), expert=small).policy.student_planner.iterations == 3
+    assert FacTDMPC("MlpPolicy", PointEnv(), expert=small, iterations=4).policy.student_planner.iterations == 4
+    diffusion = make_agent(MBDPO, PointEnv(), iterations=19)
+    assert FacTDMPC("MlpPolicy", PointEnv(), expert=diffusion).policy.student_planner.iterations == 6
+
+
 def test_positional_arguments_beside_an_expert(expert: Any) -> None:
     model = FacTDMPC("MlpPolicy", PointEnv(), 3e-4, 500, 7, expert=expert)
     assert (model.buffer_size, model.learning_starts, model.horizon) == (500, 7, expert.horizon)
@@ -276,6 +285,60 @@ def test_student_sees_normalised_observations_as_the_expert_does() -> None:
     model = Seen.distill(expert, steps=3, distill_batch_size=8)
     assert 0 < model.largest <= 10
     assert model.get_vec_normalize_env() is env
+
+
+def test_student_sees_what_its_expert_sees(expert: Any) -> None:
+    """Also when the expert has learned on; and the student's updates change neither."""
+    model = make_agent(FacTDMPC, PointEnv(), seed=0, distill_batch_size=8).learn(12)
+    student, teacher = model.policy.student, model.policy.world_model
+    observations = th.randn(5, 3)
+    before = teacher.encode(observations)
+    th.testing.assert_close(student.encode(observations), student.encoder.head(before))
+    model.learn(12, reset_num_timesteps=False)
+    after = teacher.encode(observations)
+    assert not th.allclose(before, after), "the expert has learned on"
+    th.testing.assert_close(student.encode(observations), student.encoder.head(after))
+    distilled = FacTDMPC.distill(expert, steps=3, distill_batch_size=8).policy.student.encoder
+    assert_same_state(distilled.copy.state_dict(), expert.policy.world_model.encoder.state_dict())
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_learning_rate_falls_in_each_distillation(compiled: bool, expert: Any) -> None:
+    """The last updates are small, so that the student is steady; the next distillation begins anew."""
+    rates: list[float] = []
+
+    def note(variables: dict[str, Any], _: dict[str, Any]) -> bool:
+        policy = variables["self"].policy
+        found = {float(o.param_groups[0]["lr"]) for o in (policy.student_optimizer, policy.student_pi_optimizer)}
+        rates.extend(found)
+        return len(found) == 1
+
+    settings: Any = dict(distill_batch_size=8, distill_learning_rate=1e-3, distill_steps=2, compile=compiled)
+    model = FacTDMPC.distill(expert, steps=4, callback=ConvertCallback(note), **settings)
+    np.testing.assert_allclose(rates, [1e-3, 7.5e-4, 5e-4, 2.5e-4], rtol=1e-6)
+    before = model.policy.student.reward_head.layers[0].weight.clone()
+    model.set_env(PointEnv())
+    model.learn(5)
+    changed = (model.policy.student.reward_head.layers[0].weight - before).abs().max().item()
+    assert 5e-4 < changed <= 1.6e-3, "Adam moves each weight by about the rates, 1e-3 and 5e-4"
+
+
+def test_student_of_a_given_expert_collects(expert: Any) -> None:
+    """In the states that it gets into it can learn what the expert would do there; the expert collects before."""
+    acted: list[bool] = []
+
+    def note(variables: dict[str, Any], _: dict[str, Any]) -> bool:
+        acted.append(variables["self"].policy.distilled)
+        return True
+
+    model = FacTDMPC("MlpPolicy", PointEnv(), expert=expert, distill_batch_size=8, distill_steps=3)
+    model.learn(9, ConvertCallback(note)).learn(9, ConvertCallback(note), reset_num_timesteps=False)
+    assert acted == [False] * 9 + [True] * 9
+    assert model.policy.distilled and model._student_updates == 6
+    acted.clear()
+    own = make_agent(FacTDMPC, PointEnv(), distill_batch_size=8, distill_steps=3)
+    own.learn(9).learn(9, ConvertCallback(note), reset_num_timesteps=False)
+    assert acted == [False] * 9, "an expert that learns on collects for itself"
 
 
 def test_replay_buffer_of_another_device(expert: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,10 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from sb3_mpc import BMPC, TDMPC2, FacTDMPC
+from sb3_mpc.common.buffers.sequence_buffer import SequenceReplayBuffer
 from sb3_mpc.common.buffers.sources import OF_DATA
 from sb3_mpc.offline import Dataset
+from sb3_mpc.offline.windows import Windows
 from sb3_mpc.offline.writer import DatasetWriter
 from tests.support.agents import PointEnv, assert_one_clear_sentence, assert_same_state, make_agent, vec
 
@@ -227,6 +229,24 @@ def test_distilling_from_data(data: Dataset, tmp_path: Path) -> None:
     resumed = FacTDMPC.load(tmp_path / "rl_model_3_steps")
     resumed.learn_offline(data, 5 - resumed.num_timesteps, reset_num_timesteps=False)
     assert_same_state(resumed.get_parameters(), single.get_parameters())
+
+
+def test_distilling_from_data_and_experience(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each batch of segments has as many of the data as a batch of the expert's would have."""
+    drawn: dict[str, set[int]] = {}
+    for source in (SequenceReplayBuffer, Windows):
+
+        def sample(self: Any, batch_size: int, env: Any = None, _sample: Any = source.sample) -> Any:
+            drawn.setdefault(type(self).__name__, set()).add(batch_size)
+            assert self.horizon == model.horizon + 1, "segments have one action more"
+            return _sample(self, batch_size, env)
+
+        monkeypatch.setattr(source, "sample", sample)
+    expert = make_agent(TDMPC2, PointEnv(6, terminate=True), seed=0)
+    model = make_agent(FacTDMPC, PointEnv(6, terminate=True), expert=expert, distill_batch_size=8, distill_steps=3)
+    model.learn(20, offline_data=data, offline_fraction=0.25)
+    assert drawn == {"SequenceReplayBuffer": {6}, "Windows": {2}}
+    assert model._student_updates == 3 and model.replay_buffer.horizon == model.horizon
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,11 @@ class MixedWindows:
     def __init__(self, buffer: SequenceReplayBuffer, data: DataWindows, fraction: Callable[[], float]) -> None:
         self.buffer, self.data, self.fraction = buffer, data, fraction
 
+    @property
+    def parts(self) -> list[Any]:
+        """:return: what the windows are drawn from"""
+        return [self.buffer, self.data]
+
     def sample(self, batch_size: int, env: VecNormalize | None = None) -> SequenceBatch:
         """
         :param batch_size: number B of windows

@@ -280,14 +280,6 @@ class Encoder(nn.Module):
             flat, _ = self.in_one_batch(observations)
             extractor.observe(flat, observed(mask).reshape(-1, 1))
 
-    def take_statistics(self, other: "Encoder") -> None:
-        """
-        :param other: encoder of the same observations, whose statistics this one takes over
-        """
-        for mine, its in zip(self.features_extractor.modules(), other.features_extractor.modules(), strict=True):
-            if isinstance(mine, NormalizingExtractor):
-                mine.load_state_dict(its.state_dict())
-
     def in_one_batch(self, observations: PyTorchObs) -> tuple[Any, tuple[int, ...]]:
         """
         :param observations: ``[..., *shape]``
