@@ -122,7 +122,8 @@ class StudentTraining(TDMPC2):
             callback.on_training_start(locals(), globals())
             for step in steps_left:
                 entropy = [self._distill_seed, self._student_updates, processes.rank()]
-                rate = self.distill_learning_rate * (1 - (begun + step - 1) / (begun + steps))
+                left = 1 - (begun + step - 1) / (begun + steps)
+                rate = float(np.float32(self.distill_learning_rate * left))  # as the tensor of compiled updates has it
                 for optimizer in (self.policy.student_optimizer, self.policy.student_pi_optimizer):
                     set_learning_rate(optimizer, rate, compiles)  # compiled, too, a number would be a constant
                 drawn = [int(seed) for seed in np.random.SeedSequence(entropy).generate_state(1 + len(sources))]
