@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,15 @@ from tests.support.agents import PointEnv, assert_same_state, make_agent, vec
 
 pytest.importorskip("rl_zoo3", reason="needs the extra zoo")
 from tests.support.zoo_runs import losses, run, train_arguments
+
+
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """Ctrl-C raises, also if the tests run in the background of a shell, which lets them ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
 
 STEPS = 120
 
