@@ -49,7 +49,6 @@ def main() -> None:
     parser.add_argument("task", help="its environment")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--updates", type=int, default=4_000, help="of the first student")
-    parser.add_argument("--expert-decisions", type=int, default=0, help="collected by the expert, in place of its data")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--decisions", type=int, default=5_000, help="collected in a round, by ten environments")
     parser.add_argument("--more", type=int, default=1_500, help="updates in a round")
@@ -60,24 +59,19 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="compile updates and plans of the student")
     parser.add_argument("--folder", type=Path, default=RESULTS, help="where the CSV file goes")
     args = parser.parse_args()
+    args.folder.mkdir(parents=True, exist_ok=True)
     env = make_vec_env(args.task, EPISODES, seed=args.seed)
     expert: Any = load_agent(args.run / "agent.safetensors", env, device="cpu")
-    data: Dataset | None = Dataset.from_replay_buffer(read_buffer(args.run / "replay_buffer.npz"), env=env)
+    data = Dataset.from_replay_buffer(read_buffer(args.run / "replay_buffer.npz"), env=env)
     groups = env.action_space.shape[0]  # type: ignore[index]
     sizes = dict(student_latent_dim=args.features * groups, student_net_arch=[args.units] * 2)
     row: dict[str, Any] = dict(task=args.task, seed=args.seed, features=args.features, units=args.units)
-    row |= dict(expert_decisions=args.expert_decisions)
     row |= dict(zip(("expert", "expert_std"), returns(expert, args.task), strict=True))
     row |= dict(samples=args.samples or expert.num_samples, iterations=expert.iterations, max_std=args.max_std)
     settings = dict(SETTINGS, num_samples=args.samples, max_std=args.max_std, distill_steps=args.more)
     settings |= dict(policy_kwargs=sizes, seed=args.seed, compile=args.compile)
     started, evaluating = time.process_time(), 0.0
-    if args.expert_decisions:
-        model = FacTDMPC("MlpPolicy", env, expert=expert, **{**settings, "distill_steps": args.updates})
-        model.learn(args.expert_decisions)
-        model.distill_steps, data = args.more, None
-    else:
-        model = FacTDMPC.distill(expert, data, args.updates, **settings)
+    model = FacTDMPC.distill(expert, data, args.updates, **settings)
     for number in range(args.rounds + 1):
         if number > 0:
             model.learn(args.decisions, offline_data=data, reset_num_timesteps=False)
