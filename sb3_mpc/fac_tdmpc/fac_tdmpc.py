@@ -119,7 +119,8 @@ class FacTDMPC(StudentTraining):
     :param distill_value_coef: weight c_Q of the divergence of the values
     :param distill_max_grad_norm: bound on the norms of the gradients of the student's model and of its policy prior
     :param num_candidates: number K of perturbations of a segment
-    :param candidate_std: standard deviation of the perturbations, which are added to the actions
+    :param candidate_std: standard deviation of the perturbations, which are added to the actions; of several, such as
+        ``(0.5, 2.0)``, the candidates of a segment have one after the other
     :param distill_temperature: temperature T of the distributions over the candidates
     :param kl_direction: "forward" as above, or "reverse" with student and expert exchanged, as the paper prints it
     """
@@ -207,7 +208,7 @@ class FacTDMPC(StudentTraining):
         distill_value_coef: float = 0.1,
         distill_max_grad_norm: float = 10.0,
         num_candidates: int = 10,
-        candidate_std: float = 0.5,
+        candidate_std: float | Sequence[float] = 0.5,
         distill_temperature: float = 1.0,
         kl_direction: str = "forward",
         _init_setup_model: bool = True,
@@ -219,6 +220,9 @@ class FacTDMPC(StudentTraining):
         for name, number in (("distill_steps", distill_steps), ("distill_batch_size", distill_batch_size)):
             if isinstance(number, str) and number != "auto":
                 raise ValueError(f'{name}={number!r} is not understood: use a number or "auto".')
+        if isinstance(candidate_std, (list, tuple)):
+            for number in candidate_std or [()]:  # an empty one is no number either
+                check_range("candidate_std", number, 0)
         if not isinstance(expert, WorldModelAlgorithm | None):
             raise ValueError(
                 f"expert={expert!r} is not an agent of this package: load it first, for example by TDMPC2.load."

@@ -1,7 +1,7 @@
 """Distillation of the student of Fac-TDMPC, update by update."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,7 +27,7 @@ class DistillNoise(NamedTuple):
     """
     Random numbers of one update of the student. B segments, K candidates.
 
-    :param candidates: normal draws added to the actions ``[H + 1, B, K, A]``
+    :param candidates: perturbations, added to the actions ``[H + 1, B, K, A]``
     :param policy_actions: normal draws of the expert policy's actions ``[H + 1, B, K, A]``
     :param shift: image shifts ``[B, 2]``, None without images
     """
@@ -50,7 +50,7 @@ class StudentTraining(TDMPC2):
     distill_value_coef: float
     distill_max_grad_norm: float
     num_candidates: int
-    candidate_std: float
+    candidate_std: float | Sequence[float]
     distill_temperature: float
     kl_direction: str
     _distilled: bool
@@ -181,6 +181,8 @@ class StudentTraining(TDMPC2):
         """
         shape = (self.horizon + 1, batch_size, self.num_candidates, get_action_dim(self.action_space))
         candidates, actions = (th.randn(shape, generator=generator, device=generator.device) for _ in range(2))
+        deviations = np.resize(np.asarray(self.candidate_std, dtype=np.float32), (self.num_candidates, 1))  # in turn
+        candidates *= th.as_tensor(deviations, device=generator.device)
         return DistillNoise(candidates, actions, self.policy.draw_shift(batch_size, generator=generator))
 
     def distill_update(self, batch: SequenceBatch, noise: DistillNoise) -> dict[str, th.Tensor]:
@@ -194,7 +196,7 @@ class StudentTraining(TDMPC2):
         """
         student, teacher = self.policy.student, self.policy.world_model
         first = time_slice(batch.observations, 0)
-        actions = ((batch.mask * batch.actions).unsqueeze(2) + self.candidate_std * noise.candidates).clamp(-1, 1)
+        actions = ((batch.mask * batch.actions).unsqueeze(2) + noise.candidates).clamp(-1, 1)
         with th.no_grad():
             z = teacher.encode(first, noise.shift)
             expert, policy_actions, alive = expert_scores(teacher, z, actions, noise.policy_actions, self.gamma)

@@ -228,7 +228,16 @@ def test_expert_of_another_environment(expert: Any) -> None:
     assert_one_clear_sentence(error.value, "expert", "observation space", "give")
 
 
-@pytest.mark.parametrize("wrong", [dict(kl_direction="both"), dict(num_candidates=1), dict(distill_steps="many")])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        dict(kl_direction="both"),
+        dict(num_candidates=1),
+        dict(distill_steps="many"),
+        dict(candidate_std=[]),
+        dict(candidate_std=[0.5, -1.0]),
+    ],
+)
 def test_wrong_arguments(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError) as error:
         make_agent(FacTDMPC, PointEnv(), **wrong)
@@ -440,6 +449,15 @@ def test_critic_is_that_of_the_agent_that_acts(expert: Any) -> None:
     th.testing.assert_close(model.policy.critic_target(observations, actions), values)
     model.policy.use_student(False)
     th.testing.assert_close(model.critic(observations, actions), expert.critic(observations, actions))
+
+
+def test_candidates_have_several_deviations_in_turn(expert: Any) -> None:
+    drawn = []
+    for deviation in (1.0, [0.5, 2.0]):
+        model = FacTDMPC.distill(expert, steps=0, candidate_std=deviation, num_candidates=5)
+        drawn.append(model.draw_distill_noise(8, th.Generator().manual_seed(0)).candidates)
+    factors = th.tensor([0.5, 2.0, 0.5, 2.0, 0.5]).reshape(5, 1)
+    th.testing.assert_close(drawn[1], factors * drawn[0])
 
 
 def test_policy_prior_does_not_slow_the_model_down(expert: Any) -> None:

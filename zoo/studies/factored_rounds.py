@@ -55,7 +55,9 @@ def main() -> None:
     parser.add_argument("--features", type=int, default=32, help="latent features of each group of the student")
     parser.add_argument("--units", type=int, default=64, help="units of its two hidden layers")
     parser.add_argument("--samples", type=int, help="of its plans; the expert's number by default")
+    parser.add_argument("--iterations", type=int, help="of its plans; the expert's number by default")
     parser.add_argument("--max-std", type=float, default=2.0, help="initial standard deviation of the student's plans")
+    parser.add_argument("--candidate-std", type=float, nargs="+", default=[0.5], help="of the perturbations")
     parser.add_argument("--compile", action="store_true", help="compile updates and plans of the student")
     parser.add_argument("--folder", type=Path, default=RESULTS, help="where the CSV file goes")
     args = parser.parse_args()
@@ -66,9 +68,10 @@ def main() -> None:
     groups = env.action_space.shape[0]  # type: ignore[index]
     sizes = dict(student_latent_dim=args.features * groups, student_net_arch=[args.units] * 2)
     row: dict[str, Any] = dict(task=args.task, seed=args.seed, features=args.features, units=args.units)
+    row["candidate_std"] = " ".join(f"{std:g}" for std in args.candidate_std)
     row |= dict(zip(("expert", "expert_std"), returns(expert, args.task), strict=True))
-    row |= dict(samples=args.samples or expert.num_samples, iterations=expert.iterations, max_std=args.max_std)
-    settings = dict(SETTINGS, num_samples=args.samples, max_std=args.max_std, distill_steps=args.more)
+    plans = dict(num_samples=args.samples, iterations=args.iterations, max_std=args.max_std)
+    settings = dict(SETTINGS, **plans, candidate_std=args.candidate_std, distill_steps=args.more)
     settings |= dict(policy_kwargs=sizes, seed=args.seed, compile=args.compile)
     started, evaluating = time.process_time(), 0.0
     model = FacTDMPC.distill(expert, data, args.updates, **settings)
@@ -79,6 +82,7 @@ def main() -> None:
         student = dict(zip(("student", "student_std"), returns(model, args.task), strict=True))
         network = dict(zip(("network", "network_std"), returns(model.actor, args.task), strict=True))
         evaluating += time.process_time() - before
+        row |= dict(samples=model.num_samples, iterations=model.iterations, max_std=model.max_std)
         row |= dict(round=number, decisions=number * args.decisions, updates=args.updates + number * args.more)
         row |= dict(student, **network, cpu_minutes=round((time.process_time() - started - evaluating) / 60, 1))
         row |= dict(expert_mflop=multiplications(model, False), student_mflop=multiplications(model, True))
