@@ -133,7 +133,8 @@ class Collection(OffPolicyAlgorithm):
         :param seconds: length of the run
         :return: arguments that would make it shorter
         """
-        reduced = {None: 'preset="small" for easy tasks or preset="cpu"', "cpu": 'preset="small" for easy tasks'}
+        fast = f'preset="{"best" if "best" in self.presets else "small"}" for easy tasks'
+        reduced = {None: f'{fast} or preset="cpu"', "cpu": fast}
         many = self.gradient_steps < 0 or self.gradient_steps >= self.train_freq.frequency * self.n_envs  # type: ignore[union-attr]
         compilable = self.compile == "auto" and not self.policy.acceleration.compiles
         ways = {

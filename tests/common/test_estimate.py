@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from stable_baselines3.common.type_aliases import TrainFreq, TrainFrequencyUnit
 
-from sb3_mpc import TDMPC2
+from sb3_mpc import BMPC, TDMPC2
 from sb3_mpc.common import collection
 from sb3_mpc.common.estimate import RunEstimate, duration, number_of_updates
 from tests.support.agents import PointEnv, assert_same_state, make_agent, two_envs
@@ -96,14 +96,15 @@ def test_a_long_run_says_so(algorithm: Any, monkeypatch: pytest.MonkeyPatch, cap
     assert f"991 plans of 2000 ms, {left} updates of 3000 ms. Shorter: preset=" in said[0]
 
 
+@pytest.mark.parametrize(("method", "fast"), [(TDMPC2, "best"), (BMPC, "small")])  # what the method has
 @pytest.mark.parametrize("preset", [None, "cpu", "small"])
 def test_advice_is_what_is_not_done_yet(
-    preset: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    method: Any, fast: str, preset: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     settings: dict[str, Any] = {} if preset is None else dict(preset=preset)
-    slow_run(make_agent(TDMPC2, two_envs(), verbose=1, **settings), monkeypatch, 1_000)
+    slow_run(make_agent(method, two_envs(), verbose=1, **settings), monkeypatch, 1_000)
     (advice,) = (line for line in capsys.readouterr().out.splitlines() if "will take" in line)
-    assert ('preset="cpu"' in advice, 'preset="small"' in advice) == (preset is None, preset != "small")
+    assert ('preset="cpu"' in advice, f'preset="{fast}"' in advice) == (preset is None, preset != "small")
     assert ("fewer updates" in advice) == (preset == "small")  # the others have one for two decisions here
     assert "several environments" not in advice and "compile=True" in advice
 
