@@ -157,13 +157,14 @@ def aggregate_curves(table: pd.DataFrame, x: str, full: float) -> pd.DataFrame:
     :param full: return that counts as 1
     :return: points of the curve of each method over all tasks and seeds: ``method``, ``x``, the interquartile mean
         ``iqm`` with the ends ``iqm_low`` and ``iqm_high`` of its 95 % interval, and ``mean`` likewise. A curve begins
-        where the last run has been evaluated for the first time, and ends where the first run ends
+        where the last run has been evaluated for the first time, and ends where the last run does, for runs that have
+        ended keep what they have reached; against frames it ends where the first run ends
     """
     found = []
     for method, rows in table.groupby("method", sort=False):
         runs = {key: run.sort_values(x) for key, run in rows.groupby(["task", "seed"])}
         first = max(run[x].iloc[0] for run in runs.values())
-        last = min(run[x].iloc[-1] for run in runs.values())
+        last = (min if x == "frames" else max)(run[x].iloc[-1] for run in runs.values())
         points = np.unique(rows[x][rows[x].between(first, last)])
         if len(points) > MAX_CURVE:
             points = np.linspace(first, last, MAX_CURVE)

@@ -11,11 +11,10 @@ from typing import Any
 
 import sb3_mpc
 from sb3_mpc.agents.agent_files import save_agent
-from sb3_mpc.agents.data_files import is_data, write_data
+from sb3_mpc.agents.data_files import is_data
 from sb3_mpc.agents.normalization import normalization_settings
-from sb3_mpc.agents.training_files import save_buffer, save_training
-from sb3_mpc.common.files import checksum, write_text
-from sb3_mpc.zoo import resume, rl_zoo
+from sb3_mpc.zoo import rl_zoo
+from sb3_mpc.zoo.checkpoint_files import NAME, write_checkpoint
 from sb3_mpc.zoo.run_folder import read_arguments, settings_file
 
 # Files that are replaced, and those that only say who works on a run
@@ -64,7 +63,7 @@ def convert_run(run: Path, target: Path) -> Path:
             )
             env.close()
     for path in sorted((run / "checkpoints").glob("step_*")):
-        if resume.NAME.fullmatch(path.name) and (path / "model.zip").exists():
+        if NAME.fullmatch(path.name) and (path / "model.zip").exists():
             env = environment(int(hyperparams.get("n_envs", 1)))
             convert_checkpoint(path, target / "checkpoints" / path.name, algorithm, env)
             env.close()
@@ -88,9 +87,4 @@ def convert_checkpoint(path: Path, target: Path, algorithm: Any, env: Any) -> No
         {name: value for name, value in callback.items() if is_data(value)} for callback in state["callbacks"]
     ]
     target.mkdir(parents=True)
-    save_training(model, target / resume.MODEL)
-    save_buffer(model, target / resume.BUFFER)
-    write_data(target / resume.STATE, state)
-    sums = {name: checksum(target / name) for name in (resume.MODEL, resume.BUFFER, resume.STATE)}
-    manifest = dict(steps=model.num_timesteps, exact=True, sha256=sums)
-    write_text(target / resume.MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    write_checkpoint(target, model, state, model.num_timesteps, exact=True)

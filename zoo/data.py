@@ -20,8 +20,8 @@ from sb3_mpc.offline import Dataset, merge
 from sb3_mpc.offline.layout import DESCRIPTION
 from sb3_mpc.offline.writer import DatasetWriter
 from sb3_mpc.zoo import rl_zoo
+from sb3_mpc.zoo.checkpoint_files import BUFFER, checkpoints_of
 from sb3_mpc.zoo.evaluate import find
-from sb3_mpc.zoo.resume import BUFFER, checkpoints_of
 from sb3_mpc.zoo.run_folder import RUN_FILE
 from sb3_mpc.zoo.train import check_options
 

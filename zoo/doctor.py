@@ -39,7 +39,7 @@ Facts = dict[str, Any]
 UNITS = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16")
 DECISIONS = 100_000
 # Presets by what they are, None for the papers' settings
-MEASURED = {"small": 'preset="small"', "cpu": 'preset="cpu"', None: "the paper's 5M"}
+MEASURED = {"best": 'preset="best"', "small": 'preset="small"', "cpu": 'preset="cpu"', None: "the paper's 5M"}
 SECONDS = 1.3  # for the plans, and for the updates, of a preset: ten seconds or so in all
 ENOUGH = 0.8  # of a core, below which the machine is busy
 FILLED = 200  # transitions in the replay buffer meanwhile
@@ -243,6 +243,7 @@ def expected_time(preset: str | None, device: str) -> Facts:
     compiles = " (the default compiles a run of this length, which makes it shorter)" if chosen.compiles else ""
     found: Facts = dict(
         time=f"about {duration(total)}, not compiled{compiles}, without the environment's own time",
+        frames=f"{2 * DECISIONS:,} in DMControl, {DECISIONS:,} in Gymnasium",
         seconds=round(total),
         plan_ms=round(1e3 * plan, 1),
         update_ms=round(1e3 * update, 1),

@@ -21,7 +21,7 @@ from sb3_mpc.envs.video import record_video
 from sb3_mpc.zoo import rl_zoo
 from sb3_mpc.zoo.agents import find as find_agent
 from sb3_mpc.zoo.card_facts import protocol_of
-from sb3_mpc.zoo.resume import ResumableCheckpoint, load_agent_of_checkpoint
+from sb3_mpc.zoo.checkpoint_files import checkpoints_of, choose_checkpoint, load_agent_of_checkpoint
 from sb3_mpc.zoo.run_folder import TRUST, read_arguments, read_settings, settings_file
 from sb3_mpc.zoo.train import check_algorithm, check_options
 
@@ -163,7 +163,6 @@ def of_run(run: Path, best: bool, device: str, trust: bool) -> Agent:
     env_kwargs = {**(hyperparams.get("env_kwargs") or {}), **(arguments["env_kwargs"] or {})}
     wrappers = {name: hyperparams[name] for name in (*WRAPPERS, "frame_stack") if hyperparams.get(name)}
     found = run / ("best_model.safetensors" if best else f"{settings.parent.name}.safetensors")
-    checkpoint = ResumableCheckpoint(run / "checkpoints")
     if found.exists():
         print(f"Loading {found}")
         if read_card(found)["algorithm"] != arguments["algo"]:
@@ -174,9 +173,9 @@ def of_run(run: Path, best: bool, device: str, trust: bool) -> Agent:
             f"{run} is of an earlier version, whose files may run code: if you trust them, convert it by "
             f"`python -m sb3_mpc.zoo convert {run} NEW --trust`."
         )
-    if best or checkpoint.newest() is None:
+    if best or not checkpoints_of(run / "checkpoints"):
         raise FileNotFoundError(f"{run} holds no agent yet: there is no {found.name}.")
-    path = checkpoint.choose()
+    path = choose_checkpoint(run / "checkpoints")
     print(f"Loading {path}")
     return Agent(lambda env: load_agent_of_checkpoint(path, algorithm, env, device), env_id, env_kwargs, wrappers)
 

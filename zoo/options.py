@@ -106,7 +106,9 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
     """
     parser.epilog = (
         "RUN is a folder that `train` has written. FILE is a .safetensors file of this package, or a .zip that save()\n"
-        "has written, which needs --trust, --algo and --env. Without either, --algo and --env choose one of the zoo."
+        "has written, which needs --trust, --algo and --env. Without either, --algo and --env choose one of the zoo.\n"
+        "A .zip does not hold the statistics of VecNormalize, with which an agent may have been trained: save_agent\n"
+        "writes a .safetensors file that does."
     )
     parser.add_argument("agent", nargs="?", metavar="RUN or FILE", help="the agent (default: one of the zoo)")
     parser.add_argument("--algo", help="its method, such as tdmpc2")

@@ -146,10 +146,11 @@ def evenly_in_time(table: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(rows, ignore_index=True)[returns.COLUMNS]
 
 
-def draw_curves(frames: pd.DataFrame, minutes: pd.DataFrame, title: str, output: Path) -> None:
+def draw_curves(frames: pd.DataFrame, minutes: pd.DataFrame, metric: str, title: str, output: Path) -> None:
     """
     :param frames: curves over all tasks against frames, see :func:`sb3_mpc.zoo.aggregate.aggregate_curves`
     :param minutes: those against minutes
+    :param metric: what they are the means of
     :param title: what the curves are
     :param output: picture to write
     """
@@ -168,7 +169,7 @@ def draw_curves(frames: pd.DataFrame, minutes: pd.DataFrame, title: str, output:
             axis.fill_between(one[x], one["iqm_low"], one["iqm_high"], color=colors[method], alpha=0.2, linewidth=0)
         axis.set_xlim(left=0)
         axis.grid(alpha=0.3)
-    axes[0].set(xlabel="simulator frames", ylabel="interquartile mean", ylim=(0, 1), title=title)
+    axes[0].set(xlabel="simulator frames", ylabel=f"interquartile mean of {metric}", ylim=(0, 1), title=title)
     axes[1].set(xlabel="minutes of one CPU core, training alone")
     axes[0].legend(fontsize=8)
     figure.tight_layout()
@@ -305,7 +306,8 @@ def write_aggregates(one: Measured, published: pd.DataFrame, folder: Path) -> li
     against_frames = aggregate_curves(until, "frames", one.full)
     against_minutes = aggregate_curves(own.assign(minutes=own[SECONDS] / 60), "minutes", one.full)
     pd.concat([against_frames, against_minutes]).round(4).to_csv(folder / f"{one.name}-curves.csv", index=False)
-    draw_curves(against_frames, against_minutes, f"{one.name}, {len(tasks)} tasks", folder / f"{one.name}.png")
+    metric = f"{one.metric} / {one.full:g}"
+    draw_curves(against_frames, against_minutes, metric, f"{one.name}, {len(tasks)} tasks", folder / f"{one.name}.png")
     rows = [
         [row["method"], with_interval(row, "mean", one.full, 0), with_interval(row, "iqm"), str(row["runs"])]
         for _, row in table.iterrows()
@@ -314,10 +316,11 @@ def write_aggregates(one: Measured, published: pd.DataFrame, folder: Path) -> li
     return [
         f"![Interquartile mean against frames and minutes]({one.name}.png)",
         "",
-        *markdown(["method", f"mean {one.metric}", f"interquartile mean of {one.metric} / {one.full:g}", "runs"], rows),
+        *markdown(["method", f"mean {one.metric}", f"interquartile mean of {metric}", "runs"], rows),
         "",
         f"{len(tasks)} tasks after {frames:,} frames, with 95 % stratified bootstrap intervals over seeds{single}. "
-        "Published curves begin with their first published point.",
+        "Published curves begin with their first published point. Against minutes, runs that have ended keep what they "
+        "have reached.",
         "",
         f"![Performance profiles]({one.name}-profiles.png)",
         "",

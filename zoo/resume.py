@@ -6,8 +6,7 @@ Runs that can be killed at any moment and resumed, bit for bit on a CPU, from th
     model = checkpoint.load(TDMPC2, env) if checkpoint.newest() else TDMPC2("MlpPolicy", env, seed=1)
     model.learn(100_000 - model.num_timesteps, checkpoint, reset_num_timesteps=False)
 
-A checkpoint is a folder: model, replay buffer, all other state of the run, such as that of the random number
-generators, and their checksums. They hold data only: to resume executes nothing from them. A checkpoint is written
+A checkpoint is a folder that holds data only (``checkpoint_files``): to resume executes nothing from it. It is written
 under another name and renamed when it is complete; the last two are kept, so that a damaged one is no end.
 
 Environments cannot be saved in general. Instead all of them begin new episodes at a checkpoint, seeded by the run's
@@ -17,10 +16,8 @@ run goes on from it as if it had never been stopped. A checkpoint taken because 
 run would not have cut its episodes there; the last exact one stays beside it.
 """
 
-import json
 import os
 import random
-import re
 import shutil
 import signal
 import threading
@@ -28,7 +25,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch as th
@@ -36,16 +33,24 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.type_aliases import GymEnv
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from sb3_mpc.agents.data_files import is_data, read_data, write_data
+from sb3_mpc.agents.data_files import is_data, read_data
 from sb3_mpc.agents.normalization import normalization_settings
-from sb3_mpc.agents.training_files import load_buffer, load_training, save_buffer, save_training
+from sb3_mpc.agents.training_files import load_buffer, load_training
 from sb3_mpc.common import processes
 from sb3_mpc.common.algorithm import WorldModelAlgorithm
-from sb3_mpc.common.files import checksum, hold, release, sync_folder, write_text
-
-SelfAlgorithm = TypeVar("SelfAlgorithm", bound=WorldModelAlgorithm)
+from sb3_mpc.common.files import hold, release, sync_folder
+from sb3_mpc.zoo.checkpoint_files import (
+    BUFFER,
+    MANIFEST,
+    MODEL,
+    STATE,
+    SelfAlgorithm,
+    checkpoints_of,
+    choose_checkpoint,
+    remove_old_checkpoints,
+    write_checkpoint,
+)
 
 # Attributes of other callbacks that are restored: when they are due, and the results of an EvalCallback, a
 # Measurement or a MeasuredEvaluation
@@ -64,52 +69,8 @@ CALLBACK_STATE = (
 )
 
 
-# Files of a checkpoint, and the file that is written last, with their checksums
-MODEL, BUFFER, STATE = "model.npz", "replay_buffer.npz", "state.npz"
-MANIFEST = "checkpoint.json"
-NAME = re.compile(r"step_(0|[1-9][0-9]{0,15})")
-KEPT = 2
 # Signals after which the run is saved and ends; not all of them exist on all systems
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-
-
-def checkpoints_of(folder: Path) -> dict[int, Path]:
-    """
-    :param folder: folder of checkpoints, which may hold anything else
-    :return: the complete checkpoints by their steps, the newest one first
-    """
-    found = {path: NAME.fullmatch(path.name) for path in folder.glob("step_*")}
-    complete = {int(name[1]): path for path, name in found.items() if name and (path / MANIFEST).is_file()}
-    return dict(sorted(complete.items(), reverse=True))
-
-
-def damage_of(path: Path) -> str | None:
-    """
-    :param path: checkpoint
-    :return: what is wrong with it, None if nothing is
-    """
-    try:
-        sums = dict(json.loads((path / MANIFEST).read_text())["sha256"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return f"{path / MANIFEST} cannot be read"
-    for name in (MODEL, BUFFER, STATE):
-        try:
-            if checksum(path / name) != sums.get(name):
-                return f"{path / name} does not match its checksum"
-        except OSError as error:
-            return f"{path / name} cannot be read ({error.strerror})"
-    return None
-
-
-def is_exact(path: Path) -> bool:
-    """
-    :param path: checkpoint
-    :return: whether a run goes on from it as if it had not been stopped
-    """
-    try:
-        return json.loads((path / MANIFEST).read_text())["exact"] is True
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return False
 
 
 class ResumableCheckpoint(BaseCallback):
@@ -153,34 +114,6 @@ class ResumableCheckpoint(BaseCallback):
         if not hold(self.folder / ".lock"):
             raise BlockingIOError(f"Another process works on the run of {self.folder}: wait until it has ended.")
 
-    def choose(self, step: int | None = None) -> Path:
-        """
-        :param step: step of a checkpoint, the newest that is not damaged if None
-        :return: that checkpoint
-        :raises FileNotFoundError: if there is none
-        :raises ValueError: if it is damaged, or all are
-        """
-        complete = checkpoints_of(self.folder)
-        if step is not None:
-            complete = {known: path for known, path in complete.items() if known == step}
-        if not complete:
-            if any(self.folder.glob("step_*/model.zip")):
-                raise ValueError(
-                    f"The checkpoints in {self.folder} are of an earlier version, whose files may run code: if you "
-                    "trust them, convert the run by `python -m sb3_mpc.zoo convert RUN NEW --trust`."
-                )
-            which = "no complete checkpoint" if step is None else f"no complete checkpoint of step {step}"
-            raise FileNotFoundError(f"{self.folder} holds {which}: start the run again.")
-        reasons: list[str] = []
-        for path in complete.values():
-            reason = damage_of(path)
-            if reason is None:
-                if reasons:
-                    warnings.warn(f"{'; '.join(reasons)}: going on from {path} instead.", stacklevel=3)
-                return path
-            reasons.append(reason)
-        raise ValueError(f"{self.folder} holds no checkpoint that is not damaged: {'; '.join(reasons)}.")
-
     def load(
         self,
         algorithm: type[SelfAlgorithm],
@@ -205,7 +138,7 @@ class ResumableCheckpoint(BaseCallback):
         :raises BlockingIOError: if another process works on the run
         """
         self.hold()
-        path = self.choose(step)
+        path = choose_checkpoint(self.folder, step)
         state = read_data(path / STATE)
         model = load_training(path / MODEL, algorithm, env, device, **kwargs)
         load_buffer(model, path / BUFFER)
@@ -271,7 +204,7 @@ class ResumableCheckpoint(BaseCallback):
             return
         self._stopped_by = number
         what = "Ctrl-C" if number == signal.SIGINT else "the signal"
-        print(f"\nStopping after this step; {what} again stops at once, without saving", flush=True)
+        print(f"\nStopping after this step and its updates; {what} again stops at once, without saving", flush=True)
 
     def _restore_handlers(self) -> None:
         while self._handlers:
@@ -353,12 +286,7 @@ class ResumableCheckpoint(BaseCallback):
         try:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
-            save_training(self.model, temporary / MODEL)
-            save_buffer(self.model, temporary / BUFFER)
-            write_data(temporary / STATE, state or self._state(steps))
-            sums = {name: checksum(temporary / name) for name in (MODEL, BUFFER, STATE)}
-            manifest = dict(steps=steps, exact=state is not None, sha256=sums)
-            write_text(temporary / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+            write_checkpoint(temporary, self.model, state or self._state(steps), steps, exact=state is not None)
             if final.exists():
                 shutil.rmtree(final)
             temporary.rename(final)
@@ -371,15 +299,8 @@ class ResumableCheckpoint(BaseCallback):
                 stacklevel=2,
             )
             return None
-        self._remove_old()
+        remove_old_checkpoints(self.folder)
         return final
-
-    def _remove_old(self) -> None:
-        """Keep the last two checkpoints, and the last exact one; what is not ours stays."""
-        complete = list(checkpoints_of(self.folder).values())
-        kept = [*complete[:KEPT], *[path for path in complete if is_exact(path)][:1]]
-        for path in (*(path for path in complete if path not in kept), *self.folder.glob(".step_*.tmp")):
-            shutil.rmtree(path, ignore_errors=True)
 
     def _begin_episodes(self, state: dict[str, Any]) -> None:
         """
@@ -429,25 +350,3 @@ def _state_of(callback: BaseCallback) -> dict[str, Any]:
             f"{type(callback).__name__}.{name} is no data, and is not restored when the run is resumed.", stacklevel=2
         )
     return kept
-
-
-def load_agent_of_checkpoint(
-    path: Path, algorithm: type[SelfAlgorithm], env: VecEnv, device: th.device | str = "auto"
-) -> SelfAlgorithm:
-    """
-    :param path: checkpoint, that of a run which is not finished
-    :param algorithm: class of the agent
-    :param env: environment to act in, without ``VecNormalize``; act in ``get_env()`` of the agent
-    :param device: device of the agent
-    :return: the agent, to act
-    :raises ValueError: if the checkpoint is damaged, or of another environment
-    """
-    state = read_data(path / STATE)
-    if state.get("normalization") is not None:
-        try:
-            env = VecNormalize(env, **state["normalization_settings"])
-            env.obs_rms, env.ret_rms = state["normalization"]
-            env.training, env.norm_reward = False, False
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"{path / STATE} is not the state of a run: {type(error).__name__}: {error}.") from error
-    return load_training(path / MODEL, algorithm, env, device)

@@ -103,7 +103,7 @@ def _resume(args: argparse.Namespace, options: list[str]) -> None:
     :param options: options of rl_zoo3 that are given now, which override those of the run's start
     """
     from sb3_mpc.zoo import rl_zoo
-    from sb3_mpc.zoo.resume import checkpoints_of
+    from sb3_mpc.zoo.checkpoint_files import checkpoints_of
     from sb3_mpc.zoo.run_folder import RUN_FILE, plain_arguments, read_start
 
     names = ("algo", "env", "seed", "preset", "checkpoint_freq")

@@ -19,9 +19,9 @@ from sb3_mpc.agents.training_files import save_training
 from sb3_mpc.common.algorithm import WorldModelAlgorithm
 from sb3_mpc.zoo import rl_zoo
 from sb3_mpc.zoo.bench import machine
+from sb3_mpc.zoo.checkpoint_files import BUFFER, checkpoints_of
 from sb3_mpc.zoo.evaluate import measure
 from sb3_mpc.zoo.queue import Run, write_rows, write_text
-from sb3_mpc.zoo.resume import BUFFER, checkpoints_of
 from sb3_mpc.zoo.returns import action_repeat
 from sb3_mpc.zoo.run_folder import plain
 

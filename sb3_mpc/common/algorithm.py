@@ -35,6 +35,7 @@ from sb3_mpc.common.checks.arguments import (
     known_arguments,
     make_env,
     warn_of_changes,
+    warn_of_low_rate,
     without_defaults_of_sac,
 )
 from sb3_mpc.common.checks.data import CHECK_LOSSES_EVERY, check_finite_losses, check_weights
@@ -290,7 +291,11 @@ class WorldModelAlgorithm(Collection, OfflineTraining, Persistence, SeveralTasks
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         warn_of_changes(self.policy._init_kwargs["planner_kwargs"], self.policy_arguments()["planner_kwargs"])
-        return super()._setup_learn(*args, **kwargs)
+        planned = self._total_timesteps
+        result = super()._setup_learn(*args, **kwargs)
+        if planned <= self.num_timesteps:  # not a run that is resumed
+            warn_of_low_rate(self.lr_schedule, self.num_timesteps / max(1, self._total_timesteps))
+        return result
 
     def train(self, gradient_steps: int, batch_size: int | None = None) -> None:
         """

@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch as th
@@ -43,6 +43,7 @@ class Collection(OffPolicyAlgorithm):
     episodic: bool | str
     compile: bool | str
     preset: str | None
+    presets: ClassVar[dict[str, dict[str, Any]]]
     pretrain_gradient_steps: int | str
 
     def forget_compiled(self) -> None:

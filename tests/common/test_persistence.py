@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 import torch as th
 from stable_baselines3.common.noise import OrnsteinUhlenbeckActionNoise
-from stable_baselines3.common.utils import ConstantSchedule, get_device
+from stable_baselines3.common.utils import ConstantSchedule, LinearSchedule, get_device
 from stable_baselines3.common.vec_env import VecNormalize
 
 import sb3_mpc
-from sb3_mpc import FacTDMPC
-from sb3_mpc.agents import save_agent
+from sb3_mpc import TDMPC2, FacTDMPC
+from sb3_mpc.agents import load_agent, save_agent
 from tests.support.agents import PointEnv, assert_same_state, make_agent, observations_of, training_alone, vec
 
 
@@ -145,6 +145,23 @@ def test_an_agent_is_loaded_for_another_number_of_environments(
     assert model.n_envs == after
     model.learn(30, reset_num_timesteps=False)
     assert model.num_timesteps == 60
+
+
+def test_a_finished_agent_that_hardly_learns_any_more_says_so(tmp_path: Path) -> None:
+    """The presets' learning rate falls to zero over the steps of all calls."""
+    model = make_agent(TDMPC2, PointEnv(), learning_rate=LinearSchedule(1e-3, 0.0, 1.0)).learn(40)
+    model.save(tmp_path / "model")
+    save_agent(model, tmp_path / "agent")
+    for load, name in ((TDMPC2.load, "model"), (load_agent, "agent.safetensors")):
+        loaded = load(tmp_path / name, env=PointEnv())
+        with pytest.warns(UserWarning, match="learning rate begins at 4.8e-05.*load the agent with a new one") as said:
+            loaded.learn(2, reset_num_timesteps=False)
+        assert said[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        TDMPC2.load(tmp_path / "model", env=PointEnv(), learning_rate=3e-4).learn(2, reset_num_timesteps=False)
+        TDMPC2.load(tmp_path / "model", env=PointEnv()).learn(80, reset_num_timesteps=False)
+        TDMPC2.load(tmp_path / "model", env=PointEnv()).learn(2)
 
 
 def test_load_and_go_on_in_the_same_environment(algorithm: Any, tmp_path: Path) -> None:
@@ -368,8 +385,8 @@ sys.path[:0] = {path!r}
 import torch
 torch.set_num_threads(1)
 import sb3_mpc
-from sb3_mpc import FacTDMPC
-from sb3_mpc.agents import save_agent
+from sb3_mpc import TDMPC2, FacTDMPC
+from sb3_mpc.agents import load_agent, save_agent
 from tests.support.agents import PointEnv, vec
 for name, algorithm in sb3_mpc.ALGORITHMS.items():
     model = algorithm.load(name, env=vec(lambda: PointEnv(6, start=0.5)), device="cpu")

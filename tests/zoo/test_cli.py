@@ -25,8 +25,8 @@ from sb3_mpc.envs import SUITES
 from sb3_mpc.zoo import aggregate, returns, rl_zoo
 from sb3_mpc.zoo.__main__ import COMMANDS, main
 from sb3_mpc.zoo.cards import CHECKPOINTS
+from sb3_mpc.zoo.checkpoint_files import checkpoints_of
 from sb3_mpc.zoo.presets import PRESETS, load_preset, preset_file, preset_key
-from sb3_mpc.zoo.resume import checkpoints_of
 from sb3_mpc.zoo.run_folder import read_settings
 from tests.support import ROOT
 from tests.support.agents import assert_one_clear_sentence, make_agent

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,17 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from stable_baselines3.common.callbacks import ConvertCallback, EvalCallback
+from stable_baselines3.common.callbacks import ConvertCallback, EvalCallback, StopTrainingOnMaxEpisodes
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_mpc import TDMPC2
 from sb3_mpc.agents import load_agent
 from sb3_mpc.common.files import holding
 from sb3_mpc.zoo.__main__ import main
-from sb3_mpc.zoo.resume import ResumableCheckpoint, checkpoints_of, is_exact
+from sb3_mpc.zoo.checkpoint_files import checkpoints_of, is_exact
+from sb3_mpc.zoo.resume import ResumableCheckpoint
 from tests.support import ROOT
 from tests.support.agents import PointEnv, assert_same_state, make_agent, vec
 
@@ -328,6 +331,17 @@ def test_diverged_run_goes_on_with_a_lower_learning_rate(tmp_path: Path) -> None
     model = checkpoint.load(TDMPC2, vec(lambda: PointEnv(10)), "cpu", learning_rate=1e-4)
     model.learn(100 - model.num_timesteps, checkpoint, reset_num_timesteps=False)
     assert model.num_timesteps == 100 and model.policy.model_optimizer.param_groups[1]["lr"] == 1e-4
+
+
+def test_a_resumed_run_does_not_warn_of_the_low_learning_rate_of_its_end(tmp_path: Path) -> None:
+    checkpoint = ResumableCheckpoint(tmp_path, 20)
+    model = make_agent(TDMPC2, vec(lambda: PointEnv(10)), seed=1, learning_rate=LinearSchedule(1e-3, 0.0, 1.0))
+    stop = StopTrainingOnMaxEpisodes(9)
+    model.learn(96, [stop, checkpoint])
+    assert model.num_timesteps == 90
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        load(tmp_path).learn(6, reset_num_timesteps=False)
 
 
 @pytest.mark.slow

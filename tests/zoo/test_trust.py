@@ -18,7 +18,7 @@ pytest.importorskip("rl_zoo3", reason="needs the extra zoo")
 from sb3_mpc.agents.data_files import read_data, write_data
 from sb3_mpc.common.files import checksum
 from sb3_mpc.zoo.__main__ import main
-from sb3_mpc.zoo.resume import MANIFEST, MODEL, STATE
+from sb3_mpc.zoo.checkpoint_files import MANIFEST, MODEL, STATE
 from sb3_mpc.zoo.run_folder import plain, plain_arguments, plain_settings, read_yaml
 from tests.support.agents import assert_one_clear_sentence
 from tests.support.zoo_runs import run, train_arguments

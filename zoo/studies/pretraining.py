@@ -41,13 +41,13 @@ from sb3_mpc.offline import Dataset, merge
 from sb3_mpc.offline.writer import DatasetWriter
 from sb3_mpc.zoo.card_facts import SCORE, agent_name
 from sb3_mpc.zoo.cards import CHECKPOINTS
+from sb3_mpc.zoo.checkpoint_files import BUFFER
 from sb3_mpc.zoo.data import play
 from sb3_mpc.zoo.multitask import Evaluations, add_task, evaluate_tasks, make_task, use_preset
 from sb3_mpc.zoo.plot import pyplot
 from sb3_mpc.zoo.presets import load_preset
 from sb3_mpc.zoo.pretrain import setting
 from sb3_mpc.zoo.queue import runs_of
-from sb3_mpc.zoo.resume import BUFFER
 from sb3_mpc.zoo.studies.comparison import EPISODES, RESULTS
 from sb3_mpc.zoo.studies.factored import read
 

@@ -12,7 +12,7 @@ from typing import Any, Union, get_args, get_origin
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.base_class import maybe_make_env
-from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.patch_gym import _patch_env
 
@@ -121,6 +121,24 @@ WITHOUT_EFFECT: dict[str, Any] = dict(
 WITHOUT_EFFECT_IN_POLICY: dict[str, Any] = dict(
     share_features_extractor=False, use_sde=False, log_std_init=-3, use_expln=False, clip_mean=2.0
 )
+
+
+LOW_RATE = 0.1  # share of the first learning rate below which little is learned
+
+
+def warn_of_low_rate(schedule: Schedule, done: float) -> None:
+    """
+    :param schedule: learning rate
+    :param done: share of all steps that are done; there is a warning if the rate is low from there on
+    """
+    first, present = float(schedule(1.0)), float(schedule(1.0 - done))
+    if present < LOW_RATE * first:
+        warnings.warn(
+            f"The learning rate begins at {present:.1e}, where that of the whole run began at {first:.1e}, because it "
+            f"falls over all steps, those of earlier calls of learn() included: to learn more, load the agent with a "
+            f"new one, such as learning_rate={first / 3:.1g}.",
+            stacklevel=6,
+        )
 
 
 class Absent:

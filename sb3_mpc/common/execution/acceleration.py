@@ -136,12 +136,19 @@ def has_compiler() -> bool:
     if shutil.which(os.environ.get("CXX", "g++")) is None:
         return False
     try:
-        th.compile(lambda x: x.sin() + 1, dynamic=False)(th.zeros(8))
+        _compile(lambda x: x.sin() + 1)(th.zeros(8))
     except Exception as error:  # of the compiler, the linker, a folder mounted without execution, ...
         reason = " ".join(str(error).split())[:200]
         warnings.warn(f'compile="auto" runs without torch.compile, which fails on this machine: {reason}', stacklevel=2)
         return False
     return True
+
+
+def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
+    """:return: the function compiled for fixed shapes"""
+    with warnings.catch_warnings():  # PyTorch's own, when it first imports its compiler
+        warnings.filterwarnings("ignore", ".*torch.jit.script_method.*", DeprecationWarning)
+        return th.compile(function, dynamic=False)
 
 
 def compile_function(function: Callable[..., Any], takes_gradients: bool = False) -> Callable[..., Any]:
@@ -151,7 +158,7 @@ def compile_function(function: Callable[..., Any], takes_gradients: bool = False
     :return: the function compiled by torch.compile for fixed shapes, whose first call takes up to a minute. With more
         different inputs than PyTorch compiles it for, it runs uncompiled, and there is a warning
     """
-    compiled, told = th.compile(with_own_code(function), dynamic=False), False
+    compiled, told = _compile(with_own_code(function)), False
 
     @wraps(function)
     def call(*args: Any) -> Any:
