@@ -17,6 +17,7 @@ from sb3_mpc.common import processes
 from sb3_mpc.common.buffers.plan_buffer import PlanReplayBuffer
 from sb3_mpc.common.buffers.sequence_buffer import SequenceReplayBuffer
 from sb3_mpc.common.checks.data import check_finite_observation, check_observation_shape, raised_by_sb3
+from sb3_mpc.common.discount import env_attribute, episode_length
 from sb3_mpc.common.estimate import (
     SECONDS_WORTH_COMPILING,
     SECONDS_WORTH_SAYING,
@@ -45,6 +46,8 @@ class Collection(OffPolicyAlgorithm):
     preset: str | None
     presets: ClassVar[dict[str, dict[str, Any]]]
     pretrain_gradient_steps: int | str
+
+    staggers_episodes: ClassVar[bool] = True  # see stagger_episodes()
 
     def forget_compiled(self) -> None:
         """Discard compiled functions; called whenever networks are replaced or added."""
@@ -81,7 +84,8 @@ class Collection(OffPolicyAlgorithm):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
-        if reset_num_timesteps or self._last_obs is None:
+        begins = reset_num_timesteps or self._last_obs is None
+        if begins:
             self._plan_state = None
         # With optimize_memory_usage SB3 marks the newest transition as terminal before a reset. Our buffer detects
         # resets by itself, and a reset is not a termination
@@ -89,6 +93,8 @@ class Collection(OffPolicyAlgorithm):
         result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         if dones is not None:
             self.replay_buffer.dones = dones
+        if begins:
+            self.stagger_episodes()
         if self._last_obs is not None:
             if self._vec_normalize_env is not None:  # it makes NaN of infinity
                 original = self._vec_normalize_env.get_original_obs()
@@ -98,6 +104,20 @@ class Collection(OffPolicyAlgorithm):
         self._accelerate(result[0] // self.n_envs + updates)
         self._estimate = self._start_estimate(result[0]) if self.verbose > 0 or not progress_bar else None
         return result
+
+    def stagger_episodes(self) -> None:
+        """
+        Called when all environments have been reset. Of several environments with a time limit, the first episodes then
+        end one after the other, at equal distances, by that limit. Otherwise all would go through the same phases of an
+        episode together, and a state that they do not leave by themselves, such as a robot on its back, would be all
+        that the agent sees for the length of an episode.
+        """
+        env, count, elapsed = self.env, self.n_envs, "_elapsed_steps"  # that and the limit are of Gymnasium's TimeLimit
+        if not self.staggers_episodes or env is None or count == 1 or not isinstance(env_attribute(env, elapsed), int):
+            return
+        length = episode_length(env) or 0
+        for index in range(count):
+            env.env_method("set_wrapper_attr", elapsed, length * (count - 1 - index) // count, indices=index)
 
     def _start_estimate(self, decisions: int) -> RunEstimate:
         """

@@ -9,8 +9,11 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
+from sb3_mpc import TDMPC2
 from tests.support.agents import PointEnv, Recorder, SpaceEnv, assert_same_state, make_agent, observations_of, vec
 
 BOX = spaces.Box(-1.0, 1.0, (2,), np.float32)
@@ -159,3 +162,36 @@ def test_set_env_drops_the_plan_of_the_old_one(algorithm: Any, monkeypatch: Any)
     plans = watch_plans(model, monkeypatch)
     model.learn(3, reset_num_timesteps=False)
     assert [warm_start.any() for warm_start, _ in plans] == [False, True, True]
+
+
+def limited() -> gym.Env:
+    """:return: an environment whose episodes end by a time limit of 8 steps"""
+    return Monitor(gym.wrappers.TimeLimit(PointEnv(100), 8))
+
+
+def lengths(model: Any) -> list[int]:
+    """:return: lengths of the episodes in the order of their ends"""
+    return [int(episode["l"]) for episode in model.ep_info_buffer]
+
+
+@pytest.mark.parametrize("kind", [DummyVecEnv, SubprocVecEnv])
+def test_first_episodes_of_several_environments_end_one_after_the_other(kind: Any) -> None:
+    """By their time limit, so that values go on; and at a checkpoint, or a new beginning, it is the same again."""
+    model = make_agent(TDMPC2, kind([limited] * 4), learning_starts=1_000)
+    model.learn(4 * 16)
+    assert lengths(model) == [2, 4, 6, 8, 8, 8, 8, 8]
+    ends = np.flatnonzero(model.replay_buffer.dones[:16, 0])
+    assert ends.tolist() == [1, 9] and model.replay_buffer.timeouts[:16][ends, 0].all()
+    model.learn(4 * 8, reset_num_timesteps=False)
+    assert lengths(model)[-4:] == [8, 8, 8, 8], "what goes on is not cut again"
+    assert lengths(model.learn(4 * 8)) == [2, 4, 6, 8]
+    model.env.close()
+
+
+def test_what_cannot_be_staggered_stays_as_it_is() -> None:
+    for env in (vec(limited), vec(*[lambda: Monitor(PointEnv(8))] * 2)):
+        model = make_agent(TDMPC2, env, learning_starts=1_000).learn(16)
+        assert set(lengths(model)) == {8}
+    model = make_agent(TDMPC2, vec(limited, limited), learning_starts=1_000)
+    model.staggers_episodes = False
+    assert lengths(model.learn(16)) == [8, 8]

@@ -132,7 +132,7 @@ class StopAt(EvalCallback):
 def point_envs(folder: Path, new: bool = True) -> VecNormalize:
     lengths = iter((7, 5))
     env = make_vec_env(
-        lambda: PointEnv(next(lengths)),
+        lambda: gym.wrappers.TimeLimit(PointEnv(100), next(lengths)),
         n_envs=2,
         seed=1,
         monitor_dir=str(folder),
@@ -142,7 +142,7 @@ def point_envs(folder: Path, new: bool = True) -> VecNormalize:
 
 
 def test_in_a_script_for_every_method(algorithm: Any, tmp_path: Path) -> None:
-    """With two environments, whose episodes are cut at a checkpoint."""
+    """With two environments, whose episodes are cut at a checkpoint, and end one after the other from there on."""
     results = []
     for stop_at in (None, 20):
         folder = tmp_path / str(stop_at)
