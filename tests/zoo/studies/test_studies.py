@@ -22,6 +22,7 @@ from sb3_mpc.zoo.studies import (
     offline_to_online,
     precision,
     pretraining,
+    staggered,
 )
 from tests.support.agents import SMALL, SMALL_POLICY, make_agent
 
@@ -241,3 +242,18 @@ def test_imitation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert row["task"] == ID and row["decisions"] == "40"
     assert all(0 <= float(row[name]) <= 10 for name in ("planner", "network", "imitating"))
     assert all(float(row[name]) > 0 for name in ("planner_ms", "network_ms"))
+
+
+def test_staggered_episodes_beside_episodes_that_end_together(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    small = {"policy": "MlpPolicy", "n_timesteps": 1, "n_envs": 2, "policy_kwargs": SMALL_POLICY, **SMALL}
+    monkeypatch.setattr(staggered, "load_preset", lambda *args: {**small, "learning_starts": 20})
+    monkeypatch.setattr(staggered, "EPISODES", 2)
+    monkeypatch.setattr(sys, "argv", ["staggered", "Pendulum-v1", "--decisions", "40", "--folder", str(tmp_path)])
+    staggered.main()
+    rows = read(tmp_path / staggered.FILE)
+    assert [(row["staggered"], row["at"]) for row in rows] == [
+        ("True", "20"),
+        ("True", "40"),
+        ("False", "20"),
+        ("False", "40"),
+    ]
