@@ -112,12 +112,16 @@ class Collection(OffPolicyAlgorithm):
         episode together, and a state that they do not leave by themselves, such as a robot on its back, would be all
         that the agent sees for the length of an episode.
         """
-        env, count, elapsed = self.env, self.n_envs, "_elapsed_steps"  # that and the limit are of Gymnasium's TimeLimit
-        if not self.staggers_episodes or env is None or count == 1 or not isinstance(env_attribute(env, elapsed), int):
+        elapsed = env_attribute(self.env, "_elapsed_steps")  # it and the limit are attributes of Gymnasium's TimeLimit
+        if not self.staggers_episodes or self.env is None or self.n_envs == 1 or not isinstance(elapsed, int):
             return
-        length = episode_length(env) or 0
-        for index in range(count):
-            env.env_method("set_wrapper_attr", elapsed, length * (count - 1 - index) // count, indices=index)
+        length = episode_length(self.env) or 0
+        for index in range(self.n_envs):
+            past = length * (self.n_envs - 1 - index) // self.n_envs
+            try:
+                self.env.env_method("set_wrapper_attr", "_elapsed_steps", past, indices=index)
+            except (AttributeError, NotImplementedError):  # not every VecEnv passes it on
+                return
 
     def _start_estimate(self, decisions: int) -> RunEstimate:
         """
