@@ -293,9 +293,13 @@ class WorldModelAlgorithm(Collection, OfflineTraining, Persistence, SeveralTasks
         warn_of_changes(self.policy._init_kwargs["planner_kwargs"], self.policy_arguments()["planner_kwargs"])
         planned = self._total_timesteps
         result = super()._setup_learn(*args, **kwargs)
-        if planned <= self.num_timesteps:  # not a run that is resumed
-            warn_of_low_rate(self.lr_schedule, self.num_timesteps / max(1, self._total_timesteps))
+        if self._total_timesteps != planned:  # a run that is resumed goes on with the rate that was planned
+            self.check_learning_rate()
         return result
+
+    def check_learning_rate(self) -> None:
+        """Called at the beginning of ``learn``, unless a run is resumed."""
+        warn_of_low_rate(self.lr_schedule, self.num_timesteps / max(1, self._total_timesteps))
 
     def train(self, gradient_steps: int, batch_size: int | None = None) -> None:
         """

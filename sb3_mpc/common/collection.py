@@ -17,7 +17,6 @@ from sb3_mpc.common import processes
 from sb3_mpc.common.buffers.plan_buffer import PlanReplayBuffer
 from sb3_mpc.common.buffers.sequence_buffer import SequenceReplayBuffer
 from sb3_mpc.common.checks.data import check_finite_observation, check_observation_shape, raised_by_sb3
-from sb3_mpc.common.discount import env_attribute, episode_length
 from sb3_mpc.common.estimate import (
     SECONDS_WORTH_COMPILING,
     SECONDS_WORTH_SAYING,
@@ -112,16 +111,16 @@ class Collection(OffPolicyAlgorithm):
         episode together, and a state that they do not leave by themselves, such as a robot on its back, would be all
         that the agent sees for the length of an episode.
         """
-        elapsed = env_attribute(self.env, "_elapsed_steps")  # it and the limit are attributes of Gymnasium's TimeLimit
-        if not self.staggers_episodes or self.env is None or self.n_envs == 1 or not isinstance(elapsed, int):
+        if not self.staggers_episodes or self.env is None or self.n_envs == 1:
             return
-        length = episode_length(self.env) or 0
-        for index in range(self.n_envs):
-            past = length * (self.n_envs - 1 - index) // self.n_envs
-            try:
-                self.env.env_method("set_wrapper_attr", "_elapsed_steps", past, indices=index)
-            except (AttributeError, NotImplementedError):  # not every VecEnv passes it on
-                return
+        try:
+            # By its name, because rl_zoo3 replaces the class, in some processes earlier than in others
+            if all("TimeLimit<" in text for text in self.env.env_method("__str__")):
+                for index, length in enumerate(self.env.get_attr("_max_episode_steps")):
+                    past = int(length) * (self.n_envs - 1 - index) // self.n_envs
+                    self.env.env_method("set_wrapper_attr", "_elapsed_steps", past, indices=index)
+        except Exception:  # a VecEnv of somebody else need not do all this; its episodes stay as they are
+            return
 
     def _start_estimate(self, decisions: int) -> RunEstimate:
         """

@@ -22,7 +22,7 @@ from stable_baselines3.common.utils import configure_logger
 from sb3_mpc.common.algorithm import WorldModelAlgorithm, inherited
 from sb3_mpc.common.buffers.sequence_buffer import SequenceReplayBuffer
 from sb3_mpc.common.buffers.sources import DataWindows, MixedWindows, RecordedData
-from sb3_mpc.common.checks.arguments import check_range
+from sb3_mpc.common.checks.arguments import check_argument, check_range
 from sb3_mpc.common.files import explain_damage
 from sb3_mpc.common.offline_training import check_fits
 from sb3_mpc.common.policies.multitask import MultitaskWorldModelPolicy
@@ -220,9 +220,6 @@ class FacTDMPC(StudentTraining):
         for name, number in (("distill_steps", distill_steps), ("distill_batch_size", distill_batch_size)):
             if isinstance(number, str) and number != "auto":
                 raise ValueError(f'{name}={number!r} is not understood: use a number or "auto".')
-        if isinstance(candidate_std, (list, tuple)):
-            for number in candidate_std or [()]:  # an empty one is no number either
-                check_range("candidate_std", number, 0)
         if not isinstance(expert, WorldModelAlgorithm | None):
             raise ValueError(
                 f"expert={expert!r} is not an agent of this package: load it first, for example by TDMPC2.load."
@@ -280,6 +277,15 @@ class FacTDMPC(StudentTraining):
         if isinstance(self.distill_batch_size, str):
             self.distill_batch_size = 2 * self.batch_size
         super()._setup_model()
+        if isinstance(self.candidate_std, Sequence):
+            if not 0 < len(self.candidate_std) <= self.num_candidates:
+                raise ValueError(
+                    f"candidate_std={self.candidate_std!r:.80} has {len(self.candidate_std)} numbers: use one, or at "
+                    f"most num_candidates={self.num_candidates}."
+                )
+            for number in self.candidate_std:
+                check_argument("candidate_std", number, {float}, (0,))
+            self.candidate_std = [float(number) for number in self.candidate_std]
         if self._distilled and self._student_updates == 0:  # from an agent file, which does not say how many there were
             self._student_updates, self._student_decisions = 1, self.num_timesteps
         drawn = int(th.randint(2**31, ()).item())  # also when loading, so that global random numbers stay equal
@@ -323,6 +329,11 @@ class FacTDMPC(StudentTraining):
             self.num_timesteps = counted
 
     # -- Learning ------------------------------------------------------------------------------------------------------
+
+    def check_learning_rate(self) -> None:
+        """See :meth:`sb3_mpc.TDMPC2.check_learning_rate`; an expert that was given does not learn."""
+        if not self._expert_given:
+            super().check_learning_rate()
 
     def train(self, gradient_steps: int, batch_size: int | None = None) -> None:
         """Train the expert, unless it was given; see :meth:`sb3_mpc.TDMPC2.train`."""

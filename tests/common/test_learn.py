@@ -195,3 +195,33 @@ def test_what_cannot_be_staggered_stays_as_it_is() -> None:
     model = make_agent(TDMPC2, vec(limited, limited), learning_starts=1_000)
     model.staggers_episodes = False
     assert lengths(model.learn(16)) == [8, 8]
+
+
+class Counts(gym.Wrapper):
+    """Counts its steps under the name of Gymnasium's time limit, which it is not."""
+
+    def reset(self, **kwargs: Any) -> Any:
+        self._elapsed_steps, self._max_episode_steps = 5, 20
+        return super().reset(**kwargs)
+
+    def step(self, action: Any) -> Any:
+        self._elapsed_steps += 1
+        return super().step(action)
+
+
+class Unwilling(DummyVecEnv):
+    """Of somebody else."""
+
+    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
+        raise RuntimeError("no methods here")
+
+
+def test_only_time_limits_are_staggered_and_each_by_its_own() -> None:
+    env = vec(*[lambda: Counts(Monitor(PointEnv(8)))] * 2)
+    assert lengths(make_agent(TDMPC2, env, learning_starts=1_000).learn(16)) == [8, 8]
+    assert env.get_attr("_elapsed_steps") == [5, 5]
+    limits = iter((40, 4, 8, 8))
+    env = vec(*[lambda: Monitor(gym.wrappers.TimeLimit(PointEnv(100), next(limits)))] * 4)
+    assert lengths(make_agent(TDMPC2, env, learning_starts=1_000).learn(4 * 10))[:3] == [2, 4, 6]
+    model = make_agent(TDMPC2, Unwilling([limited] * 2), learning_starts=1_000)
+    assert lengths(model.learn(16)) == [8, 8]

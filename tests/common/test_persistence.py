@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
+from stable_baselines3.common.callbacks import ConvertCallback
 from stable_baselines3.common.noise import OrnsteinUhlenbeckActionNoise
 from stable_baselines3.common.utils import ConstantSchedule, LinearSchedule, get_device
 from stable_baselines3.common.vec_env import VecNormalize
@@ -154,11 +155,19 @@ def test_a_finished_agent_that_hardly_learns_any_more_says_so(tmp_path: Path) ->
     save_agent(model, tmp_path / "agent")
     for load, name in ((TDMPC2.load, "model"), (load_agent, "agent.safetensors")):
         loaded = load(tmp_path / name, env=PointEnv())
-        with pytest.warns(UserWarning, match="learning rate begins at 4.8e-05.*load the agent with a new one") as said:
+        with pytest.warns(
+            UserWarning,
+            match="learning rate begins at 4.8e-05, where the highest .* is 1.0e-03.*load the agent with a new one",
+        ) as said:
             loaded.learn(2, reset_num_timesteps=False)
         assert said[0].filename == __file__
+    begun = make_agent(TDMPC2, PointEnv(), learning_rate=LinearSchedule(1e-3, 0.0, 1.0))
+    begun.learn(40, ConvertCallback(lambda *_: begun.num_timesteps < 38)).save(tmp_path / "begun")
+    with pytest.warns(UserWarning, match="learning rate begins at 9.5e-05"):  # it was stopped early, and not resumed
+        TDMPC2.load(tmp_path / "begun", env=PointEnv()).learn(4, reset_num_timesteps=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
+        TDMPC2.load(tmp_path / "begun", env=PointEnv()).learn(2, reset_num_timesteps=False)
         TDMPC2.load(tmp_path / "model", env=PointEnv(), learning_rate=3e-4).learn(2, reset_num_timesteps=False)
         TDMPC2.load(tmp_path / "model", env=PointEnv()).learn(80, reset_num_timesteps=False)
         TDMPC2.load(tmp_path / "model", env=PointEnv()).learn(2)

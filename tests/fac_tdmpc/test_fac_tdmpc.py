@@ -236,6 +236,9 @@ def test_expert_of_another_environment(expert: Any) -> None:
         dict(distill_steps="many"),
         dict(candidate_std=[]),
         dict(candidate_std=[0.5, -1.0]),
+        dict(candidate_std=["auto"]),
+        dict(candidate_std=[0.5] * 5, num_candidates=4),
+        dict(tau="auto"),
     ],
 )
 def test_wrong_arguments(wrong: dict[str, Any]) -> None:

@@ -131,13 +131,13 @@ def warn_of_low_rate(schedule: Schedule, done: float) -> None:
     :param schedule: learning rate
     :param done: share of all steps that are done; there is a warning if the rate is low from there on
     """
-    first, present = float(schedule(1.0)), float(schedule(1.0 - done))
-    if present < LOW_RATE * first:
+    highest, present = max(float(schedule(left / 10)) for left in range(11)), float(schedule(1.0 - done))
+    if present < LOW_RATE * highest and done > 0:
         warnings.warn(
-            f"The learning rate begins at {present:.1e}, where that of the whole run began at {first:.1e}, because it "
-            f"falls over all steps, those of earlier calls of learn() included: to learn more, load the agent with a "
-            f"new one, such as learning_rate={first / 3:.1g}.",
-            stacklevel=6,
+            f"The learning rate begins at {present:.1e}, where the highest of the run is {highest:.1e}, because it is "
+            "one over all steps, those of earlier calls of learn() included: to learn more, load the agent with a new "
+            f"one, such as learning_rate={highest / 3:.1g}.",
+            stacklevel=7,
         )
 
 
@@ -290,6 +290,8 @@ def check_argument(name: str, value: Any, kinds: set[Any], limits: tuple[float, 
         return
     if isinstance(value, (str, os.PathLike)) and str in plain and (plain <= {str, type(None)} or value == "auto"):
         return
+    if isinstance(value, str) and {int, float} & plain and not others and str not in plain:
+        raise ValueError(f"{name}={value!r:.80} is out of range: use a {'' if float in plain else 'whole '}number.")
     if {int, float} & plain and (not others or isinstance(value, (bool, int, float, np.generic))):
         whole = float not in plain
         flag = isinstance(value, (bool, np.bool_)) and name != "verbose"
