@@ -316,7 +316,8 @@ class ResumableCheckpoint(BaseCallback):
             model._last_original_obs = normalize.get_original_obs()
         if model.action_noise is not None:
             model.action_noise.reset()
-        model.stagger_episodes()
+        if isinstance(model, WorldModelAlgorithm):  # and not SAC
+            model.stagger_episodes()
         self._enter(state)
 
     def _enter(self, state: dict[str, Any]) -> None:

@@ -123,7 +123,7 @@ WITHOUT_EFFECT_IN_POLICY: dict[str, Any] = dict(
 )
 
 
-LOW_RATE = 0.1  # share of the first learning rate below which little is learned
+LOW_RATE = 0.1  # share of the highest learning rate below which little is learned
 
 
 def warn_of_low_rate(schedule: Schedule, done: float) -> None:
