@@ -46,7 +46,7 @@ class Collection(OffPolicyAlgorithm):
     presets: ClassVar[dict[str, dict[str, Any]]]
     pretrain_gradient_steps: int | str
 
-    staggers_episodes: ClassVar[bool] = True  # see stagger_episodes()
+    staggers_episodes: bool = True  # see stagger_episodes()
 
     def forget_compiled(self) -> None:
         """Discard compiled functions; called whenever networks are replaced or added."""

@@ -176,7 +176,7 @@ def lengths(model: Any) -> list[int]:
 
 @pytest.mark.parametrize("kind", [DummyVecEnv, SubprocVecEnv])
 def test_first_episodes_of_several_environments_end_one_after_the_other(kind: Any) -> None:
-    """By their time limit, so that values go on; and at a checkpoint, or a new beginning, it is the same again."""
+    """By their time limit, so that values go on; and so it is again at a new beginning."""
     model = make_agent(TDMPC2, kind([limited] * 4), learning_starts=1_000)
     model.learn(4 * 16)
     assert lengths(model) == [2, 4, 6, 8, 8, 8, 8, 8]

@@ -14,6 +14,7 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback, EvalCallback
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_mpc import BMPC, MBDPO, TDMPC2, FacTDMPC, TDMPCSquare
@@ -452,6 +453,15 @@ def test_critic_is_that_of_the_agent_that_acts(expert: Any) -> None:
     th.testing.assert_close(model.policy.critic_target(observations, actions), values)
     model.policy.use_student(False)
     th.testing.assert_close(model.critic(observations, actions), expert.critic(observations, actions))
+
+
+def test_the_learning_rate_of_a_given_expert_is_no_matter(expert: Any) -> None:
+    """It does not learn, so that nothing is said of a rate that has fallen."""
+    settings: Any = dict(learning_rate=LinearSchedule(1e-3, 0.0, 1.0), distill_batch_size=8, distill_steps=1)
+    model = FacTDMPC("MlpPolicy", PointEnv(), expert=expert, **settings).learn(40)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "The learning rate begins")
+        model.learn(2, reset_num_timesteps=False)
 
 
 def test_candidates_have_several_deviations_in_turn(expert: Any) -> None:

@@ -85,10 +85,8 @@ def test_curves_over_tasks_begin_and_end_with_all_runs() -> None:
     ]
     table = pd.DataFrame(rows)
     found = aggregate_curves(table, "minutes", 1_000.0)
-    assert (found["minutes"].min(), found["minutes"].max()) == (
-        1.5,
-        4.5,
-    )  # quicker runs keep what they have
+    # Quicker runs keep what they have
+    assert (found["minutes"].min(), found["minutes"].max()) == (1.5, 4.5)
     np.testing.assert_allclose(found[["iqm", "mean", "mean_low", "mean_high"]], 0.2)
     found = aggregate_curves(table.rename(columns=dict(minutes="frames")), "frames", 1_000.0)
     assert found["frames"].max() == 4.0  # what the others would reach is not known
