@@ -81,7 +81,7 @@ def expert_scores(
 def student_scores(model: FactoredWorldModel, z: th.Tensor, actions: th.Tensor) -> tuple[Scores, list[th.Tensor]]:
     """
     :param model: the factored model
-    :param z: its latent states ``[B, G * m]``
+    :param z: latent states of the expert ``[B, D]``
     :param actions: candidate sequences ``[H + 1, B, K, A]``
     :return: sums of the groups' scores, and the blocks of the predicted states, ``[G * B, K, m]`` each
     """

@@ -35,6 +35,8 @@ from sb3_mpc.tdmpc2.tdmpc2 import TDMPC2
 SelfFacTDMPC = TypeVar("SelfFacTDMPC", bound="FacTDMPC")
 
 MAX_DISTILL_STEPS = 100_000  # the paper's number
+# Plans of the student stay near its expert's policy and the plan before: wider ones find what it overestimates
+STUDENT_MAX_STD, STUDENT_POLICY_START = 0.3, 0.5
 # Sizes of the student in the preset "small"
 STUDENT_OF_SMALL = dict(student_latent_dim=384, student_net_arch=[64, 64])
 # Settings that the student takes from a given expert
@@ -85,10 +87,10 @@ class FacTDMPC(StudentTraining):
 
     The first author's repository (mikezhang95/tdmpc2, commit 8d4e41e) holds code of the method, which settles points
     that the paper leaves open: sequences are ranked by KL(expert, student), perturbations have a standard deviation of
-    0.5, the student encodes the expert's latent state (here that of a frozen copy of its encoder), and plans include
-    proposals of a policy. There these are the expert's; here the student has a policy of its own. Also there, groups'
-    scores are averaged, not added as in the paper; temperatures are 0.5 for scores on their own scale; latent states
-    are not normalised; plans have H actions, not H + 1; and runs have 500,000 updates.
+    0.5, the student encodes the expert's latent state (here that of a frozen copy of its encoder), and the expert's
+    policy proposes sequences to the student's plans, by rollouts in the expert's model. Also there, groups' scores are
+    averaged, not added as in the paper; temperatures are 0.5 for scores on their own scale; latent states are not
+    normalised; plans have H actions, not H + 1; and runs have 500,000 updates.
 
     The student learns neither from rewards nor from TD targets: for segments of the replay buffer, K random
     perturbations of the actions are rolled out in both models, and the student learns to rank them as the expert does:
@@ -97,15 +99,19 @@ class FacTDMPC(StudentTraining):
 
     with distributions over the K candidates, ``softmax(reward / (T s))`` and ``softmax(value / (T s))``, where s is the
     running spread of the expert's scores over the candidates (the paper states no temperature). A policy prior of each
-    group imitates the expert's; it proposes sequences to the planner, and acts without planning.
+    group imitates the expert's, to act without planning.
+
+    The student ranks sequences best near those that its expert would choose, and a plan seeks what it overestimates.
+    So the expert's policy proposes half of the sequences of its plans, which begin, with ``max_std=0.3``, halfway
+    between the plan before and these proposals; ``policy_kwargs=dict(student_planner_kwargs=...)`` changes that.
 
     :meth:`learn` first trains a TD-MPC2 agent as expert and then distils it; if ``expert`` is given, that agent only
     collects data before, and in further calls its student does. :meth:`distill` needs no environment. Until the first
     distillation, the expert acts.
 
-    The arguments of :class:`sb3_mpc.TDMPC2` belong to the expert, planner settings and ``policy_kwargs`` to both.
-    Arguments that are None take the value of the given expert (0 for ``learning_starts``, at most 6 for
-    ``iterations``), or else TD-MPC2's default.
+    The arguments of :class:`sb3_mpc.TDMPC2` belong to the expert, ``policy_kwargs`` and planner settings to both, but
+    ``max_std`` and ``num_pi_trajs`` to the expert alone. Arguments that are None take the value of the given expert
+    (0 for ``learning_starts``, at most 6 for ``iterations``), or else TD-MPC2's default.
 
     :param expert: trained agent of this package to distil, with ``WorldModelPolicy``; None to train one
     :param action_groups: indices of the action dimensions that plan together, such as ``[[0, 1], [2, 3]]``; one group
@@ -294,13 +300,18 @@ class FacTDMPC(StudentTraining):
 
     def policy_arguments(self) -> dict[str, Any]:
         """:return: arguments of the policy, those of the student included"""
+        arguments = super().policy_arguments()
+        given = arguments.get("student_planner_kwargs") or {}
+        proposals = given.get("num_pi_trajs", self.num_samples // 2)
+        plans = dict(max_std=max(STUDENT_MAX_STD, self.min_std), num_pi_trajs=proposals)
+        plans["policy_start"] = STUDENT_POLICY_START if proposals > 1 else 0.0
         student = dict(
             action_groups=self.action_groups,
             student_learning_rate=self.distill_learning_rate,
-            student_planner_kwargs=self.planner_arguments(),
+            student_planner_kwargs={**self.planner_arguments(), **plans, **given},
             distilled=self._distilled,
         )
-        return {**super().policy_arguments(), **student}
+        return {**arguments, **student}
 
     def _make_policy(self) -> None:
         super()._make_policy()

@@ -1,27 +1,37 @@
 """Decentralised planning: action groups plan independently, in one batch."""
 
+from typing import Any
+
 import torch as th
 
+from sb3_mpc.common.networks.world_model import WorldModel
+from sb3_mpc.common.planning.improved import ImprovedPlanner
 from sb3_mpc.common.planning.plan import Plan, PlanNoise
-from sb3_mpc.common.planning.planner import MPPIPlanner
 from sb3_mpc.fac_tdmpc.world_model import FactoredWorldModel
 
 
-class FactoredPlanner(MPPIPlanner):
+class FactoredPlanner(ImprovedPlanner):
     """
     MPPI in which the groups are rows of the batch, so that each has its own elites, mean and standard deviation
     (Fac-TDMPC, section 4.3). The action in the last predicted state is planned, too: plans have H + 1 actions.
 
     :param world_model: factored model that evaluates the sequences; owned by the policy
+    :param expert: the expert's model, in which its policy proposes sequences (the first author's code); owned by the
+        policy, too
     :param horizon: number H of predicted steps
-    :param kwargs: arguments of :class:`MPPIPlanner`; ``num_pi_trajs`` is the number P of sequences proposed by the
-        groups' policies
+    :param kwargs: arguments of :class:`ImprovedPlanner`, except ``pessimistic`` and ``average_depths``
+    :raises ValueError: if one of these two is given, or an argument is out of range
     """
 
     world_model: FactoredWorldModel  # type: ignore[assignment]
+    expert: WorldModel
 
-    def __init__(self, world_model: FactoredWorldModel, horizon: int = 3, **kwargs: float) -> None:
+    def __init__(self, world_model: FactoredWorldModel, expert: WorldModel, horizon: int = 3, **kwargs: Any) -> None:
+        for name in ("pessimistic", "average_depths"):
+            if kwargs.get(name):
+                raise ValueError(f"The student estimates returns in one way only: leave {name} out of its planner.")
         super().__init__(world_model, horizon=horizon, **kwargs)  # type: ignore[arg-type]
+        object.__setattr__(self, "expert", expert)  # not as a submodule
         self.horizon += 1
 
     @property
@@ -57,14 +67,21 @@ class FactoredPlanner(MPPIPlanner):
             exploration=normal(rows, width) if explore else None,
         )
 
-    def act(self, z: th.Tensor, noise: th.Tensor) -> th.Tensor:
+    def propose(self, z: th.Tensor, noise: th.Tensor) -> th.Tensor:
         """
-        :param z: blocks of latent states ``[G * E, P, m]``
-        :param noise: standard normal draws ``[G * E, P, a]``
-        :return: actions of the groups' policies ``[G * E, P, a]``
+        Propose sequences by rollouts of the expert's policy in the expert's model.
+
+        :param z: latent states of the expert ``[E, D]``
+        :param noise: ``[H + 1, G * E, P, a]``
+        :return: action sequences of the groups ``[H + 1, G * E, P, a]``
         """
-        mean, log_std = self.world_model.prior(z)
-        return (mean + noise * log_std.exp()).clamp(-1, 1)
+        groups = self.world_model.groups
+        z = z.unsqueeze(1).expand(-1, self.num_pi_trajs, -1)
+        actions = [self.expert.act(z, groups.join(noise[0]))]
+        for draws in noise[1:]:
+            z = self.expert.next(z, actions[-1])
+            actions.append(self.expert.act(z, groups.join(draws)))
+        return groups.split(th.stack(actions), 1)
 
     def evaluate(self, z: th.Tensor, actions: th.Tensor, noise: th.Tensor, members: th.Tensor) -> th.Tensor:
         """
@@ -90,7 +107,7 @@ class FactoredPlanner(MPPIPlanner):
     @th.no_grad()
     def plan(self, z: th.Tensor, prev_mean: th.Tensor, noise: PlanNoise) -> Plan:
         """
-        :param z: latent states ``[E, G * m]``
+        :param z: latent states of the expert ``[E, D]``
         :param prev_mean: mean of the previous plan ``[E, H + 1, A]``; zeros at the start of an episode
         :param noise: random numbers, for each environment or shared by all
         :return: action and distribution for each environment
@@ -101,7 +118,8 @@ class FactoredPlanner(MPPIPlanner):
                 proposals=noise.proposals.repeat_interleave(n_envs, dim=1),
                 samples=noise.samples.repeat_interleave(n_envs, dim=2),
             )
-        rows = super().plan(self.world_model.split(z), groups.split(prev_mean, 0), noise)
+        proposals = self.propose(z, noise.proposals) if self.num_pi_trajs > 0 else None
+        rows = self.search(self.world_model.split(z), groups.split(prev_mean, 0), noise, proposals)
         return Plan(
             action=groups.join(rows.action),
             mean=groups.join(rows.mean),

@@ -146,7 +146,7 @@ class FactoredPolicy(WorldModelPolicy):
         student = FactoredWorldModel(encoder, ActionGroups(self._groups), block * count, hidden, STUDENT_NUM_Q, simplex)
         self.student = student.to(next(self.world_model.parameters()).device).train(self.training)
         self.spread = Spread().to(self.device)
-        self.student_planner = FactoredPlanner(self.student, **(init["student_planner_kwargs"] or {}))
+        self.student_planner = FactoredPlanner(self.student, expert, **(init["student_planner_kwargs"] or {}))
         kwargs = dict(self.optimizer_kwargs or {})
         if issubclass(self.optimizer_class, (th.optim.Adam, th.optim.AdamW)):
             kwargs = {"fused": True, **kwargs}

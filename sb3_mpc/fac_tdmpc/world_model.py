@@ -133,11 +133,10 @@ class StudentEncoder(nn.Module):
         """
         :param observations: ``[..., *shape]`` or a dict of them
         :param shift: random shifts of image observations ``[..., 2]``, none if None
-        :return: latent states of the student ``[..., G * m]``
+        :return: latent states of the expert ``[..., D]``; the head makes the student's of them
         """
         with th.no_grad():
-            z = self.copy(observations, shift)
-        return self.head(z)
+            return self.copy(observations, shift)
 
 
 class FactoredWorldModel(nn.Module):
@@ -147,7 +146,7 @@ class FactoredWorldModel(nn.Module):
 
     The methods take the blocks of E states as rows ``[G * E, N, m]``, the E rows of the first group first.
 
-    :param encoder: encoder from observations to latent states ``[..., G * m]``
+    :param encoder: from observations to latent states of the expert, with a head that makes the student's of them
     :param groups: the action groups
     :param latent_dim: size G * m of the latent state
     :param hidden: sizes of the hidden layers of each group's networks
@@ -185,17 +184,16 @@ class FactoredWorldModel(nn.Module):
         """
         :param observations: ``[..., *shape]`` or a dict of them
         :param shift: random shifts of image observations ``[..., 2]``, none if None
-        :return: latent states ``[..., G * m]``
+        :return: latent states of the expert ``[..., D]``
         """
         return self.encoder(observations, shift)
 
     def split(self, z: th.Tensor) -> th.Tensor:
         """
-        :param z: latent states ``[E, G * m]``
-        :return: blocks of the groups ``[G * E, m]``
+        :param z: latent states of the expert ``[E, D]``
+        :return: those of the student, as blocks of the groups ``[G * E, m]``
         """
-        block = z.shape[-1] // self.groups.num_groups
-        return th.cat([z[..., i * block : (i + 1) * block] for i in range(self.groups.num_groups)])
+        return th.cat(self.encoder.head(z).chunk(self.groups.num_groups, dim=-1))
 
     def apply_groups(self, network: nn.Module, x: th.Tensor) -> th.Tensor:
         """
@@ -241,7 +239,7 @@ class FactoredWorldModel(nn.Module):
 
     def mode_before_tanh(self, z: th.Tensor) -> th.Tensor:
         """
-        :param z: latent states ``[B, G * m]``
+        :param z: latent states of the expert ``[B, D]``
         :return: modes of the groups' policies before tanh ``[B, A]``
         """
         out = self.apply_groups(self.prior_net, self.split(z).unsqueeze(1))
@@ -249,7 +247,7 @@ class FactoredWorldModel(nn.Module):
 
     def act(self, z: th.Tensor, noise: th.Tensor | None) -> th.Tensor:
         """
-        :param z: latent states ``[..., G * m]``
+        :param z: latent states of the expert ``[..., D]``
         :param noise: standard normal draws ``[..., A]``; the mode if None
         :return: joint actions of the groups' policies ``[..., A]``
         """

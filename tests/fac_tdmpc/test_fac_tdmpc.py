@@ -82,17 +82,19 @@ def test_blocks_never_share_a_simplex() -> None:
     """Sizes of the paper's tasks: 170, 128, 102, 85 and 42 features a group."""
     for dim, block, simplex in ((3, 170, 5), (4, 128, 8), (5, 102, 6), (6, 85, 5), (12, 42, 7)):
         env = SpaceEnv(spaces.Box(-1.0, 1.0, (4,), np.float32), spaces.Box(-1.0, 1.0, (dim,), np.float32))
-        z = make_agent(FacTDMPC, env, policy_kwargs=dict(latent_dim=512)).policy.student.encode(th.zeros(2, 4))
-        assert z.shape == (2, dim * block)
-        th.testing.assert_close(z.view(2, -1, simplex).sum(-1), th.ones(2, dim * block // simplex))
+        student = make_agent(FacTDMPC, env, policy_kwargs=dict(latent_dim=512)).policy.student
+        blocks = student.split(student.encode(th.zeros(2, 4)))
+        assert blocks.shape == (dim * 2, block)
+        th.testing.assert_close(blocks.view(-1, simplex).sum(-1), th.ones(dim * 2 * block // simplex))
 
 
 def test_no_state_is_constant() -> None:
     """A softmax over one feature would be: the share of 512 features of one of 7 or 38 actions has no small divisor."""
     for dim in (7, 11, 22, 29, 38, 39, 43, 61):
         env = SpaceEnv(spaces.Box(-1.0, 1.0, (4,), np.float32), spaces.Box(-1.0, 1.0, (dim,), np.float32))
-        z = make_agent(FacTDMPC, env, policy_kwargs=dict(latent_dim=512)).policy.student.encode(th.randn(5, 4))
-        assert (z.std(0) > 0).all(), dim
+        student = make_agent(FacTDMPC, env, policy_kwargs=dict(latent_dim=512)).policy.student
+        blocks = student.split(student.encode(th.randn(5, 4))).view(dim, 5, -1)
+        assert (blocks.std(1) > 0).all(), dim
 
 
 def test_size_of_the_student() -> None:
@@ -306,11 +308,11 @@ def test_student_sees_what_its_expert_sees(expert: Any) -> None:
     student, teacher = model.policy.student, model.policy.world_model
     observations = th.randn(5, 3)
     before = teacher.encode(observations)
-    th.testing.assert_close(student.encode(observations), student.encoder.head(before))
+    th.testing.assert_close(student.encode(observations), before)
     model.learn(12, reset_num_timesteps=False)
     after = teacher.encode(observations)
     assert not th.allclose(before, after), "the expert has learned on"
-    th.testing.assert_close(student.encode(observations), student.encoder.head(after))
+    th.testing.assert_close(student.encode(observations), after)
     distilled = FacTDMPC.distill(expert, steps=3, distill_batch_size=8).policy.student.encoder
     assert_same_state(distilled.copy.state_dict(), expert.policy.world_model.encoder.state_dict())
 
@@ -445,7 +447,7 @@ def test_critic_is_that_of_the_agent_that_acts(expert: Any) -> None:
     student = model.policy.student
     observations, actions = th.randn(5, 3), th.rand(5, 2) * 2 - 1
     values = model.critic(observations, actions)
-    blocks = student.encode(observations).view(5, 2, -1)
+    blocks = student.encoder.head(student.encode(observations)).view(5, 2, -1)
     for value, head in zip(values, student.q_heads, strict=True):
         parts = [head(th.cat([blocks[:, g], actions[:, g : g + 1]], -1).expand(2, -1, -1))[g] for g in range(2)]
         th.testing.assert_close(value, parts[0] + parts[1])
@@ -495,16 +497,39 @@ def test_policy_prior_does_not_slow_the_model_down(expert: Any) -> None:
         th.testing.assert_close(one, other, rtol=0, atol=0)
 
 
-def test_groups_policies_propose_plans(three: Any) -> None:
-    """Where all other sequences are worse, the plan is what they propose."""
-    planner, model = three.policy.student_planner, three.policy.student
+def test_plans_of_the_student_have_settings_of_their_own(expert: Any) -> None:
+    """They begin near the expert's policy; ``student_planner_kwargs`` changes them, and not those of the expert."""
+    model = FacTDMPC.distill(expert, steps=0, num_samples=10, num_elites=4, num_pi_trajs=1)
+    planner = model.policy.student_planner
+    assert (planner.max_std, planner.num_pi_trajs, planner.policy_start) == (0.3, 5, 0.5)
+    assert model.policy.planner.max_std == 2.0 and model.policy.planner.num_pi_trajs == expert.num_pi_trajs
+    own: Any = dict(max_std=1.0, num_pi_trajs=0, kept_elites=0.5)
+    planner = FacTDMPC.distill(
+        expert, steps=0, num_samples=10, num_elites=4, policy_kwargs=dict(student_planner_kwargs=own)
+    ).policy.student_planner
+    assert (planner.max_std, planner.num_pi_trajs, planner.policy_start, planner.num_kept) == (1.0, 0, 0.0, 2)
+    assert FacTDMPC.distill(expert, steps=0, min_std=0.6).policy.student_planner.max_std == 0.6
+    assert FacTDMPC.distill(expert, steps=0, num_samples=2, num_elites=2, num_pi_trajs=1).predict(np.zeros(3))
+    with pytest.raises(ValueError, match="leave pessimistic out"):
+        FacTDMPC.distill(expert, steps=0, policy_kwargs=dict(student_planner_kwargs=dict(pessimistic=True)))
+
+
+def test_the_experts_policy_proposes_plans(three: Any) -> None:
+    """By rollouts in the expert's model; where all other sequences are worse, the plan is what it proposes."""
+    planner, model, expert = three.policy.student_planner, three.policy.student, three.policy.world_model
     z = model.encode(th.randn(2, 4))
     noise = planner.draw(1, th.Generator().manual_seed(0), explore=False)  # shared by both environments
     assert noise.proposals.shape == (planner.horizon, 2, planner.num_pi_trajs, 2)
-    proposals = planner.propose(model.split(z), noise.proposals.repeat_interleave(2, dim=1))
-    mean, log_std = model.prior(model.split(z).unsqueeze(1))
-    first = (mean + noise.proposals.repeat_interleave(2, dim=1)[0] * log_std.exp()).clamp(-1, 1)
-    th.testing.assert_close(proposals[0], first)
+    draws = noise.proposals.repeat_interleave(2, dim=1)
+    proposals = planner.propose(z, draws)
+    for row, state in enumerate(z):
+        joint = th.stack([model.groups.join(part)[row] for part in draws])  # [H + 1, P, A]
+        for number in range(planner.num_pi_trajs):
+            following = state.unsqueeze(0)
+            for step, eps in enumerate(joint[:, number]):
+                action = expert.act(following, eps.unsqueeze(0))
+                th.testing.assert_close(model.groups.join(proposals[step])[row, number], action[0])
+                following = expert.next(following, action)
     planner.evaluate = lambda z, actions, *_: -1e3 * (actions - proposals[:, :, :1]).abs().sum((0, 3))
     try:
         plan = planner.plan(z, th.zeros(2, planner.horizon, 3), noise)

@@ -65,7 +65,7 @@ def predictions(count: int) -> dict[str, tuple[Callable[[], Any], Callable[[], A
     policy: Any = FacTDMPC.policy_aliases["MlpPolicy"](spaces.Box(-1, 1, (24,), np.float32), box, lambda _: 1e-4)
     expert, student = policy.world_model, policy.student
     z, action, members = th.rand(512, expert.latent_dim), th.rand(512, count), th.arange(2)
-    blocks = student.split(th.rand(512, student.latent_dim)).view(count, 512, -1)
+    blocks = th.rand(count, 512, student.latent_dim // count)
     actions = action.T.reshape(count, 512, 1)
     inputs = th.cat([blocks, actions], dim=-1)
 

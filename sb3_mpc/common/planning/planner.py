@@ -324,8 +324,17 @@ class MPPIPlanner(nn.Module):
         :param noise: random numbers
         :return: action and distribution for each environment
         """
+        return self.search(z, prev_mean, noise, self.propose(z, noise.proposals) if self.num_pi_trajs > 0 else None)
+
+    def search(self, z: th.Tensor, prev_mean: th.Tensor, noise: PlanNoise, proposals: th.Tensor | None) -> Plan:
+        """
+        :param z: latent states ``[E, D]``
+        :param prev_mean: mean of the previous plan ``[E, H, A]``
+        :param noise: random numbers
+        :param proposals: sequences of the prior ``[H, E, P, A]``, if any
+        :return: action and distribution for each environment
+        """
         mask = self.world_model.mask_actions
-        proposals = self.propose(z, noise.proposals) if self.num_pi_trajs > 0 else None
         mean, std = (mask(z, part) for part in self.start(prev_mean, proposals))
         kept: tuple[th.Tensor, th.Tensor] | None = None
         for j in range(self.iterations):
