@@ -22,9 +22,10 @@ from stable_baselines3.common.utils import configure_logger
 from sb3_mpc.common.algorithm import WorldModelAlgorithm, inherited
 from sb3_mpc.common.buffers.sequence_buffer import SequenceReplayBuffer
 from sb3_mpc.common.buffers.sources import DataWindows, MixedWindows, RecordedData
-from sb3_mpc.common.checks.arguments import check_argument, check_range
+from sb3_mpc.common.checks.arguments import check_argument, check_arguments, check_range
 from sb3_mpc.common.files import explain_damage
 from sb3_mpc.common.offline_training import check_fits
+from sb3_mpc.common.planning.improved import ImprovedPlanner
 from sb3_mpc.common.policies.multitask import MultitaskWorldModelPolicy
 from sb3_mpc.common.policies.world_model_policy import WorldModelPolicy
 from sb3_mpc.common.presets import PRESETS, takes_preset
@@ -48,6 +49,7 @@ SHARED_SETTINGS = (
     "num_samples",
     "num_elites",
     "num_pi_trajs",
+    "max_std",
     "temperature",
 )
 
@@ -110,8 +112,9 @@ class FacTDMPC(StudentTraining):
     distillation, the expert acts.
 
     The arguments of :class:`sb3_mpc.TDMPC2` belong to the expert, ``policy_kwargs`` and planner settings to both, but
-    ``max_std`` and ``num_pi_trajs`` to the expert alone. Arguments that are None take the value of the given expert
-    (0 for ``learning_starts``, at most 6 for ``iterations``), or else TD-MPC2's default.
+    ``max_std`` and ``num_pi_trajs`` to the expert that is trained, or, if one is given, to the student. Arguments that
+    are None take the value of the given expert (0 for ``learning_starts``, at most 6 for ``iterations``), or else
+    TD-MPC2's default.
 
     :param expert: trained agent of this package to distil, with ``WorldModelPolicy``; None to train one
     :param action_groups: indices of the action dimensions that plan together, such as ``[[0, 1], [2, 3]]``; one group
@@ -196,7 +199,7 @@ class FacTDMPC(StudentTraining):
         num_elites: int | None = None,
         num_pi_trajs: int | None = None,
         min_std: float = 0.05,
-        max_std: float = 2.0,
+        max_std: float | None = None,
         temperature: float | None = None,
         compile: bool | str = "auto",
         stats_window_size: int = 100,
@@ -246,7 +249,11 @@ class FacTDMPC(StudentTraining):
                 raise ValueError(
                     "FacTDMPC distils agents of one task: train the expert without MultitaskWorldModelPolicy."
                 )
-            arguments["policy_kwargs"] = {**expert.policy._init_kwargs, **(policy_kwargs or {})}
+            own = dict(policy_kwargs or {})
+            plans = dict(max_std=max_std, num_pi_trajs=num_pi_trajs)  # the expert does not plan with them
+            plans = {name: number for name, number in plans.items() if number is not None}
+            own["student_planner_kwargs"] = {**plans, **(own.get("student_planner_kwargs") or {})}
+            arguments["policy_kwargs"] = {**expert.policy._init_kwargs, **own}
         for name in ("learning_starts", *SHARED_SETTINGS):
             if arguments[name] is None:
                 arguments[name] = self._shared_setting(name)
@@ -301,17 +308,36 @@ class FacTDMPC(StudentTraining):
     def policy_arguments(self) -> dict[str, Any]:
         """:return: arguments of the policy, those of the student included"""
         arguments = super().policy_arguments()
-        given = arguments.get("student_planner_kwargs") or {}
-        proposals = given.get("num_pi_trajs", self.num_samples // 2)
-        plans = dict(max_std=max(STUDENT_MAX_STD, self.min_std), num_pi_trajs=proposals)
-        plans["policy_start"] = STUDENT_POLICY_START if proposals > 1 else 0.0
         student = dict(
             action_groups=self.action_groups,
             student_learning_rate=self.distill_learning_rate,
-            student_planner_kwargs={**self.planner_arguments(), **plans, **given},
+            student_planner_kwargs=self._student_plans(arguments.get("student_planner_kwargs") or {}),
             distilled=self._distilled,
         )
         return {**arguments, **student}
+
+    def _student_plans(self, given: dict[str, Any]) -> dict[str, Any]:
+        """
+        :param given: the user's arguments of the student's planner
+        :return: all of them
+        :raises ValueError: if one is unknown, of another type or out of range
+        """
+        known = inspect.signature(ImprovedPlanner).parameters.keys() | self.planner_arguments().keys()
+        for name in given.keys() - known | given.keys() & {"world_model", "kwargs"}:
+            raise ValueError(f"student_planner_kwargs has an unknown {name!r}: leave it out, or see ImprovedPlanner.")
+        plans = {**self.planner_arguments(), **given}
+        for name, number in given.items():
+            if number is None:
+                raise ValueError(f"student_planner_kwargs has {name}=None: leave it out, or use a number.")
+        for cls in (type(self), ImprovedPlanner):
+            check_arguments(cls, plans, self.ranges)
+        if "max_std" not in given:
+            plans["max_std"] = max(STUDENT_MAX_STD, plans["min_std"])
+        if "num_pi_trajs" not in given:
+            plans["num_pi_trajs"] = plans["num_samples"] // 2
+        plans.setdefault("policy_start", STUDENT_POLICY_START if plans["num_pi_trajs"] > 1 else 0.0)
+        check_arguments(type(self), plans, self.ranges, self.relations)
+        return plans
 
     def _make_policy(self) -> None:
         super()._make_policy()

@@ -54,6 +54,7 @@ class StudentTraining(TDMPC2):
     distill_temperature: float
     kl_direction: str
     _distilled: bool
+    _expert_given: bool
     _distill_seed: int | None
     _student_updates: int
     _counted_updates: int
@@ -87,8 +88,8 @@ class StudentTraining(TDMPC2):
         """
         check_range("steps", steps, 0)
         steps = int(steps)
-        if steps == 0:  # without a student, the expert continues to act
-            self._use_student(self._student_updates > 0)
+        if steps == 0:  # the expert continues to act: there is no student, or one of an expert that has learned on
+            self._use_student(self._student_updates > 0 and self._expert_given)
             return
         assert self._distill_seed is not None
         seed = self._distill_seed + self._student_updates

@@ -429,7 +429,9 @@ def test_learning_on_continues_the_student(tmp_path: Path) -> None:
     loaded = FacTDMPC.load(tmp_path / "agent", PointEnv()).learn(5, reset_num_timesteps=False)
     assert loaded._student_updates == 26
     loaded.distill_steps = 0
-    assert loaded.learn(5).policy.distilled, "there is a student"
+    assert not loaded.learn(5).policy.distilled, "its expert has learned on, whose policy proposes the student's plans"
+    loaded.distill_steps = 2
+    assert loaded.learn(5, reset_num_timesteps=False).policy.distilled
 
 
 def test_before_the_buffer_can_be_sampled() -> None:
@@ -499,7 +501,7 @@ def test_policy_prior_does_not_slow_the_model_down(expert: Any) -> None:
 
 def test_plans_of_the_student_have_settings_of_their_own(expert: Any) -> None:
     """They begin near the expert's policy; ``student_planner_kwargs`` changes them, and not those of the expert."""
-    model = FacTDMPC.distill(expert, steps=0, num_samples=10, num_elites=4, num_pi_trajs=1)
+    model = FacTDMPC.distill(expert, steps=0, num_samples=10, num_elites=4)
     planner = model.policy.student_planner
     assert (planner.max_std, planner.num_pi_trajs, planner.policy_start) == (0.3, 5, 0.5)
     assert model.policy.planner.max_std == 2.0 and model.policy.planner.num_pi_trajs == expert.num_pi_trajs
@@ -509,9 +511,36 @@ def test_plans_of_the_student_have_settings_of_their_own(expert: Any) -> None:
     ).policy.student_planner
     assert (planner.max_std, planner.num_pi_trajs, planner.policy_start, planner.num_kept) == (1.0, 0, 0.0, 2)
     assert FacTDMPC.distill(expert, steps=0, min_std=0.6).policy.student_planner.max_std == 0.6
-    assert FacTDMPC.distill(expert, steps=0, num_samples=2, num_elites=2, num_pi_trajs=1).predict(np.zeros(3))
-    with pytest.raises(ValueError, match="leave pessimistic out"):
-        FacTDMPC.distill(expert, steps=0, policy_kwargs=dict(student_planner_kwargs=dict(pessimistic=True)))
+    assert FacTDMPC.distill(expert, steps=0, num_samples=2, num_elites=2).predict(np.zeros(3))
+    planner = FacTDMPC.distill(expert, steps=0, max_std=0.7, num_pi_trajs=2).policy.student_planner
+    assert (planner.max_std, planner.num_pi_trajs) == (0.7, 2), "a given expert plans as it did"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("pessimistic", True),
+        ("maxstd", 0.3),
+        ("world_model", 1),
+        ("num_pi_trajs", None),
+        ("num_pi_trajs", "4"),
+        ("horizon", 2.5),
+        ("max_std", 0.01),
+        ("num_pi_trajs", 10_000),
+        ("policy_start", 2),
+    ],
+)
+def test_wrong_settings_of_the_students_plans(name: str, value: Any, expert: Any) -> None:
+    with pytest.raises(ValueError) as caught:
+        FacTDMPC.distill(expert, steps=0, policy_kwargs=dict(student_planner_kwargs={name: value}))
+    assert_one_clear_sentence(caught.value, name)
+
+
+def test_a_distilled_expert_is_an_expert(expert: Any) -> None:
+    """The settings of its student's plans are not those of the next one's."""
+    first = FacTDMPC.distill(expert, steps=1, distill_batch_size=8, num_samples=10, num_elites=4)
+    planner = FacTDMPC.distill(first, steps=0, num_samples=12, iterations=1, gamma=0.9).policy.student_planner
+    assert (planner.num_samples, planner.num_pi_trajs, planner.iterations, planner.gamma) == (12, 6, 1, 0.9)
 
 
 def test_the_experts_policy_proposes_plans(three: Any) -> None:
