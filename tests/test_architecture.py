@@ -95,7 +95,7 @@ def test_constructors_agree(method: str) -> None:
     """Each method writes its arguments out, for editors and ``help``; what is TD-MPC2's is as it is there."""
     from_expert = dict.fromkeys(
         ("learning_starts", "batch_size", "gamma", "horizon", "temperature")
-        + ("iterations", "num_samples", "num_elites", "num_pi_trajs")
+        + ("iterations", "num_samples", "num_elites", "num_pi_trajs", "max_std")
     )
     changed: dict[str, dict[str, object]] = {"mbdpo": {"iterations": 19}, "fac_tdmpc": from_expert}
     shared = inspect.signature(sb3_mpc.TDMPC2).parameters

@@ -200,7 +200,7 @@ def budget(args: argparse.Namespace) -> Iterator[Row]:
     planners = (model.policy.planner, model.policy.student_planner)
     for iterations in args.iterations:
         for samples in args.samples:
-            for planner in planners:  # an eighth of the samples as elites and as proposals, as in the preset
+            for planner in planners:  # an eighth of the samples as elites and as proposals
                 planner.num_samples, planner.iterations = samples, iterations
                 planner.num_elites = max(samples // 8, 2)
                 planner.num_pi_trajs = planner.num_elites
