@@ -193,7 +193,10 @@ class FactoredWorldModel(nn.Module):
         :param z: latent states of the expert ``[E, D]``
         :return: those of the student, as blocks of the groups ``[G * E, m]``
         """
-        return th.cat(self.encoder.head(z).chunk(self.groups.num_groups, dim=-1))
+        z = self.encoder.head(z)
+        block = z.shape[-1] // self.groups.num_groups
+        # Slices, because ONNX's recipe of Stable-Baselines3 does not take chunk()
+        return th.cat([z[..., i * block : (i + 1) * block] for i in range(self.groups.num_groups)])
 
     def apply_groups(self, network: nn.Module, x: th.Tensor) -> th.Tensor:
         """
