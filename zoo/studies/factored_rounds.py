@@ -85,7 +85,7 @@ def main() -> None:
         network = dict(zip(("network", "network_std"), returns(model.actor, args.task), strict=True))
         evaluating += time.process_time() - before
         row |= dict(samples=model.num_samples, iterations=model.iterations, max_std=args.max_std)
-        row |= dict(policy_start=args.policy_start)
+        row["policy_start"] = args.policy_start
         row |= dict(round=number, decisions=number * args.decisions, updates=args.updates + number * args.more)
         row |= dict(student, **network, cpu_minutes=round((time.process_time() - started - evaluating) / 60, 1))
         row |= dict(expert_mflop=multiplications(model, False), student_mflop=multiplications(model, True))
