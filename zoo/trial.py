@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, sync_envs_normalization
@@ -53,7 +54,8 @@ class Times(NamedTuple):
 
 class MeasuredEvaluation(BaseCallback):
     """
-    Evaluates the agent as it acts (planner, deterministic) at fixed decisions and at the end, and writes a row each.
+    Evaluates the agent as it acts (planner, deterministic) at fixed decisions and, by :meth:`finish`, at the end, and
+    writes a row each. Of Fac-TDMPC that is the expert before, and its student at the end.
 
     Episodes depend on the seed of the run and the decision alone, so that a resumed run repeats them. Time of training
     is all that is not evaluation, from the start of the process on, so that it includes imports and compiling; after a
@@ -97,7 +99,8 @@ class MeasuredEvaluation(BaseCallback):
         if self.model.num_timesteps // every > last // every:
             self._evaluate()
 
-    def _on_training_end(self) -> None:
+    def finish(self) -> None:
+        """Evaluate and save the agent that is the result of the training."""
         self._count("train")
         if not self.rows or self.rows[-1]["decisions"] < self.model.num_timesteps:
             self._evaluate()
@@ -161,8 +164,20 @@ class MeasuredExperiment(rl_zoo.Experiment):
     def create_callbacks(self) -> None:
         """Create the callbacks; the evaluation is before the checkpoint, which keeps its state."""
         eval_env = self.create_envs(self.n_eval_envs, eval_env=True)
-        self.callbacks.append(MeasuredEvaluation(eval_env=eval_env, **self.measured))
+        self.evaluation = MeasuredEvaluation(eval_env=eval_env, **self.measured)
+        self.callbacks.append(self.evaluation)
         super().create_callbacks()
+
+    def learn(self, model: BaseAlgorithm) -> None:
+        """
+        As the command ``train``, with the last evaluation after it: a callback would be asked before the student of
+        Fac-TDMPC is distilled.
+
+        :param model: agent, new or from a checkpoint
+        """
+        super().learn(model)
+        if self.status == 0:
+            self.evaluation.finish()
 
 
 def execute(run: Run, wall_begin: float) -> None:

@@ -8,7 +8,8 @@ import gymnasium as gym
 import pytest
 
 pytest.importorskip("rl_zoo3", reason="needs the extra zoo")
-from sb3_mpc.agents.agent_files import read_card
+from sb3_mpc import FacTDMPC
+from sb3_mpc.agents.agent_files import load_agent, read_card
 from sb3_mpc.zoo import benchmark, queue, trial
 from sb3_mpc.zoo.__main__ import main
 from sb3_mpc.zoo.queue import Run
@@ -68,6 +69,32 @@ def test_sac_is_measured_likewise_and_data_are_kept(tmp_path: Path) -> None:
     assert [int(row["frames"]) for row in sac.rows] == [20, 40, 60]
     assert (sac.folder / "agent.npz").exists() and (sac.folder / "replay_buffer.npz").exists()
     assert json.loads((sac.folder / "result.json").read_text())["machine"]["threads"] >= 1
+
+
+def test_last_evaluation_is_that_of_the_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    more = dict(hyperparams=[*TINY, "distill_steps:3"], frames=40)
+    whole, killed = (tiny_run(tmp_path, name, "fac_tdmpc", **more) for name in ("whole", "killed"))
+    run("benchmark", "--nice", 0, "--run", whole.folder)
+    student = load_agent(whole.folder / "agent.safetensors")
+    assert isinstance(student, FacTDMPC) and student._distilled
+    expert = tiny_run(tmp_path, "expert", "fac_tdmpc", hyperparams=[*TINY, "distill_steps:0"], frames=40)
+    run("benchmark", "--nice", 0, "--run", expert.folder)
+    first, last = ([row["return"] for row in rows] for rows in zip(whole.rows, expert.rows, strict=True))
+    assert first[0] == first[1] and last[0] != last[1]
+    update = FacTDMPC.distill_update
+
+    def die(self: FacTDMPC, *args: Any) -> Any:
+        if self._student_updates == 1:
+            raise MemoryError("killed")
+        return update(self, *args)
+
+    monkeypatch.setattr(FacTDMPC, "distill_update", die)
+    assert main(["benchmark", "--nice", "0", "--run", str(killed.folder)]) == 1
+    assert [int(row["frames"]) for row in killed.rows] == [20] and not killed.finished
+    monkeypatch.setattr(FacTDMPC, "distill_update", update)
+    run("benchmark", "--nice", 0, "--run", killed.folder)
+    for ours, expected in zip(killed.rows, whole.rows, strict=True):
+        assert [ours[name] for name in MEASURED] == [expected[name] for name in MEASURED]
 
 
 def test_changed_settings_have_a_name(tmp_path: Path) -> None:
