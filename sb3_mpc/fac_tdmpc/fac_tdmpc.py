@@ -3,15 +3,12 @@
 import inspect
 import io
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.callbacks import CallbackList, EvalCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
@@ -21,23 +18,19 @@ from stable_baselines3.common.utils import configure_logger
 
 from sb3_mpc.common.algorithm import WorldModelAlgorithm, inherited
 from sb3_mpc.common.buffers.sequence_buffer import SequenceReplayBuffer
-from sb3_mpc.common.buffers.sources import DataWindows, MixedWindows, RecordedData
-from sb3_mpc.common.checks.arguments import check_argument, check_arguments, check_range
+from sb3_mpc.common.buffers.sources import RecordedData
+from sb3_mpc.common.checks.arguments import check_argument, check_range
 from sb3_mpc.common.files import explain_damage
 from sb3_mpc.common.offline_training import check_fits
-from sb3_mpc.common.planning.improved import ImprovedPlanner
 from sb3_mpc.common.policies.multitask import MultitaskWorldModelPolicy
 from sb3_mpc.common.policies.world_model_policy import WorldModelPolicy
 from sb3_mpc.common.presets import PRESETS, takes_preset
 from sb3_mpc.fac_tdmpc.policies import FactoredCnnPolicy, FactoredMultiInputPolicy, FactoredPolicy
-from sb3_mpc.fac_tdmpc.student_training import LOG_EVERY, StudentTraining
+from sb3_mpc.fac_tdmpc.student_training import LOG_EVERY, MAX_DISTILL_STEPS, StudentTraining
 from sb3_mpc.tdmpc2.tdmpc2 import TDMPC2
 
 SelfFacTDMPC = TypeVar("SelfFacTDMPC", bound="FacTDMPC")
 
-MAX_DISTILL_STEPS = 100_000  # the paper's number
-# Plans of the student stay near its expert's policy and the plan before: wider ones find what it overestimates
-STUDENT_MAX_STD, STUDENT_POLICY_START = 0.3, 0.5
 # Sizes of the student in the preset "small"
 STUDENT_OF_SMALL = dict(student_latent_dim=384, student_net_arch=[64, 64])
 # Settings that the student takes from a given expert
@@ -52,34 +45,6 @@ SHARED_SETTINGS = (
     "max_std",
     "temperature",
 )
-
-
-def evaluations(callback: MaybeCallback) -> list[EvalCallback]:
-    """
-    :param callback: callback, or list of them
-    :return: those that evaluate the agent
-    """
-    if isinstance(callback, EvalCallback):
-        return [callback]
-    parts = callback.callbacks if isinstance(callback, CallbackList) else callback
-    return [found for part in parts for found in evaluations(part)] if isinstance(parts, list) else []
-
-
-@contextmanager
-def lines_apart(logger: Logger) -> Iterator[None]:
-    """
-    :param logger: log with values that wait for its next line
-    :return: context whose lines do not have these values; they wait on after it
-    """
-    names = ("name_to_value", "name_to_count", "name_to_excluded")
-    waiting = {name: dict(getattr(logger, name)) for name in names}
-    for name in names:
-        getattr(logger, name).clear()
-    try:
-        yield
-    finally:
-        for name in names:
-            getattr(logger, name).update(waiting[name])
 
 
 class FacTDMPC(StudentTraining):
@@ -130,6 +95,8 @@ class FacTDMPC(StudentTraining):
     :param num_candidates: number K of perturbations of a segment
     :param candidate_std: standard deviation of the perturbations, which are added to the actions; of several, such as
         ``(0.5, 2.0)``, the candidates of a segment have one after the other
+    :param proposed_candidates: share of the candidates that are perturbations not of the segment's actions but of those
+        of the expert's policy, by a rollout in the expert's model, near which the student will plan (the paper: 0)
     :param distill_temperature: temperature T of the distributions over the candidates
     :param kl_direction: "forward" as above, or "reverse" with student and expert exchanged, as the paper prints it
     """
@@ -159,6 +126,7 @@ class FacTDMPC(StudentTraining):
         "distill_batch_size": (1,),
         "distill_learning_rate": (0, 10),
         "num_candidates": (2,),
+        "proposed_candidates": (0, 1),
         "distill_temperature": (1e-6,),
     }
     policy: FactoredPolicy
@@ -218,6 +186,7 @@ class FacTDMPC(StudentTraining):
         distill_max_grad_norm: float = 10.0,
         num_candidates: int = 10,
         candidate_std: float | Sequence[float] = 0.5,
+        proposed_candidates: float = 0.0,
         distill_temperature: float = 1.0,
         kl_direction: str = "forward",
         _init_setup_model: bool = True,
@@ -238,6 +207,7 @@ class FacTDMPC(StudentTraining):
         self.distill_learning_rate, self.distill_max_grad_norm = distill_learning_rate, distill_max_grad_norm
         self.distill_reward_coef, self.distill_value_coef = distill_reward_coef, distill_value_coef
         self.num_candidates, self.candidate_std = num_candidates, candidate_std
+        self.proposed_candidates = proposed_candidates
         self.distill_temperature, self.kl_direction = distill_temperature, kl_direction
         self._distilled, self._expert_given = False, expert is not None
         self._distill_seed: int | None = None
@@ -316,29 +286,6 @@ class FacTDMPC(StudentTraining):
         )
         return {**arguments, **student}
 
-    def _student_plans(self, given: dict[str, Any]) -> dict[str, Any]:
-        """
-        :param given: the user's arguments of the student's planner
-        :return: all of them
-        :raises ValueError: if one is unknown, of another type or out of range
-        """
-        known = inspect.signature(ImprovedPlanner).parameters.keys() | self.planner_arguments().keys()
-        for name in given.keys() - known | given.keys() & {"world_model", "kwargs"}:
-            raise ValueError(f"student_planner_kwargs has an unknown {name!r}: leave it out, or see ImprovedPlanner.")
-        plans = {**self.planner_arguments(), **given}
-        for name, number in given.items():
-            if number is None:
-                raise ValueError(f"student_planner_kwargs has {name}=None: leave it out, or use a number.")
-        for cls in (type(self), ImprovedPlanner):
-            check_arguments(cls, plans, self.ranges)
-        if "max_std" not in given:
-            plans["max_std"] = max(STUDENT_MAX_STD, plans["min_std"])
-        if "num_pi_trajs" not in given:
-            plans["num_pi_trajs"] = plans["num_samples"] // 2
-        plans.setdefault("policy_start", STUDENT_POLICY_START if plans["num_pi_trajs"] > 1 else 0.0)
-        check_arguments(type(self), plans, self.ranges, self.relations)
-        return plans
-
     def _make_policy(self) -> None:
         super()._make_policy()
         if self._given is not None:
@@ -373,8 +320,13 @@ class FacTDMPC(StudentTraining):
             super().check_learning_rate()
 
     def train(self, gradient_steps: int, batch_size: int | None = None) -> None:
-        """Train the expert, unless it was given; see :meth:`sb3_mpc.TDMPC2.train`."""
+        """
+        Train the expert, unless it was given; see :meth:`sb3_mpc.TDMPC2.train`. It acts until the next distillation,
+        because the student is that of an earlier one.
+        """
         if not self._expert_given:
+            if self._distilled:
+                self._use_student(False)
             super().train(gradient_steps, batch_size)
 
     def learn(
@@ -420,36 +372,6 @@ class FacTDMPC(StudentTraining):
             windows = self.mixture(data, offline_fraction)
         self._distil_what_was_learned(callback, log_interval, progress_bar, windows)
         return self
-
-    def _distil_what_was_learned(
-        self,
-        callback: MaybeCallback,
-        log_interval: int | None,
-        progress_bar: bool,
-        windows: DataWindows | MixedWindows | None = None,
-    ) -> None:
-        """
-        :param callback: callback(s) of the expert's training, of which the evaluations go on
-        :param log_interval: that of the training; without one the distillation is not logged either
-        :param progress_bar: show a progress bar
-        :param windows: what the segments are drawn from, the replay buffer if None
-        """
-        steps = self.distill_steps
-        if isinstance(steps, str):  # "auto"
-            steps = min(self.num_timesteps - self._student_decisions, MAX_DISTILL_STEPS)
-        if steps > 0 and windows is None and not self._can_distil():
-            return
-        found = evaluations(callback)
-        calls = [evaluation.n_calls for evaluation in found]
-        for evaluation in found:  # the expert's returns are not the student's; the last update is evaluated, too
-            evaluation.best_mean_reward, evaluation.n_calls = -np.inf, -int(steps) % evaluation.eval_freq
-        with lines_apart(self.logger):
-            log_every = LOG_EVERY if log_interval else None
-            self._distill(steps, self._init_callback([*found]), log_every, progress_bar, windows)
-        for evaluation, count in zip(found, calls, strict=True):
-            evaluation.n_calls = count
-        if steps > 0:
-            self._student_decisions = self.num_timesteps
 
     def learn_offline(
         self: SelfFacTDMPC,

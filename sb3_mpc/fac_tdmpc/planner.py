@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch as th
+from torch import nn
 
 from sb3_mpc.common.networks.world_model import WorldModel
 from sb3_mpc.common.planning.improved import ImprovedPlanner
@@ -33,6 +34,11 @@ class FactoredPlanner(ImprovedPlanner):
         super().__init__(world_model, horizon=horizon, **kwargs)  # type: ignore[arg-type]
         object.__setattr__(self, "expert", expert)  # not as a submodule
         self.horizon += 1
+
+    @property
+    def models(self) -> tuple[nn.Module, ...]:
+        """:return: the factored model, and the expert's"""
+        return (self.world_model, self.expert)
 
     @property
     def rows_per_environment(self) -> int:
@@ -84,6 +90,23 @@ class FactoredPlanner(ImprovedPlanner):
             z = self.expert.next(z, actions[-1])
             actions.append(self.expert.act(z, groups.join(draws)))
         return groups.split(th.stack(actions), 1)
+
+    def start(self, prev_mean: th.Tensor, proposals: th.Tensor | None) -> tuple[th.Tensor, th.Tensor]:
+        """
+        As :class:`ImprovedPlanner`, but where the plan before says nothing, at the start of an episode and in the last
+        step, the mean is all of the proposals'.
+
+        :param prev_mean: mean of the previous plan ``[G * E, H + 1, a]``
+        :param proposals: sequences of the expert's policy ``[H + 1, G * E, P, a]``, if any
+        :return: mean and standard deviation of the first iteration ``[H + 1, G * E, a]``
+        """
+        mean, std = super().start(prev_mean, proposals)
+        if proposals is None or self.policy_start == 0:
+            return mean, std
+        planned = (prev_mean != 0).flatten(1).any(1)[None, :, None] & (
+            th.arange(self.horizon, device=mean.device).view(-1, 1, 1) < self.horizon - 1
+        )
+        return th.where(planned, mean, proposals.mean(2)), std
 
     def evaluate(self, z: th.Tensor, actions: th.Tensor, noise: th.Tensor, members: th.Tensor) -> th.Tensor:
         """

@@ -1,26 +1,63 @@
 """Distillation of the student of Fac-TDMPC, update by update."""
 
+import inspect
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.preprocessing import get_action_dim
+from stable_baselines3.common.type_aliases import MaybeCallback
 
 from sb3_mpc.common import processes
 from sb3_mpc.common.buffers.batch import SequenceBatch
 from sb3_mpc.common.buffers.sources import DataWindows, MixedWindows
-from sb3_mpc.common.checks.arguments import check_range
+from sb3_mpc.common.checks.arguments import check_arguments, check_range
 from sb3_mpc.common.checks.data import check_finite_losses
 from sb3_mpc.common.execution.acceleration import compile_function, graphed, set_learning_rate
 from sb3_mpc.common.execution.gradients import gradient_step
 from sb3_mpc.common.networks.losses import temporal_weights, time_slice
 from sb3_mpc.common.offline_training import LOG_EVERY as LOG_EVERY
+from sb3_mpc.common.planning.improved import ImprovedPlanner
 from sb3_mpc.fac_tdmpc.distillation import expert_scores, imitation_loss, ranking_loss, student_scores
 from sb3_mpc.fac_tdmpc.policies import FactoredPolicy
 from sb3_mpc.tdmpc2.tdmpc2 import TDMPC2
+
+MAX_DISTILL_STEPS = 100_000  # the paper's number
+# Plans of the student stay near its expert's policy and the plan before: wider ones find what it overestimates
+STUDENT_MAX_STD, STUDENT_POLICY_START = 0.3, 0.5
+
+
+def evaluations(callback: MaybeCallback) -> list[EvalCallback]:
+    """
+    :param callback: callback, or list of them
+    :return: those that evaluate the agent
+    """
+    if isinstance(callback, EvalCallback):
+        return [callback]
+    parts = callback.callbacks if isinstance(callback, CallbackList) else callback
+    return [found for part in parts for found in evaluations(part)] if isinstance(parts, list) else []
+
+
+@contextmanager
+def lines_apart(logger: Logger) -> Iterator[None]:
+    """
+    :param logger: log with values that wait for its next line
+    :return: context whose lines do not have these values; they wait on after it
+    """
+    names = ("name_to_value", "name_to_count", "name_to_excluded")
+    waiting = {name: dict(getattr(logger, name)) for name in names}
+    for name in names:
+        getattr(logger, name).clear()
+    try:
+        yield
+    finally:
+        for name in names:
+            getattr(logger, name).update(waiting[name])
 
 
 class DistillNoise(NamedTuple):
@@ -39,11 +76,12 @@ class DistillNoise(NamedTuple):
 
 class StudentTraining(TDMPC2):
     """
-    The part of :class:`sb3_mpc.FacTDMPC` that updates the student; its arguments are documented there.
+    The part of :class:`sb3_mpc.FacTDMPC` that makes and updates the student; its arguments are documented there.
     """
 
     # Provided by FacTDMPC
     policy: FactoredPolicy
+    distill_steps: int | str
     distill_batch_size: int | str
     distill_learning_rate: float
     distill_reward_coef: float
@@ -51,13 +89,38 @@ class StudentTraining(TDMPC2):
     distill_max_grad_norm: float
     num_candidates: int
     candidate_std: float | Sequence[float]
+    proposed_candidates: float
     distill_temperature: float
     kl_direction: str
     _distilled: bool
     _expert_given: bool
     _distill_seed: int | None
     _student_updates: int
+    _student_decisions: int
     _counted_updates: int
+
+    def _student_plans(self, given: dict[str, Any]) -> dict[str, Any]:
+        """
+        :param given: the user's arguments of the student's planner
+        :return: all of them
+        :raises ValueError: if one is unknown, of another type or out of range
+        """
+        known = inspect.signature(ImprovedPlanner).parameters.keys() | self.planner_arguments().keys()
+        for name in given.keys() - known | given.keys() & {"world_model", "kwargs"}:
+            raise ValueError(f"student_planner_kwargs has an unknown {name!r}: leave it out, or see ImprovedPlanner.")
+        plans = {**self.planner_arguments(), **given}
+        for name, number in given.items():
+            if number is None:
+                raise ValueError(f"student_planner_kwargs has {name}=None: leave it out, or use a number.")
+        for cls in (type(self), ImprovedPlanner):
+            check_arguments(cls, plans, self.ranges)
+        if "max_std" not in given:
+            plans["max_std"] = max(STUDENT_MAX_STD, plans["min_std"])
+        if "num_pi_trajs" not in given:
+            plans["num_pi_trajs"] = plans["num_samples"] // 2
+        plans.setdefault("policy_start", STUDENT_POLICY_START if plans["num_pi_trajs"] > 1 else 0.0)
+        check_arguments(type(self), plans, self.ranges, self.relations)
+        return plans
 
     def _use_student(self, distilled: bool) -> None:
         self._distilled = distilled
@@ -159,6 +222,36 @@ class StudentTraining(TDMPC2):
             self.num_timesteps -= self._counted_updates
             self._counted_updates = 0
 
+    def _distil_what_was_learned(
+        self,
+        callback: MaybeCallback,
+        log_interval: int | None,
+        progress_bar: bool,
+        windows: DataWindows | MixedWindows | None = None,
+    ) -> None:
+        """
+        :param callback: callback(s) of the expert's training, of which the evaluations go on
+        :param log_interval: that of the training; without one the distillation is not logged either
+        :param progress_bar: show a progress bar
+        :param windows: what the segments are drawn from, the replay buffer if None
+        """
+        steps = self.distill_steps
+        if isinstance(steps, str):  # "auto"
+            steps = min(self.num_timesteps - self._student_decisions, MAX_DISTILL_STEPS)
+        if steps > 0 and windows is None and not self._can_distil():
+            return
+        found = evaluations(callback)
+        calls = [evaluation.n_calls for evaluation in found]
+        for evaluation in found:  # the expert's returns are not the student's; the last update is evaluated, too
+            evaluation.best_mean_reward, evaluation.n_calls = -np.inf, -int(steps) % evaluation.eval_freq
+        with lines_apart(self.logger):
+            log_every = LOG_EVERY if log_interval else None
+            self._distill(steps, self._init_callback([*found]), log_every, progress_bar, windows)
+        for evaluation, count in zip(found, calls, strict=True):
+            evaluation.n_calls = count
+        if steps > 0:
+            self._student_decisions = self.num_timesteps
+
     def _can_distil(self) -> bool:
         """:return: whether the buffer can be sampled; a warning says why not"""
         buffer = self.replay_buffer
@@ -186,6 +279,25 @@ class StudentTraining(TDMPC2):
         candidates *= th.as_tensor(deviations, device=generator.device)
         return DistillNoise(candidates, actions, self.policy.draw_shift(batch_size, generator=generator))
 
+    def perturbed_actions(self, z: th.Tensor, actions: th.Tensor, perturbations: th.Tensor) -> th.Tensor:
+        """
+        :param z: the expert's latent states at the beginning of the segments ``[B, D]``
+        :param actions: the segments' actions ``[H + 1, B, A]``
+        :param perturbations: ``[H + 1, B, K, A]``
+        :return: candidate sequences ``[H + 1, B, K, A]``: the first ones are near the segments' actions, the others
+            near those that the expert's policy would take, by a rollout in the expert's model
+        """
+        proposed = round(self.proposed_candidates * self.num_candidates)
+        centers = actions.unsqueeze(2).expand(-1, -1, self.num_candidates - proposed, -1)
+        if proposed > 0:
+            teacher = self.policy.world_model
+            sequence = [teacher.act(z, th.zeros_like(actions[0]))]
+            for number in range(1, len(actions)):
+                z = teacher.next(z, sequence[-1])
+                sequence.append(teacher.act(z, th.zeros_like(actions[number])))
+            centers = th.cat([centers, th.stack(sequence).unsqueeze(2).expand(-1, -1, proposed, -1)], dim=2)
+        return (centers + perturbations).clamp(-1, 1)
+
     def distill_update(self, batch: SequenceBatch, noise: DistillNoise) -> dict[str, th.Tensor]:
         """
         One gradient step of the student. Only the first observation and the actions are used, so that a segment may
@@ -197,9 +309,9 @@ class StudentTraining(TDMPC2):
         """
         student, teacher = self.policy.student, self.policy.world_model
         first = time_slice(batch.observations, 0)
-        actions = ((batch.mask * batch.actions).unsqueeze(2) + noise.candidates).clamp(-1, 1)
         with th.no_grad():
             z = teacher.encode(first, noise.shift)
+            actions = self.perturbed_actions(z, batch.mask * batch.actions, noise.candidates)
             expert, policy_actions, alive = expert_scores(teacher, z, actions, noise.policy_actions, self.gamma)
             self.policy.spread.update(expert)
         scores, states = student_scores(student, student.encode(first, noise.shift), actions)

@@ -236,6 +236,7 @@ def test_expert_of_another_environment(expert: Any) -> None:
     [
         dict(kl_direction="both"),
         dict(num_candidates=1),
+        dict(proposed_candidates=1.5),
         dict(distill_steps="many"),
         dict(candidate_std=[]),
         dict(candidate_std=[0.5, -1.0]),
@@ -417,6 +418,14 @@ class Count(BaseCallback):
         return True
 
 
+def test_expert_that_is_trained_by_hand_acts() -> None:
+    """The student is of what the expert was before, and plans by its model."""
+    model = make_agent(FacTDMPC, PointEnv(), distill_steps=2, distill_batch_size=8).learn(60)
+    assert model._distilled
+    model.train(1)
+    assert not model._distilled and not model.policy.distilled
+
+
 def test_learning_on_continues_the_student(tmp_path: Path) -> None:
     """One update per new step, not one per step since the beginning; a killed agent distils all that it missed."""
     model = make_agent(FacTDMPC, PointEnv(), seed=0, distill_steps="auto", distill_batch_size=8).learn(12)
@@ -566,3 +575,40 @@ def test_the_experts_policy_proposes_plans(three: Any) -> None:
         del planner.evaluate
     wanted = model.groups.join(proposals[:, :, 0].movedim(0, 1)[:, 0])
     th.testing.assert_close(plan.action, wanted, rtol=0, atol=0.2)
+
+
+def test_plans_begin_with_the_proposals_where_there_is_no_plan_before(three: Any) -> None:
+    """At the start of an episode, and in the last step; elsewhere halfway between the two."""
+    planner = three.policy.student_planner
+    proposals = th.randn(planner.horizon, 4, 5, 2)
+    prev_mean = th.randn(4, planner.horizon, 2)
+    prev_mean[1] = 0
+    mean, _ = planner.start(prev_mean, proposals)
+    proposed = proposals.mean(2)
+    th.testing.assert_close(mean[:, 1], proposed[:, 1])
+    th.testing.assert_close(mean[-1], proposed[-1])
+    th.testing.assert_close(mean[0, [0, 2, 3]], (prev_mean[:, 1] + proposed[0])[[0, 2, 3]] / 2)
+
+
+@pytest.mark.parametrize(("share", "near_data"), [(0.0, 4), (0.5, 2), (1.0, 0)])
+def test_candidates_near_the_experts_policy(share: float, near_data: int, expert: Any) -> None:
+    model = FacTDMPC.distill(expert, steps=0, proposed_candidates=share, num_candidates=4)
+    teacher, steps = model.policy.world_model, model.horizon + 1
+    z = teacher.encode(th.randn(3, 3))
+    actions, perturbations = 0.1 * th.randn(steps, 3, 2), 0.01 * th.randn(steps, 3, 4, 2)
+    found = model.perturbed_actions(z, actions, perturbations)
+    for step in range(steps):
+        proposed = teacher.act(z, th.zeros(3, 2))
+        z = teacher.next(z, proposed)
+        for number in range(4):
+            center = actions[step] if number < near_data else proposed
+            th.testing.assert_close(found[step, :, number], (center + perturbations[step, :, number]).clamp(-1, 1))
+
+
+def test_nan_of_the_expert_is_named_when_its_student_acts(expert: Any) -> None:
+    """The expert's policy proposes the student's plans."""
+    model = FacTDMPC.distill(expert, steps=1, distill_batch_size=8)
+    with th.no_grad():
+        next(model.policy.world_model.prior_net.parameters()).fill_(th.nan)
+    with pytest.raises(ValueError, match=r"parameters of prior_net are NaN"):
+        model.predict(np.zeros(3, dtype=np.float32))

@@ -118,6 +118,11 @@ class MPPIPlanner(nn.Module):
         )
 
     @property
+    def models(self) -> tuple[nn.Module, ...]:
+        """:return: the models that plans are made by"""
+        return (self.world_model,)
+
+    @property
     def rows_per_environment(self) -> int:
         """:return: rows of a plan for each environment; those of all environments follow each other, E at a time"""
         return 1

@@ -239,10 +239,9 @@ class PlanningPolicy(BasePolicy):
         z = model.encode(observation)
         parts = {"latent state": z, "policy prior": model.act(z, None), "estimated return": plan.elite_value}
         wrong = [name for name, part in parts.items() if not part.isfinite().all()] or ["planned action"]
-        modules = (model, planner)
         networks = {
             name.partition(".")[0]: None
-            for module in modules
+            for module in (*planner.models, planner)
             for name, parameter in module.named_parameters()
             if not parameter.isfinite().all()
         }
