@@ -1,6 +1,8 @@
 """Command `benchmark`: runs are measured, killed and continued, and it is told what will be done and what was."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +143,32 @@ def test_plan_and_status(tmp_path: Path, capsys: pytest.CaptureFixture[str], mon
     assert "about 0.8 hours with 1 at the same time, without sac: no run has been evaluated yet" in out
     with pytest.raises(ValueError, match="100000, not 50000"):
         run(*options.split(), "--frames", 50_000)
+
+
+def test_rehearsal_is_short_and_leaves_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[tuple[Run, Any]] = []
+
+    def start(run: Run) -> Any:
+        process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        begun.append((run, run.settings))
+        monkeypatch.setattr(process, "wait", lambda *args: interrupt(process, *args))
+        return process
+
+    def interrupt(process: Any, *patience: float) -> int:
+        if not patience:  # Ctrl-C while it works
+            raise KeyboardInterrupt
+        return subprocess.Popen.wait(process, *patience)
+
+    monkeypatch.setattr(queue, "start", start)
+    processes: list[Any] = []
+    stop = queue.stop
+    monkeypatch.setattr(queue, "stop", lambda found: (processes.extend(found), stop(found)))
+    settings = trial.settings_of("mine", "fac_tdmpc", "small", "Pendulum-v1", 0, frames=50_000, eval_frames=10_000)
+    with pytest.raises(KeyboardInterrupt):
+        benchmark.rehearse(settings)
+    (_, short), (process,) = begun[0], processes
+    assert process.poll() is not None
+    assert short["decisions"] == benchmark.REHEARSAL and "distill_steps:0" in short["hyperparams"]
 
 
 @pytest.mark.parametrize(
