@@ -95,8 +95,6 @@ class FacTDMPC(StudentTraining):
     :param num_candidates: number K of perturbations of a segment
     :param candidate_std: standard deviation of the perturbations, which are added to the actions; of several, such as
         ``(0.5, 2.0)``, the candidates of a segment have one after the other
-    :param proposed_candidates: share of the candidates that are perturbations not of the segment's actions but of those
-        of the expert's policy, by a rollout in the expert's model, near which the student will plan (the paper: 0)
     :param distill_temperature: temperature T of the distributions over the candidates
     :param kl_direction: "forward" as above, or "reverse" with student and expert exchanged, as the paper prints it
     """
@@ -126,7 +124,6 @@ class FacTDMPC(StudentTraining):
         "distill_batch_size": (1,),
         "distill_learning_rate": (0, 10),
         "num_candidates": (2,),
-        "proposed_candidates": (0, 1),
         "distill_temperature": (1e-6,),
     }
     policy: FactoredPolicy
@@ -186,7 +183,6 @@ class FacTDMPC(StudentTraining):
         distill_max_grad_norm: float = 10.0,
         num_candidates: int = 10,
         candidate_std: float | Sequence[float] = 0.5,
-        proposed_candidates: float = 0.0,
         distill_temperature: float = 1.0,
         kl_direction: str = "forward",
         _init_setup_model: bool = True,
@@ -207,7 +203,6 @@ class FacTDMPC(StudentTraining):
         self.distill_learning_rate, self.distill_max_grad_norm = distill_learning_rate, distill_max_grad_norm
         self.distill_reward_coef, self.distill_value_coef = distill_reward_coef, distill_value_coef
         self.num_candidates, self.candidate_std = num_candidates, candidate_std
-        self.proposed_candidates = proposed_candidates
         self.distill_temperature, self.kl_direction = distill_temperature, kl_direction
         self._distilled, self._expert_given = False, expert is not None
         self._distill_seed: int | None = None

@@ -91,23 +91,6 @@ class FactoredPlanner(ImprovedPlanner):
             actions.append(self.expert.act(z, groups.join(draws)))
         return groups.split(th.stack(actions), 1)
 
-    def start(self, prev_mean: th.Tensor, proposals: th.Tensor | None) -> tuple[th.Tensor, th.Tensor]:
-        """
-        As :class:`ImprovedPlanner`, but where the plan before says nothing, at the start of an episode and in the last
-        step, the mean is all of the proposals'.
-
-        :param prev_mean: mean of the previous plan ``[G * E, H + 1, a]``
-        :param proposals: sequences of the expert's policy ``[H + 1, G * E, P, a]``, if any
-        :return: mean and standard deviation of the first iteration ``[H + 1, G * E, a]``
-        """
-        mean, std = super().start(prev_mean, proposals)
-        if proposals is None or self.policy_start == 0:
-            return mean, std
-        planned = (prev_mean != 0).flatten(1).any(1)[None, :, None] & (
-            th.arange(self.horizon, device=mean.device).view(-1, 1, 1) < self.horizon - 1
-        )
-        return th.where(planned, mean, proposals.mean(2)), std
-
     def evaluate(self, z: th.Tensor, actions: th.Tensor, noise: th.Tensor, members: th.Tensor) -> th.Tensor:
         """
         :param z: blocks of latent states ``[G * E, m]``

@@ -89,7 +89,6 @@ class StudentTraining(TDMPC2):
     distill_max_grad_norm: float
     num_candidates: int
     candidate_std: float | Sequence[float]
-    proposed_candidates: float
     distill_temperature: float
     kl_direction: str
     _distilled: bool
@@ -279,25 +278,6 @@ class StudentTraining(TDMPC2):
         candidates *= th.as_tensor(deviations, device=generator.device)
         return DistillNoise(candidates, actions, self.policy.draw_shift(batch_size, generator=generator))
 
-    def perturbed_actions(self, z: th.Tensor, actions: th.Tensor, perturbations: th.Tensor) -> th.Tensor:
-        """
-        :param z: the expert's latent states at the beginning of the segments ``[B, D]``
-        :param actions: the segments' actions ``[H + 1, B, A]``
-        :param perturbations: ``[H + 1, B, K, A]``
-        :return: candidate sequences ``[H + 1, B, K, A]``: the first ones are near the segments' actions, the others
-            near those that the expert's policy would take, by a rollout in the expert's model
-        """
-        proposed = round(self.proposed_candidates * self.num_candidates)
-        centers = actions.unsqueeze(2).expand(-1, -1, self.num_candidates - proposed, -1)
-        if proposed > 0:
-            teacher = self.policy.world_model
-            sequence = [teacher.act(z, th.zeros_like(actions[0]))]
-            for number in range(1, len(actions)):
-                z = teacher.next(z, sequence[-1])
-                sequence.append(teacher.act(z, th.zeros_like(actions[number])))
-            centers = th.cat([centers, th.stack(sequence).unsqueeze(2).expand(-1, -1, proposed, -1)], dim=2)
-        return (centers + perturbations).clamp(-1, 1)
-
     def distill_update(self, batch: SequenceBatch, noise: DistillNoise) -> dict[str, th.Tensor]:
         """
         One gradient step of the student. Only the first observation and the actions are used, so that a segment may
@@ -309,9 +289,9 @@ class StudentTraining(TDMPC2):
         """
         student, teacher = self.policy.student, self.policy.world_model
         first = time_slice(batch.observations, 0)
+        actions = ((batch.mask * batch.actions).unsqueeze(2) + noise.candidates).clamp(-1, 1)
         with th.no_grad():
             z = teacher.encode(first, noise.shift)
-            actions = self.perturbed_actions(z, batch.mask * batch.actions, noise.candidates)
             expert, policy_actions, alive = expert_scores(teacher, z, actions, noise.policy_actions, self.gamma)
             self.policy.spread.update(expert)
         scores, states = student_scores(student, student.encode(first, noise.shift), actions)

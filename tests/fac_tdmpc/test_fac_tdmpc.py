@@ -236,7 +236,6 @@ def test_expert_of_another_environment(expert: Any) -> None:
     [
         dict(kl_direction="both"),
         dict(num_candidates=1),
-        dict(proposed_candidates=1.5),
         dict(distill_steps="many"),
         dict(candidate_std=[]),
         dict(candidate_std=[0.5, -1.0]),
@@ -575,34 +574,6 @@ def test_the_experts_policy_proposes_plans(three: Any) -> None:
         del planner.evaluate
     wanted = model.groups.join(proposals[:, :, 0].movedim(0, 1)[:, 0])
     th.testing.assert_close(plan.action, wanted, rtol=0, atol=0.2)
-
-
-def test_plans_begin_with_the_proposals_where_there_is_no_plan_before(three: Any) -> None:
-    """At the start of an episode, and in the last step; elsewhere halfway between the two."""
-    planner = three.policy.student_planner
-    proposals = th.randn(planner.horizon, 4, 5, 2)
-    prev_mean = th.randn(4, planner.horizon, 2)
-    prev_mean[1] = 0
-    mean, _ = planner.start(prev_mean, proposals)
-    proposed = proposals.mean(2)
-    th.testing.assert_close(mean[:, 1], proposed[:, 1])
-    th.testing.assert_close(mean[-1], proposed[-1])
-    th.testing.assert_close(mean[0, [0, 2, 3]], (prev_mean[:, 1] + proposed[0])[[0, 2, 3]] / 2)
-
-
-@pytest.mark.parametrize(("share", "near_data"), [(0.0, 4), (0.5, 2), (1.0, 0)])
-def test_candidates_near_the_experts_policy(share: float, near_data: int, expert: Any) -> None:
-    model = FacTDMPC.distill(expert, steps=0, proposed_candidates=share, num_candidates=4)
-    teacher, steps = model.policy.world_model, model.horizon + 1
-    z = teacher.encode(th.randn(3, 3))
-    actions, perturbations = 0.1 * th.randn(steps, 3, 2), 0.01 * th.randn(steps, 3, 4, 2)
-    found = model.perturbed_actions(z, actions, perturbations)
-    for step in range(steps):
-        proposed = teacher.act(z, th.zeros(3, 2))
-        z = teacher.next(z, proposed)
-        for number in range(4):
-            center = actions[step] if number < near_data else proposed
-            th.testing.assert_close(found[step, :, number], (center + perturbations[step, :, number]).clamp(-1, 1))
 
 
 def test_nan_of_the_expert_is_named_when_its_student_acts(expert: Any) -> None:

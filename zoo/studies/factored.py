@@ -26,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import sb3_mpc.envs  # noqa: F401
 from sb3_mpc import TDMPC2, FacTDMPC, zoo
+from sb3_mpc.agents import load_agent
 from sb3_mpc.common.networks.losses import time_slice
 from sb3_mpc.fac_tdmpc.distillation import expert_scores, student_scores
 from sb3_mpc.zoo.card_facts import agent_name
@@ -191,20 +192,28 @@ def train(args: argparse.Namespace) -> Iterator[Row]:
     yield row | dict(settings=" ".join(f"{name}={value}" for name, value in settings.items()))
 
 
+def distilled(path: Path) -> FacTDMPC:
+    """
+    :param path: what ``train`` or ``factored_rounds`` has saved
+    :return: the agent
+    """
+    model: Any = load_agent(path, device="cpu") if path.suffix == ".safetensors" else FacTDMPC.load(path, device="cpu")
+    return model
+
+
 def budget(args: argparse.Namespace) -> Iterator[Row]:
     """
     :param args: command line
     :return: a row for each size of the planner
     """
-    model = FacTDMPC.load(args.agent, device="cpu")
-    planners = (model.policy.planner, model.policy.student_planner)
+    model = distilled(args.agent)
     for iterations in args.iterations:
         for samples in args.samples:
-            for planner in planners:  # an eighth of the samples as elites and as proposals
+            # An eighth of the samples as elites; as proposals an eighth of the expert's and half of the student's
+            for planner, part in ((model.policy.planner, 8), (model.policy.student_planner, 2)):
                 planner.num_samples, planner.iterations = samples, iterations
-                planner.num_elites = max(samples // 8, 2)
-                planner.num_pi_trajs = planner.num_elites
-            yield dict(samples=samples, iterations=iterations, **evaluate(model, args))
+                planner.num_elites, planner.num_pi_trajs = max(samples // 8, 2), max(samples // part, 2)
+            yield dict(task=args.task, samples=samples, iterations=iterations, **evaluate(model, args))
 
 
 def robustness(args: argparse.Namespace) -> Iterator[Row]:
@@ -212,10 +221,10 @@ def robustness(args: argparse.Namespace) -> Iterator[Row]:
     :param args: command line
     :return: a row for each perturbation
     """
-    model = FacTDMPC.load(args.agent, device="cpu")
+    model = distilled(args.agent)
     for dimension in range(model.action_space.shape[0]):  # type: ignore[index]
         for change in PERTURBATIONS:
-            yield dict(dimension=dimension, change=change, **evaluate(model, args, (dimension, change)))
+            yield dict(task=args.task, dimension=dimension, change=change, **evaluate(model, args, (dimension, change)))
 
 
 def read(path: Path) -> list[dict[str, str]]:

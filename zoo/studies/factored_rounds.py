@@ -59,7 +59,6 @@ def main() -> None:
     parser.add_argument("--max-std", type=float, default=0.3, help="initial standard deviation of the student's plans")
     parser.add_argument("--policy-start", type=float, default=0.5, help="share of the expert's policy in their start")
     parser.add_argument("--candidate-std", type=float, nargs="+", default=[0.5], help="of the perturbations")
-    parser.add_argument("--proposed", type=float, default=0.0, help="share of candidates near the expert's policy")
     parser.add_argument("--compile", action="store_true", help="compile updates and plans of the student")
     parser.add_argument("--folder", type=Path, default=RESULTS, help="where the CSV file goes")
     args = parser.parse_args()
@@ -72,11 +71,9 @@ def main() -> None:
     row: dict[str, Any] = dict(task=args.task, seed=args.seed, features=args.features, units=args.units)
     row["candidate_std"] = " ".join(f"{std:g}" for std in args.candidate_std)
     row |= dict(zip(("expert", "expert_std"), returns(expert, args.task), strict=True))
-    row["proposed_candidates"] = args.proposed
     plans = dict(num_samples=args.samples, iterations=args.iterations)
     sizes["student_planner_kwargs"] = dict(max_std=args.max_std, policy_start=args.policy_start)
     settings = dict(SETTINGS, **plans, candidate_std=args.candidate_std, distill_steps=args.more)
-    settings["proposed_candidates"] = args.proposed
     settings |= dict(policy_kwargs=sizes, seed=args.seed, compile=args.compile)
     started, evaluating = time.process_time(), 0.0
     model = FacTDMPC.distill(expert, data, args.updates, **settings)
