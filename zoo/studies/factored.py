@@ -251,7 +251,7 @@ def plot(folder: Path) -> None:
         for agent, color in (("expert", "tab:orange"), ("student", "tab:blue")):
             x, y = ([float(row[key]) for row in own] for key in ("samples", agent))
             left.plot(x, y, "o" + style, color=color, label=f"{agent}, {count} iterations")
-    left.set(xlabel="samples", xscale="log", ylabel="return", title="planner budget")
+    left.set(xlabel="samples", xscale="log", ylabel="return", ylim=(0, None), title="planner budget")
     left.set_xticks(samples, map(str, samples))
     left.minorticks_off()
     rows = read(folder / "factored-robustness.csv")
@@ -273,7 +273,7 @@ def plot(folder: Path) -> None:
     right.set(xlabel="action dimensions", ylabel="ms", yscale="log", title="512 samples, paper's sizes, one thread")
     for axes in (left, middle, right):
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, ncols=2 if axes is left else 1)
     figure.savefig(folder / "factored.png", dpi=120)
 
 
