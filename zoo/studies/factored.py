@@ -37,6 +37,14 @@ from sb3_mpc.zoo.studies.factored_times import times
 SAMPLES, ITERATIONS = (128, 64, 32, 16), (3, 1)
 SETTINGS = ("distill_batch_size", "distill_learning_rate", "candidate_std", "distill_temperature")  # options of train
 PERTURBATIONS = ("random", 0.5)
+PAPER_MS = {  # its Table 1: experts on one thread, students on one for each of 3, 4, 5, 6 and 12 dimensions
+    "expert dynamics": (5.83, 5.86, 5.83, 5.86, 5.96),
+    "expert reward": (5.32, 5.34, 5.26, 5.28, 5.34),
+    "expert values": (11.70, 11.70, 11.70, 11.71, 11.86),
+    "dynamics": (1.25, 0.83, 0.77, 0.721, 0.63),
+    "reward": (1.02, 0.65, 0.57, 0.48, 0.49),
+    "values": (2.56, 1.71, 1.53, 1.32, 0.96),
+}
 Row = dict[str, Any]
 
 
@@ -264,13 +272,23 @@ def plot(folder: Path) -> None:
     labels = ["random" if change == "random" else f"times {change}" for change in PERTURBATIONS]
     middle.set_xticks(range(len(labels)), labels)
     middle.set(title="one action dimension executed otherwise", ylabel="return")
-    rows = [row for row in read(folder / "factored-times.csv") if row["threads"] == "1"]
+    rows = read(folder / "factored-times.csv")
     for network, marker in (("dynamics", "o"), ("reward", "s"), ("values", "^")):
         own = [row for row in rows if row["network"] == network]
-        for agent, color in (("expert", "tab:orange"), ("student", "tab:blue")):
-            x, y = ([float(row[key]) for row in own] for key in ("actions", f"{agent}_ms"))
-            right.plot(x, y, marker + "-", color=color, label=f"{agent}: {network}")
-    right.set(xlabel="action dimensions", ylabel="ms", yscale="log", title="512 samples, paper's sizes, one thread")
+        expert = {row["actions"]: float(row["expert_ms"]) for row in own if row["threads"] == "1"}
+        batch = [row["student_ms"] for row in own if row["threads"] == "1"]
+        separate = [row["separate_ms"] for row in own if row["threads"] == row["actions"]]
+        for label, milliseconds, color in (
+            ("one batch, one thread", batch, "tab:blue"),
+            ("a thread per dimension, two cores", separate, "tab:green"),
+            ("the same in the paper", PAPER_MS[network], "tab:gray"),
+        ):
+            base = PAPER_MS[f"expert {network}"] if color == "tab:gray" else expert.values()
+            shares = [float(its) / one for its, one in zip(milliseconds, base, strict=True)]
+            right.plot([*map(int, expert)], shares, marker + "-", color=color, label=f"{label}: {network}")
+    title = "time of 512 samples at the paper's sizes"
+    right.set(xlabel="action dimensions", ylabel="share of the expert's, one thread", ylim=(0, None), title=title)
+    middle.set_ylim(0, None)
     for axes in (left, middle, right):
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8, ncols=2 if axes is left else 1)

@@ -50,8 +50,10 @@ def grouped_softmax(x: th.Tensor, group_size: int) -> th.Tensor:
     :return: softmax within each group ``[..., D]``
     """
     groups = x.reshape(*x.shape[:-1], -1, group_size)
-    if x.device.type != "cpu" or not th.compiler.is_compiling():
+    if x.device.type != "cpu":
         return F.softmax(groups, dim=-1).flatten(-2)
+    if not th.compiler.is_compiling():  # PyTorch's CPU kernel is vectorised along the last dimension only if it is long
+        return F.softmax(groups.transpose(-1, -2).contiguous(), dim=-2).transpose(-1, -2).flatten(-2)
     # PyTorch's compiler does not vectorise reductions over a few neighbours; written feature by feature it does
     exponentials = (groups - reduce(th.maximum, groups.unbind(-1)).unsqueeze(-1)).exp()
     return (exponentials / reduce(th.add, exponentials.unbind(-1)).unsqueeze(-1)).flatten(-2)
