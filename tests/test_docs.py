@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 import sb3_mpc
-from sb3_mpc import FacTDMPC
+from sb3_mpc import FacTDMPC, zoo
 from sb3_mpc.common import imitation
 from sb3_mpc.common.algorithm import WorldModelAlgorithm
 from sb3_mpc.common.imitation import imitate_planner
@@ -49,6 +49,8 @@ def run(models, monkeypatch):
     monkeypatch.setattr(WorldModelAlgorithm, "learn", short)
     monkeypatch.setattr(WorldModelAlgorithm, "learn_offline", lambda self, data, *rest: offline(self, data, 3))
     monkeypatch.setattr(imitation, "imitate_planner", lambda model, **rest: imitate_planner(model, 8, 2, 2))
+    # an agent of the zoo is not tiny
+    monkeypatch.setattr(zoo, "load", lambda algo, name, env=None: sb3_mpc.ALGORITHMS[algo]("MlpPolicy", env or name))
     monkeypatch.setattr(FacTDMPC, "_distill", lambda self, steps, *rest: distill(self, min(steps, 2), *rest))
     return run
 

@@ -32,7 +32,7 @@ from sb3_mpc.agents.provenance import git_commit, package_versions
 from sb3_mpc.agents.space_json import space_from_json, space_to_json
 from sb3_mpc.agents.training_files import check_finite_parameters
 from sb3_mpc.common.algorithm import WorldModelAlgorithm
-from sb3_mpc.common.checks.arguments import check_range, make_env
+from sb3_mpc.common.checks.arguments import check_range
 from sb3_mpc.common.discount import env_attribute
 from sb3_mpc.common.networks.encoders import NormalizingExtractor
 from sb3_mpc.common.persistence import global_randomness_kept
@@ -125,7 +125,7 @@ def load_agent(path: str | Path, env: GymEnv | None = None, device: th.device | 
     """
     card, tensors = read_agent(path)
     algorithm, device = sb3_mpc.ALGORITHMS[card["algorithm"]], get_device(device)
-    venv = None if env is None else algorithm._wrap_env(make_env(env, 0))  # type: ignore[arg-type]
+    venv = None if env is None else algorithm._wrap_env(env)
     names = [name for name in tensors if name.startswith(STATISTICS)]
     statistics = {name.removeprefix(STATISTICS): tensors.pop(name) for name in names}
     with _described(path, algorithm):

@@ -34,13 +34,6 @@ CLASSES: dict[str, tuple[type[ClampedPriorModel], type[MPPIPlanner], type[Explor
     "states": (StateValueModel, StateValuePlanner, ReanalyzePlanner),
     "actions": (ClampedPriorModel, MPPIPlanner, ExploringPlanner),
 }
-# What users choose by name
-CHOICES = dict(
-    kl_direction=("reverse", "forward"),
-    expert_mean=("elite", "mean"),
-    values_of=tuple(CLASSES),
-    imitation_loss=("kl", "log_prob"),
-)
 
 
 class BMPC(WorldModelAlgorithm):
@@ -87,6 +80,12 @@ class BMPC(WorldModelAlgorithm):
     relations: ClassVar[tuple[tuple[str, str], ...]] = (
         *WorldModelAlgorithm.relations,
         ("expl_log_std_min", "expl_log_std_max"),
+    )
+    choices: ClassVar[dict[str, tuple[str, ...]]] = dict(
+        kl_direction=("reverse", "forward"),
+        expert_mean=("elite", "mean"),
+        values_of=tuple(CLASSES),
+        imitation_loss=("kl", "log_prob"),
     )
     policy_defaults: ClassVar[dict[str, Any]] = dict(
         n_critics=2,
@@ -158,9 +157,6 @@ class BMPC(WorldModelAlgorithm):
         arguments = inherited(locals())
         self.td_horizon, self.kl_direction, self.expert_mean = td_horizon, kl_direction, expert_mean
         self.values_of, self.imitation_loss = values_of, imitation_loss
-        for name, known in CHOICES.items():
-            if (value := getattr(self, name)) not in known:
-                raise ValueError(f'{name}={value!r} is unknown: use "{known[0]}" or "{known[1]}".')
         if values_of == "states" and n_steps != 1:
             raise ValueError(
                 f"{n_steps=} counts replayed rewards, which values of states are not learned from: use td_horizon for "

@@ -16,6 +16,7 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_mpc.common import processes
 from sb3_mpc.common.buffers.batch import SequenceBatch
@@ -193,10 +194,9 @@ class WorldModelAlgorithm(Collection, OfflineTraining, Persistence, SeveralTasks
             self.replay_buffer.check_memory()
 
     def _setup_model(self) -> None:
-        if self.episodic not in (True, False, "auto"):
-            raise ValueError(f'episodic={self.episodic!r} is not understood: use True, False or "auto".')
         known = vars(self) | dict(stats_window_size=self._stats_window_size)
-        check_arguments(type(self), known, self.ranges, self.relations)
+        check_arguments(type(self), known, self.ranges, self.relations, self.choices)
+        vars(self).update({name: bool(value) for name, value in known.items() if isinstance(value, np.bool_)})
         self.seed = None if self.seed is None else int(self.seed)  # Python's generator knows no numbers of NumPy
         check_train_freq(self.train_freq)
         if not isinstance(self.learning_rate, (int, float)):
@@ -264,6 +264,13 @@ class WorldModelAlgorithm(Collection, OfflineTraining, Persistence, SeveralTasks
                 f"from {self.buffer_class.__name__} of sb3_mpc.common."
             )
         check_keywords("replay_buffer_kwargs", self.replay_buffer_class, self.replay_buffer_kwargs, RESERVED)
+        length, rows = episode_length(self.env), self.buffer_size // self.n_envs
+        if self.replay_buffer_kwargs.get("sampling") == "episodes" and length and rows < length + self.horizon:
+            raise ValueError(
+                f'buffer_size={self.buffer_size} is too small for sampling="episodes": use at least '
+                f"{(length + self.horizon) * self.n_envs}, so that for each of {self.n_envs} environments an ended "
+                f"episode is there while the next one, of up to {length} steps, is stored."
+            )
         if self.replay_buffer is None:
             self.replay_buffer = self.replay_buffer_class(
                 self.buffer_size,
@@ -276,6 +283,10 @@ class WorldModelAlgorithm(Collection, OfflineTraining, Persistence, SeveralTasks
                 **self.replay_buffer_kwargs,
             )
         self.replay_buffer.set_env(self.env)
+
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        return OffPolicyAlgorithm._wrap_env(make_env(env, verbose), verbose, monitor_wrapper)  # type: ignore[arg-type]
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """
@@ -489,6 +500,7 @@ class WorldModelAlgorithm(Collection, OfflineTraining, Persistence, SeveralTasks
         "verbose": (0,),
         "seed": (0, 2**32 - 1),
     }
+    choices: ClassVar[dict[str, tuple[str, ...]]] = {}  # what arguments may be that are one of a few names
     relations: ClassVar[tuple[tuple[str, str], ...]] = (  # the first of two arguments must not be larger
         ("min_std", "max_std"),
         ("num_elites", "num_samples"),

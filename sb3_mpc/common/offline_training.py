@@ -21,7 +21,7 @@ from sb3_mpc.common import processes
 from sb3_mpc.common.buffers.plan_buffer import PlanReplayBuffer
 from sb3_mpc.common.buffers.sequence_buffer import SequenceReplayBuffer
 from sb3_mpc.common.buffers.sources import DataWindows, MixedWindows, RecordedData
-from sb3_mpc.common.checks.arguments import check_range
+from sb3_mpc.common.checks.arguments import check_flag, check_range
 from sb3_mpc.common.checks.data import CHECK_LOSSES_EVERY, check_finite_losses
 from sb3_mpc.common.networks.losses import time_slice
 from sb3_mpc.common.policies.world_model_policy import WorldModelPolicy
@@ -237,9 +237,8 @@ class OfflineTraining(OffPolicyAlgorithm):
         random_seeding: bool | str = "auto",
     ) -> SelfOfflineTraining:
         """See :meth:`sb3_mpc.TDMPC2.learn`."""
-        if random_seeding not in (True, False, "auto"):
-            raise ValueError(f'random_seeding={random_seeding!r} is not understood: use True, False or "auto".')
-        if random_seeding is False or (random_seeding == "auto" and self._pretrained):
+        check_flag("random_seeding", random_seeding, auto=True)
+        if not random_seeding or (random_seeding == "auto" and self._pretrained):
             self.learning_starts = 0  # kept, so that a resumed run does the same
         if offline_data is not None:
             self._enter_data(offline_data, reset_num_timesteps)

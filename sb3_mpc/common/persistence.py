@@ -12,6 +12,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import torch as th
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, TensorDict
 
 from sb3_mpc.common import processes
@@ -154,11 +155,12 @@ class Persistence(OffPolicyAlgorithm):
         :param custom_objects: replacements for saved objects
         :param print_system_info: whether to print information on the saving and the present system
         :param force_reset: whether training starts with a reset
-        :param kwargs: arguments to change
+        :param kwargs: arguments to change; of ``policy_kwargs`` those that are given replace those of the file
         :return: the model
         :raises ValueError: if the file is damaged or an agent file, the spaces of the environment differ, or there is a
             preset
         """
+        changes = [*kwargs]
         if "preset" in kwargs:
             raise ValueError("A preset is for new agents, load() keeps the saved settings: leave preset out.")
         if str(path).endswith(".safetensors"):
@@ -169,8 +171,21 @@ class Persistence(OffPolicyAlgorithm):
         if saved_by not in (None, method_name(cls)):
             raise ValueError(f"{path} was saved by {saved_by}, not by {method_name(cls)}: use {saved_by}.load().")
         with global_randomness_kept("seed" not in kwargs), explain_damage(path, f"{cls.__name__} model"):
+            if kwargs.get("policy_kwargs"):  # in addition to those of the file, which decide on the networks
+                saved = load_from_zip_file(path, device="cpu", custom_objects=custom_objects)[0]
+                if hasattr(path, "seek"):
+                    path.seek(0)
+                changed = {**(saved or {}).get("policy_kwargs", {}), **kwargs.pop("policy_kwargs")}
+                custom_objects = {**(custom_objects or {}), "policy_kwargs": changed}
             try:
                 model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+            except RuntimeError as error:
+                if not changes or "Error(s) in loading state_dict" not in str(error):
+                    raise
+                raise ValueError(
+                    f"{path} has other networks than {', '.join(changes)} as given to load() would make: leave out "
+                    "what determines networks and their sizes."
+                ) from error
             except ValueError as error:
                 if "spaces do not match" not in str(error):
                     raise

@@ -54,7 +54,7 @@ def find_preset(presets: Mapping[str, dict[str, Any]], name: str) -> dict[str, A
     """
     if not isinstance(name, str) or name not in presets:
         known = " or ".join(f'"{preset}"' for preset in presets)
-        raise ValueError(f'There is no preset "{name}": use {known}.')
+        raise ValueError(f'There is no preset "{name}" of this method: use {known}.')
     return copy.deepcopy(presets[name])
 
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeVar
 
 import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
@@ -19,7 +20,7 @@ from stable_baselines3.common.utils import configure_logger
 from sb3_mpc.common.algorithm import WorldModelAlgorithm, inherited
 from sb3_mpc.common.buffers.sequence_buffer import SequenceReplayBuffer
 from sb3_mpc.common.buffers.sources import RecordedData
-from sb3_mpc.common.checks.arguments import check_argument, check_range
+from sb3_mpc.common.checks.arguments import check_argument, check_range, warn_of_changes
 from sb3_mpc.common.files import explain_damage
 from sb3_mpc.common.offline_training import check_fits
 from sb3_mpc.common.policies.multitask import MultitaskWorldModelPolicy
@@ -32,6 +33,10 @@ from sb3_mpc.tdmpc2.tdmpc2 import TDMPC2
 SelfFacTDMPC = TypeVar("SelfFacTDMPC", bound="FacTDMPC")
 
 # Sizes of the student in the preset "small"
+# Arguments of the policy that the class sets, and its own for them
+ARGUMENTS_OF_STUDENT = dict(
+    action_groups="action_groups", student_learning_rate="distill_learning_rate", distilled="FacTDMPC.distill"
+)
 STUDENT_OF_SMALL = dict(student_latent_dim=384, student_net_arch=[64, 64])
 # Settings that the student takes from a given expert
 SHARED_SETTINGS = (
@@ -45,6 +50,19 @@ SHARED_SETTINGS = (
     "max_std",
     "temperature",
 )
+
+
+def check_expert(expert: Any) -> None:
+    """
+    :param expert: what the user gave
+    :raises ValueError: if it is no agent that can be distilled
+    """
+    if not isinstance(expert, WorldModelAlgorithm):
+        raise ValueError(
+            f"expert={expert!r:.80} is not an agent of this package: load it first, for example by TDMPC2.load."
+        )
+    if isinstance(expert.policy, MultitaskWorldModelPolicy):
+        raise ValueError("FacTDMPC distils agents of one task: train the expert without MultitaskWorldModelPolicy.")
 
 
 class FacTDMPC(StudentTraining):
@@ -124,8 +142,10 @@ class FacTDMPC(StudentTraining):
         "distill_batch_size": (1,),
         "distill_learning_rate": (0, 10),
         "num_candidates": (2,),
+        "candidate_std": (1e-6,),
         "distill_temperature": (1e-6,),
     }
+    choices: ClassVar[dict[str, tuple[str, ...]]] = dict(kl_direction=("forward", "reverse"))
     policy: FactoredPolicy
 
     @takes_preset
@@ -189,15 +209,12 @@ class FacTDMPC(StudentTraining):
         **unknown: Any,
     ) -> None:
         arguments = inherited(locals())
-        if kl_direction not in ("forward", "reverse"):
-            raise ValueError(f'kl_direction={kl_direction!r} is unknown: use "forward" or "reverse".')
         for name, number in (("distill_steps", distill_steps), ("distill_batch_size", distill_batch_size)):
             if isinstance(number, str) and number != "auto":
                 raise ValueError(f'{name}={number!r} is not understood: use a number or "auto".')
-        if not isinstance(expert, WorldModelAlgorithm | None):
-            raise ValueError(
-                f"expert={expert!r} is not an agent of this package: load it first, for example by TDMPC2.load."
-            )
+        for name, argument in ARGUMENTS_OF_STUDENT.items():
+            if name in (policy_kwargs or {}):
+                raise ValueError(f"policy_kwargs has {name}, which is an argument of the class: use {argument}.")
         self.action_groups, self.distill_steps = action_groups, distill_steps
         self.distill_batch_size: int | str = distill_batch_size
         self.distill_learning_rate, self.distill_max_grad_norm = distill_learning_rate, distill_max_grad_norm
@@ -208,17 +225,17 @@ class FacTDMPC(StudentTraining):
         self._distill_seed: int | None = None
         # Updates of the student, decisions at the end of its last distillation, and updates that num_timesteps counts
         self._student_updates, self._student_decisions, self._counted_updates = 0, 0, 0
+        self._unfinished_updates = 0  # of a distillation that was interrupted
         self._given = expert
         if expert is not None:
-            if isinstance(expert.policy, MultitaskWorldModelPolicy):
-                raise ValueError(
-                    "FacTDMPC distils agents of one task: train the expert without MultitaskWorldModelPolicy."
-                )
+            check_expert(expert)
             own = dict(policy_kwargs or {})
             plans = dict(max_std=max_std, num_pi_trajs=num_pi_trajs)  # the expert does not plan with them
             plans = {name: number for name, number in plans.items() if number is not None}
-            own["student_planner_kwargs"] = {**plans, **(own.get("student_planner_kwargs") or {})}
-            arguments["policy_kwargs"] = {**expert.policy._init_kwargs, **own}
+            if isinstance(own.setdefault("student_planner_kwargs", {}), dict):
+                own["student_planner_kwargs"] = {**plans, **own["student_planner_kwargs"]}
+            known = {k: v for k, v in expert.policy._init_kwargs.items() if k not in ARGUMENTS_OF_STUDENT}
+            arguments["policy_kwargs"] = {**known, **own}
         for name in ("learning_starts", *SHARED_SETTINGS):
             if arguments[name] is None:
                 arguments[name] = self._shared_setting(name)
@@ -293,6 +310,21 @@ class FacTDMPC(StudentTraining):
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_given", "_counted_updates"]
 
+    @classmethod
+    def load(cls: type[SelfFacTDMPC], *args: Any, **kwargs: Any) -> SelfFacTDMPC:
+        """
+        See :meth:`sb3_mpc.TDMPC2.load`. The plans of a student are changed by
+        ``policy_kwargs=dict(student_planner_kwargs=dict(max_std=0.1, policy_start=1.0))``.
+        """
+        model = super().load(*args, **kwargs)
+        for name in ("max_std", "num_pi_trajs"):
+            if name in kwargs and model._expert_given:
+                raise ValueError(
+                    f"{name} would change plans of the expert, which does not act any more: use "
+                    f"policy_kwargs=dict(student_planner_kwargs=dict({name}=...)) for those of the student."
+                )
+        return model
+
     def save(
         self,
         path: str | pathlib.Path | io.BufferedIOBase,
@@ -308,6 +340,13 @@ class FacTDMPC(StudentTraining):
             self.num_timesteps = counted
 
     # -- Learning ------------------------------------------------------------------------------------------------------
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        if self._expert_given:
+            plans = dict(self.policy._init_kwargs["student_planner_kwargs"])
+            own = {"max_std", "num_pi_trajs", *(self.policy_kwargs.get("student_planner_kwargs") or {})}
+            warn_of_changes(plans, {k: v for k, v in self.planner_arguments().items() if k not in own})
+        return super()._setup_learn(*args, **kwargs)
 
     def check_learning_rate(self) -> None:
         """See :meth:`sb3_mpc.TDMPC2.check_learning_rate`; an expert that was given does not learn."""
@@ -349,7 +388,7 @@ class FacTDMPC(StudentTraining):
         """
         self._use_student(self._expert_given and self._student_updates > 0)
         if reset_num_timesteps:
-            self._student_decisions = 0
+            self._student_decisions = self._unfinished_updates = 0
         super().learn(
             total_timesteps,
             callback,
@@ -387,7 +426,7 @@ class FacTDMPC(StudentTraining):
         if not self._expert_given:
             self._use_student(False)
             if reset_num_timesteps:
-                self._student_decisions = 0
+                self._student_decisions = self._unfinished_updates = 0
             super().learn_offline(
                 data,
                 gradient_steps,
@@ -403,6 +442,8 @@ class FacTDMPC(StudentTraining):
             return self
         check_range("gradient_steps", gradient_steps, 0)
         steps = int(gradient_steps)
+        if reset_num_timesteps:
+            self._student_decisions = self._unfinished_updates = 0
         _, calls = self._begin_offline(data, steps, callback, tb_log_name, reset_num_timesteps, False)
         windows = data.windows(self.horizon, observation_space=self.observation_space)
         try:
@@ -442,6 +483,8 @@ class FacTDMPC(StudentTraining):
         :return: the distilled agent
         :raises ValueError: if the buffer is empty or has other spaces
         """
+        check_expert(expert)
+        check_argument("steps", steps, {int}, (0,))
         extractor = expert.policy.default_features_extractor
         policy: Any = next(c for c in cls.policy_aliases.values() if c.default_features_extractor is extractor)  # type: ignore[attr-defined]
         settings: dict[str, Any] = dict(device=expert.device, verbose=expert.verbose, seed=expert.seed) | kwargs
@@ -452,11 +495,17 @@ class FacTDMPC(StudentTraining):
         model._setup_model()
         data: Any = expert.replay_buffer if replay_buffer is None else replay_buffer
         if isinstance(data, (str, Path)):
+            if Path(data).is_dir():
+                raise ValueError(f"{data} is a folder: use Dataset.load(...) if it is one of a data set.")
             with explain_damage(data, "replay buffer"):
                 data = load_from_pkl(data)
             if isinstance(data, SequenceReplayBuffer):
                 data.set_env(expert.env)
         model._logger = logger or configure_logger(model.verbose, model.tensorboard_log, tb_log_name)
+        if model.env is None and isinstance(callback, (BaseCallback, list)):
+            raise ValueError(
+                "Callbacks ask for an environment and the expert has none: load it with one, by load(..., env=env)."
+            )
         if hasattr(data, "windows"):
             check_fits(data, model.observation_space, model.action_space)
             windows = data.windows(model.horizon, observation_space=model.observation_space)
@@ -470,7 +519,8 @@ class FacTDMPC(StudentTraining):
             )
         if data.size() == 0:
             raise ValueError(
-                "The replay buffer is empty: give replay_buffer, a file written by save_replay_buffer() of the expert."
+                "The replay buffer is empty: give replay_buffer, a file written by save_replay_buffer() of the expert, "
+                "or a Dataset, such as `python -m sb3_mpc.zoo collect` records with an agent."
             )
         model.replay_buffer = data
         model._distill(steps, model._init_callback(callback), log_interval, progress_bar)

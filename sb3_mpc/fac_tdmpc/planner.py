@@ -49,7 +49,7 @@ class FactoredPlanner(ImprovedPlanner):
     def width(self) -> int:
         """:return: size of the largest output of a group's layer for one sequence, the expert's for its part of them"""
         groups, expert = self.world_model.groups.num_groups, self.expert
-        proposed = max(expert.latent_dim, *expert.hidden) * self.num_pi_trajs // (groups * self.num_samples)
+        proposed = max([expert.latent_dim, *expert.hidden]) * self.num_pi_trajs // (groups * self.num_samples)
         return max([self.world_model.latent_dim // groups, *self.world_model.hidden, proposed])
 
     def draw(self, n_envs: int, generator: th.Generator, explore: bool) -> PlanNoise:

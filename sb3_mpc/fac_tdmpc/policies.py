@@ -1,9 +1,11 @@
 """The policy of Fac-TDMPC: an expert, and the factored student that replaces it."""
 
 import copy
+import operator
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BaseModel
@@ -13,7 +15,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_mpc.common.networks.encoders import DictExtractor, PixelExtractor
-from sb3_mpc.common.networks.sizes import MODEL_SIZES
+from sb3_mpc.common.networks.sizes import MODEL_SIZES, check_layers
 from sb3_mpc.common.networks.world_model import WorldModel
 from sb3_mpc.common.planning.planner import MPPIPlanner
 from sb3_mpc.common.policies.views import ValueFunctions, share_parts
@@ -33,9 +35,10 @@ def resolve_groups(action_groups: Sequence[Sequence[int]] | None, action_dim: in
     :raises ValueError: if not every dimension is in exactly one group
     """
     try:
-        groups = [[i] for i in range(action_dim)] if action_groups is None else [list(group) for group in action_groups]
+        given = ((i,) for i in range(action_dim)) if action_groups is None else action_groups
+        groups = [[operator.index(i) for i in group if not isinstance(i, (bool, np.bool_))] for group in given]
         complete = all(groups) and sorted(i for group in groups for i in group) == list(range(action_dim))
-    except TypeError:  # not a sequence of sequences
+    except TypeError:  # not a sequence of sequences of whole numbers
         complete = False
     if not complete:
         raise ValueError(
@@ -118,6 +121,7 @@ class FactoredPolicy(WorldModelPolicy):
         **kwargs: Any,
     ) -> None:
         self._groups = resolve_groups(action_groups, get_action_dim(action_space))
+        check_layers("student_net_arch", student_net_arch)
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
         self._init_kwargs |= dict(
             action_groups=action_groups,
@@ -140,7 +144,7 @@ class FactoredPolicy(WorldModelPolicy):
         simplex = max(v for v in range(1, SIMPLEX + 1) if block % v == 0)  # no simplex belongs to two groups
         arch = init["net_arch"].get("qf") if isinstance(init["net_arch"], dict) else init["net_arch"]
         shares = [max(min(w, MIN_WIDTH), w // count) for w in (arch or [sizes["mlp_dim"]] * 2)]
-        hidden = list(init["student_net_arch"] or shares)
+        hidden = shares if init["student_net_arch"] is None else list(init["student_net_arch"])
         expert = self.world_model
         encoder = StudentEncoder(expert.encoder, expert.latent_dim, [sizes["enc_dim"]], block * count, simplex)
         student = FactoredWorldModel(encoder, ActionGroups(self._groups), block * count, hidden, STUDENT_NUM_Q, simplex)

@@ -97,6 +97,7 @@ class StudentTraining(TDMPC2):
     _student_updates: int
     _student_decisions: int
     _counted_updates: int
+    _unfinished_updates: int
 
     def _student_plans(self, given: dict[str, Any]) -> dict[str, Any]:
         """
@@ -104,6 +105,8 @@ class StudentTraining(TDMPC2):
         :return: all of them
         :raises ValueError: if one is unknown, of another type or out of range
         """
+        if not isinstance(given, dict):
+            raise ValueError(f"student_planner_kwargs={given!r:.80} is not understood: use a dict.")
         known = inspect.signature(ImprovedPlanner).parameters.keys() | self.planner_arguments().keys()
         for name in given.keys() - known | given.keys() & {"world_model", "kwargs"}:
             raise ValueError(f"student_planner_kwargs has an unknown {name!r}: leave it out, or see ImprovedPlanner.")
@@ -140,7 +143,7 @@ class StudentTraining(TDMPC2):
         so that the result depends on expert, data and seed alone: a resumed agent gets the same student as one that was
         not interrupted.
 
-        :param steps: updates of the student
+        :param steps: updates of the student, besides those of a distillation that is resumed
         :param callback: called after every update
         :param log_interval: updates between two lines of the log, none if None
         :param progress_bar: show a progress bar
@@ -150,8 +153,9 @@ class StudentTraining(TDMPC2):
         """
         check_range("steps", steps, 0)
         steps = int(steps)
-        if steps == 0:  # the expert continues to act: there is no student, or one of an expert that has learned on
-            self._use_student(self._student_updates > 0 and self._expert_given)
+        if steps == 0:  # the expert continues to act if there is no student, or one of an expert that has learned on
+            current = self._expert_given or self.num_timesteps == self._student_decisions
+            self._use_student(self._student_updates > 0 and current)
             return
         assert self._distill_seed is not None
         seed = self._distill_seed + self._student_updates
@@ -176,7 +180,7 @@ class StudentTraining(TDMPC2):
         update = self.distill_update
         if compiles:
             update = graphed(compile_function(update), self.recorded_constants)
-        begun = self.num_timesteps if counted else 0  # of a distillation that is resumed
+        begun = self._unfinished_updates  # of a distillation that is resumed
         self.policy.set_training_mode(False)
         self._use_student(True)
         try:
@@ -200,6 +204,10 @@ class StudentTraining(TDMPC2):
                 self._student_updates += 1
                 self._counted_updates += not counted
                 self.num_timesteps += 1
+                self._unfinished_updates += 1
+                if step == steps:  # callbacks may save an agent with nothing left to do
+                    self._unfinished_updates = 0
+                    self._student_decisions = self.num_timesteps - self._counted_updates
                 if step == steps or step % (log_interval or LOG_EVERY) == 0:
                     values = {name: value.item() for name, value in logs.items()}
                     check_finite_losses(values, step)
@@ -237,6 +245,7 @@ class StudentTraining(TDMPC2):
         steps = self.distill_steps
         if isinstance(steps, str):  # "auto"
             steps = min(self.num_timesteps - self._student_decisions, MAX_DISTILL_STEPS)
+        steps = max(int(steps) - self._unfinished_updates, 0)
         if steps > 0 and windows is None and not self._can_distil():
             return
         found = evaluations(callback)
@@ -248,8 +257,8 @@ class StudentTraining(TDMPC2):
             self._distill(steps, self._init_callback([*found]), log_every, progress_bar, windows)
         for evaluation, count in zip(found, calls, strict=True):
             evaluation.n_calls = count
-        if steps > 0:
-            self._student_decisions = self.num_timesteps
+        if steps > 0:  # also if a callback has ended it
+            self._unfinished_updates, self._student_decisions = 0, self.num_timesteps
 
     def _can_distil(self) -> bool:
         """:return: whether the buffer can be sampled; a warning says why not"""
@@ -257,11 +266,12 @@ class StudentTraining(TDMPC2):
         rng = buffer._rng
         try:
             buffer.seed(0)
+            buffer.horizon = self.horizon + 1  # as when the student is updated
             why = "" if buffer.size() > 0 and buffer.sample(1) else "the replay buffer is empty."
         except RuntimeError as error:  # hindsight, before the end of the first episode
             why = str(error)
         finally:
-            buffer._rng = rng
+            buffer._rng, buffer.horizon = rng, self.horizon
         if why:
             warnings.warn(f"Nothing is distilled yet, the expert continues to act: {why}", stacklevel=3)
         return not why

@@ -83,6 +83,7 @@ class MBDPO(TDMPC2):
         **dict(score_states=(1,), score_samples=(1,), time_embed_dim=(2, 2**20)),
     }
     relations: ClassVar[tuple[tuple[str, str], ...]] = (*TDMPC2.relations, ("beta_start", "beta_end"))
+    choices: ClassVar[dict[str, tuple[str, ...]]] = dict(target_policy=("prior", "diffusion"))
     policy_defaults: ClassVar[dict[str, Any]] = dict(planner_class=DiffusionPlanner)
 
     @takes_preset
@@ -150,8 +151,6 @@ class MBDPO(TDMPC2):
         **unknown: Any,
     ) -> None:
         arguments = inherited(locals())
-        if target_policy not in ("prior", "diffusion"):
-            raise ValueError(f'target_policy={target_policy!r} is unknown: use "prior" or "diffusion".')
         self.beta_start, self.beta_end, self.exploration_std = beta_start, beta_end, exploration_std
         self.contrastive_eta, self.contrastive_coef = contrastive_eta, contrastive_coef
         self.contrastive_clip, self.contrastive_momentum = contrastive_clip, contrastive_momentum
@@ -169,7 +168,9 @@ class MBDPO(TDMPC2):
     def policy_arguments(self) -> dict[str, Any]:
         """:return: arguments of the policy; a model size of the paper is one of TD-MPC2's"""
         arguments = super().policy_arguments()
-        size = arguments.get("model_size")
+        size = arguments.get("model_size", 5)
+        if size not in SIZES and size not in SIZES.values():
+            raise ValueError(f"model_size={size!r} is unknown: use one of {[*SIZES]}.")
         return {**arguments, "model_size": SIZES[size]} if size in SIZES else arguments
 
     @property
@@ -208,7 +209,7 @@ class MBDPO(TDMPC2):
         if self.target_policy == "prior":
             return super().target_action(next_z, noise)
         z = next_z.flatten(0, 1)
-        cold = z.new_zeros(z.shape[0], self.horizon, self.planner.action_dim)
+        cold = z.new_zeros(z.shape[0], self.planner.horizon, self.planner.action_dim)
         return self.planner.plan(z, cold, noise.extra["target_plan"]).action.view(*next_z.shape[:-1], -1)
 
     def extra_losses(self, zs: th.Tensor, batch: SequenceBatch, noise: UpdateNoise) -> dict[str, th.Tensor]:

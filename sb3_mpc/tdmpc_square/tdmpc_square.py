@@ -90,8 +90,9 @@ class TDMPCSquare(TDMPC2):
     buffer_class = PlanReplayBuffer
     ranges: ClassVar[dict[str, tuple[float, ...]]] = {**TDMPC2.ranges, **dict(prior_coef=(0,), awac_lambda=(1e-6,))}
     relations: ClassVar[tuple[tuple[str, str], ...]] = (*TDMPC2.relations, ("exp_adv_min", "exp_adv_max"))
-    constraint_scalings: ClassVar[tuple[str, ...]] = ("code", "readme", "paper")
-    actor_modes: ClassVar[tuple[str, ...]] = ("residual", "sac", "bc", "bc_sac", "awac")
+    choices: ClassVar[dict[str, tuple[str, ...]]] = dict(
+        constraint_scaling=("code", "readme", "paper"), actor_mode=("residual", "sac", "bc", "bc_sac", "awac")
+    )
 
     @takes_preset
     def __init__(
@@ -149,10 +150,6 @@ class TDMPCSquare(TDMPC2):
         **unknown: Any,
     ) -> None:
         arguments = inherited(locals())
-        chosen = dict(constraint_scaling=constraint_scaling, actor_mode=actor_mode)
-        for name, known in dict(constraint_scaling=self.constraint_scalings, actor_mode=self.actor_modes).items():
-            if chosen[name] not in known:
-                raise ValueError(f"{name}={chosen[name]!r} is unknown: use one of {known}.")
         self.actor_mode = actor_mode
         self.awac_lambda, self.exp_adv_min, self.exp_adv_max = awac_lambda, exp_adv_min, exp_adv_max
         self.prior_coef, self.scale_threshold = prior_coef, scale_threshold

@@ -2,6 +2,7 @@
 
 import pickle
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -144,9 +145,10 @@ def test_what_is_no_environment_is_refused(algorithm: Any) -> None:
         (7, "type int", "gymnasium.Env"),
         (gym.make_vec("Pendulum-v1", 2), "Vec", "VecEnv of SB3"),
     ):
-        with pytest.raises(ValueError) as error:
-            make_agent(algorithm, wrong)
-        assert_one_clear_sentence(error.value, kind, "not an environment", fix)
+        for use in (partial(make_agent, algorithm), make_agent(algorithm, PointEnv()).set_env):
+            with pytest.raises(ValueError) as error:
+                use(wrong)
+            assert_one_clear_sentence(error.value, kind, "not an environment", fix)
 
 
 def test_environments_of_old_gym_are_adapted_by_sb3(algorithm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,6 +160,8 @@ def test_environments_of_old_gym_are_adapted_by_sb3(algorithm: Any, monkeypatch:
         action_space = observation_space = "a space of another library"
 
     def adapt(env: Any) -> gym.Env:
+        if isinstance(env, gym.Env):
+            return env
         assert isinstance(env, OldEnv)
         return PointEnv()
 
@@ -229,10 +233,50 @@ def test_number_of_a_method_out_of_range_is_refused(method: Any, name: str) -> N
     assert_one_clear_sentence(error.value, f"{name}=0", FIX)
 
 
+OF_FEW_NAMES: list[tuple[Any, str]] = [
+    *((TDMPCSquare, name) for name in ("constraint_scaling", "actor_mode")),
+    *((BMPC, name) for name in ("kl_direction", "expert_mean", "values_of", "imitation_loss")),
+    (MBDPO, "target_policy"),
+    (FacTDMPC, "kl_direction"),
+]
+
+
+@pytest.mark.parametrize(("method", "name"), OF_FEW_NAMES)
+def test_arguments_that_a_saved_agent_gets_are_checked(method: Any, name: str, tmp_path: Path) -> None:
+    make_agent(method, PointEnv()).save(tmp_path / "agent")
+    with pytest.raises(ValueError, match=f"{name}='nonsense' is unknown: use"):
+        method.load(tmp_path / "agent", PointEnv(), **{name: "nonsense"})
+
+
+@pytest.mark.parametrize(
+    ("method", "change"),
+    [
+        (FacTDMPC, dict(action_groups=[[0, 1]])),
+        (BMPC, dict(values_of="actions")),
+        (MBDPO, dict(use_score_network=True)),
+    ],
+)
+def test_a_saved_agent_keeps_its_networks(method: Any, change: dict[str, Any], tmp_path: Path) -> None:
+    make_agent(method, PointEnv()).save(tmp_path / "agent")
+    with pytest.raises(ValueError) as error:
+        method.load(tmp_path / "agent", PointEnv(), **change)
+    assert_one_clear_sentence(error.value, *change, "leave out")
+
+
+def test_arguments_of_something_else_are_sent_there() -> None:
+    for method, name, words in (
+        (TDMPC2, "actor_mode", ("TDMPCSquare", "leave it out")),
+        (TDMPC2, "kl_direction", ("BMPC and FacTDMPC",)),
+        (FacTDMPC, "student_planner_kwargs", ("use policy_kwargs",)),
+        (TDMPC2, "latent_dim", ("use policy_kwargs",)),
+    ):
+        with pytest.raises(TypeError) as error:
+            make_agent(method, PointEnv(), **{name: 1})
+        assert_one_clear_sentence(error.value, name, *words)
+
+
 def test_own_arguments_are_shown_and_checked() -> None:
-    named = {TDMPCSquare: ("constraint_scaling", "actor_mode"), MBDPO: ("target_policy",)}
-    named[BMPC] = ("kl_direction", "expert_mean", "values_of", "imitation_loss")
-    for algorithm, name in ((algorithm, name) for algorithm, names in named.items() for name in names):
+    for algorithm, name in OF_FEW_NAMES:
         with pytest.raises(ValueError, match=f"{name}='nonsense' is unknown: use"):
             make_agent(algorithm, PointEnv(), **{name: "nonsense"})
     with pytest.raises(TypeError, match="no_such_argument"):

@@ -50,6 +50,15 @@ def test_nan_stops_training_before_the_next_step(algorithm: Any, network: str) -
     assert env.steps == 20
 
 
+def test_nan_of_the_termination_head_never_acts(algorithm: Any) -> None:
+    """It would compare as "never ends"."""
+    model = make_agent(algorithm, PointEnv(), episodic=True)
+    poison(model, "termination_head")
+    with pytest.raises(ValueError) as error:
+        model.predict(np.zeros(3, np.float32))
+    assert_one_clear_sentence(error.value, "estimated return", "termination_head", "no action was taken")
+
+
 def test_nan_never_acts_without_planning(algorithm: Any) -> None:
     model = make_agent(algorithm, PointEnv())
     poison(model, "prior_net")

@@ -150,6 +150,6 @@ def test_presets_are_not_shared_by_agents(algorithm: Any) -> None:
 
 def test_unknown_name(algorithm: Any) -> None:
     with pytest.raises(
-        ValueError, match='^There is no preset "large": use "cpu" or "small"( or "offline")?( or "best")?.$'
+        ValueError, match='^There is no preset "large" of this method: use "cpu" or "small"( or "offline")?( or "best")?.$'
     ):
         algorithm("MlpPolicy", PointEnv(), preset="large")

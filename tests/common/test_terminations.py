@@ -12,7 +12,15 @@ from gymnasium import spaces
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from sb3_mpc import BMPC, TDMPC2, FacTDMPC
-from tests.support.agents import PointEnv, assert_same_state, make_agent, sample_windows, value_of, vec
+from tests.support.agents import (
+    PointEnv,
+    assert_same_state,
+    make_agent,
+    sample_windows,
+    training_alone,
+    value_of,
+    vec,
+)
 
 
 def fit(algorithm: Any, env: Any, steps: int = 60, updates: int = 150, **kwargs: Any) -> Any:
@@ -231,6 +239,16 @@ def test_targets_look_past_terminations_only_if_they_are_ignored(
     with th.no_grad():
         target = model.value_target(world_model.encode(batch.observations)[1:], ended, model.draw_noise(8))
     assert target.flatten().tolist() == pytest.approx([expected] * target.numel(), rel=1e-3)
+
+
+def test_flags_of_numpy_are_flags(algorithm: Any) -> None:
+    env = PointEnv(5, terminate=True)
+    model = make_agent(algorithm, env, episodic=np.False_, **training_alone(algorithm)).learn(12)
+    assert model.episodic is False and model.continues(model.replay_buffer.sample(8)).min() == 1
+    model = make_agent(algorithm, PointEnv(), episodic=np.True_)
+    assert model.policy.world_model.termination_head is not None
+    model.learn(1, random_seeding=np.False_)
+    assert model.learning_starts == 0
 
 
 def test_ignored_terminations_reach_no_parameter(algorithm: Any) -> None:

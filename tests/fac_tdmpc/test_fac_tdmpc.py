@@ -11,6 +11,7 @@ import pytest
 import torch as th
 import torch.nn.functional as F
 from gymnasium import spaces
+from stable_baselines3 import SAC
 from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback, EvalCallback
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.monitor import Monitor
@@ -21,6 +22,7 @@ from sb3_mpc import BMPC, MBDPO, TDMPC2, FacTDMPC, TDMPCSquare
 from sb3_mpc.common.networks.layers import SimNorm
 from sb3_mpc.fac_tdmpc.distillation import expert_scores, ranking_loss, student_scores
 from sb3_mpc.fac_tdmpc.world_model import ActionGroups, GroupedMLP
+from sb3_mpc.offline import Dataset
 from tests.support.agents import (
     PointEnv,
     SpaceEnv,
@@ -218,7 +220,9 @@ def test_expert_acts_until_the_student_exists() -> None:
     assert model.actor.world_model is model.policy.student
 
 
-@pytest.mark.parametrize("groups", [[[0]], [[0, 1], [1]], [[0], [1], []], [[0, 2], [1]], 3])
+@pytest.mark.parametrize(
+    "groups", [[[0]], [[0, 1], [1]], [[0], [1], []], [[0, 2], [1]], [[0.0], [1.0]], [[False, True]], 3]
+)
 def test_wrong_groups(groups: Any) -> None:
     with pytest.raises(ValueError) as error:
         make_agent(FacTDMPC, PointEnv(), action_groups=groups)
@@ -440,6 +444,122 @@ def test_learning_on_continues_the_student(tmp_path: Path) -> None:
     assert not loaded.learn(5).policy.distilled, "its expert has learned on, whose policy proposes the student's plans"
     loaded.distill_steps = 2
     assert loaded.learn(5, reset_num_timesteps=False).policy.distilled
+
+
+class Interrupted(BaseCallback):
+    """Saves the agent when its student has had some updates, and stops everything."""
+
+    def __init__(self, path: Path, updates: int) -> None:
+        super().__init__()
+        self.path, self.updates = path, updates
+
+    def _on_step(self) -> bool:
+        if self.model._student_updates == self.updates:  # type: ignore[attr-defined]
+            self.model.save(self.path)
+            raise KeyboardInterrupt
+        return True
+
+
+@pytest.mark.parametrize(("distill_steps", "interrupted_at"), [("auto", 5), ("auto", 9), (9, 5)])
+def test_learn_ends_an_interrupted_distillation(distill_steps: Any, interrupted_at: int, tmp_path: Path) -> None:
+    """With the rest of the updates, at the rates that they would have had; nothing is left after the last of them."""
+    settings: Any = dict(seed=0, distill_batch_size=8, distill_steps=distill_steps)
+    whole = make_agent(FacTDMPC, PointEnv(), **settings).learn(9)
+    interruption = Interrupted(tmp_path / "agent", interrupted_at)
+    evaluation = EvalCallback(vec(PointEnv), None, interruption, n_eval_episodes=1, eval_freq=1, verbose=0)
+    model = make_agent(FacTDMPC, PointEnv(), **settings)
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(9, evaluation)
+    model.save_replay_buffer(tmp_path / "buffer")
+    loaded = FacTDMPC.load(tmp_path / "agent", PointEnv())
+    loaded.load_replay_buffer(tmp_path / "buffer")
+    loaded.learn(0, reset_num_timesteps=False)
+    assert loaded._student_updates == 9 and loaded.policy.distilled
+    assert_same_state(loaded.policy.student.state_dict(), whole.policy.student.state_dict())
+
+
+def test_data_end_an_interrupted_distillation(expert: Any, tmp_path: Path) -> None:
+    data = Dataset.from_replay_buffer(expert.replay_buffer, env=PointEnv())
+    whole = FacTDMPC.distill(expert, data, steps=7, distill_batch_size=8)
+    with pytest.raises(KeyboardInterrupt):
+        FacTDMPC.distill(expert, data, steps=7, distill_batch_size=8, callback=Interrupted(tmp_path / "agent", 3))
+    loaded = FacTDMPC.load(tmp_path / "agent").learn_offline(data, 4, reset_num_timesteps=False)
+    assert_same_state(loaded.policy.student.state_dict(), whole.policy.student.state_dict())
+
+
+def test_learning_after_learning_from_data_distils_what_is_new(expert: Any) -> None:
+    data = Dataset.from_replay_buffer(expert.replay_buffer, env=PointEnv())
+    model = FacTDMPC("MlpPolicy", PointEnv(), expert=expert, distill_batch_size=8, distill_steps="auto")
+    model.learn_offline(data, 6).learn(4, reset_num_timesteps=False)
+    assert model._student_updates == 10, "six, and one for each step, not one for each of ten"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (dict(student_net_arch=[0]), ("student_net_arch=0", "use a number")),
+        (dict(student_net_arch=[2.5]), ("student_net_arch=2.5", "use a whole number")),
+        (dict(action_groups=[[0, 1]]), ("policy_kwargs", "action_groups", "use action_groups")),
+        (dict(student_learning_rate=0.1), ("student_learning_rate", "use distill_learning_rate")),
+    ],
+)
+def test_wrong_sizes_of_the_student(wrong: dict[str, Any], words: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError) as error:
+        make_agent(FacTDMPC, PointEnv(), policy_kwargs=wrong)
+    assert_one_clear_sentence(error.value, *words)
+
+
+def test_plans_of_a_saved_student_are_changed_in_policy_kwargs(expert: Any, tmp_path: Path) -> None:
+    FacTDMPC.distill(expert, steps=2, distill_batch_size=8).save(tmp_path / "agent")
+    plans = dict(max_std=0.1, policy_start=1.0)
+    for file in (tmp_path / "agent", (tmp_path / "agent.zip").open("rb")):
+        planner = FacTDMPC.load(file, policy_kwargs=dict(student_planner_kwargs=plans)).policy.student_planner
+        assert (planner.max_std, planner.policy_start) == (0.1, 1.0)
+    for name in plans.keys() - {"policy_start"} | {"num_pi_trajs"}:  # of the expert's plans, which are over
+        with pytest.raises(ValueError) as error:
+            FacTDMPC.load(tmp_path / "agent", **{name: 1})
+        assert_one_clear_sentence(error.value, name, "use policy_kwargs")
+    for kwargs, words in ((dict(latent_dim=8), ("policy_kwargs", "leave out")), (dict(latent=8), ("latent_dim",))):
+        with pytest.raises((ValueError, TypeError)) as error:
+            FacTDMPC.load(tmp_path / "agent", policy_kwargs=kwargs)
+        assert_one_clear_sentence(error.value, *words)
+
+
+def test_a_setting_that_is_changed_on_a_student_has_no_effect_and_says_so(expert: Any) -> None:
+    model = FacTDMPC("MlpPolicy", PointEnv(), expert=expert, distill_batch_size=8, distill_steps=2)
+    model.num_samples = 32
+    with pytest.warns(UserWarning, match="num_samples was changed to 32 on the agent, but its planner keeps 16"):
+        model.learn(9)
+
+
+def test_what_cannot_be_distilled(expert: Any, tmp_path: Path) -> None:
+    expert.save(tmp_path / "expert")
+    alone = TDMPC2.load(tmp_path / "expert")
+    evaluation = EvalCallback(Monitor(PointEnv()), verbose=0)
+    buffer = expert.replay_buffer
+    for wrong, words in (
+        (("agent.zip", buffer), ("expert='agent.zip'", "load it first")),
+        ((SAC("MlpPolicy", PointEnv()), buffer), ("SAC", "load it first")),
+        ((expert, buffer, 2.5), ("steps=2.5", "use a whole number")),
+        ((expert, tmp_path), ("is a folder", "Dataset.load")),
+        ((alone,), ("empty", "Dataset")),
+        ((alone, buffer, 2, evaluation), ("environment", "env=env")),
+    ):
+        with pytest.raises(ValueError) as error:
+            FacTDMPC.distill(*wrong)
+        assert_one_clear_sentence(error.value, *words)
+
+
+def test_students_may_be_linear() -> None:
+    model = make_agent(FacTDMPC, PointEnv(), policy_kwargs=dict(net_arch=[], student_net_arch=[])).learn(12)
+    assert model.policy.student.hidden == [] and model.policy.student_planner.width > 0
+
+
+def test_episodes_that_no_segment_of_the_distillation_fits_into() -> None:
+    rule = dict(sampling="episodes")
+    model = make_agent(FacTDMPC, PointEnv(length=3), horizon=3, replay_buffer_kwargs=rule)
+    with pytest.warns(UserWarning, match="Nothing is distilled yet.*No episode of 4 transitions"):
+        model.learn(12)
 
 
 def test_before_the_buffer_can_be_sampled() -> None:

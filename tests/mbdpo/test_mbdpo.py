@@ -77,6 +77,12 @@ def test_score_network_and_diffusion_targets(score_only: bool, tmp_path: Path) -
     loaded.learn(4, reset_num_timesteps=False)
 
 
+def test_diffusion_targets_of_plans_with_a_horizon_of_their_own() -> None:
+    plans = dict(planner_kwargs=dict(horizon=4))
+    model = make_agent(MBDPO, PointEnv(), target_policy="diffusion", policy_kwargs=plans).learn(12)
+    assert model._n_updates > 0
+
+
 def test_an_agent_plans_by_its_score_network_unless_told_to_sample() -> None:
     """The network's weights decide the plan, or do not matter."""
     observation = observations_of(PointEnv(), 3)
@@ -126,7 +132,7 @@ def test_sizes_by_the_names_of_the_paper(size: int) -> None:
 
 
 def test_unknown_size() -> None:
-    with pytest.raises(ValueError, match="model_size=7 is unknown"):
+    with pytest.raises(ValueError, match=r"model_size=7 is unknown: use one of \[2, 6, 21, 54, 340\]"):
         make_agent(MBDPO, PointEnv(), policy_kwargs=dict(model_size=7))
 
 

@@ -119,7 +119,7 @@ def official_awac(golden: Golden, members: th.Tensor) -> None:
 
 
 @pytest.mark.parametrize("variant", variants_with(METHOD, "policy_awac"))
-@pytest.mark.parametrize("mode", [mode for mode in TDMPCSquare.actor_modes if mode != "residual"])
+@pytest.mark.parametrize("mode", [mode for mode in TDMPCSquare.choices["actor_mode"] if mode != "residual"])
 def test_golden_tdmpc_square_baselines(variant: str, mode: str) -> None:
     golden = load(variant)
     model, record, scale = golden.model, golden.read(f"policy_{mode}"), golden.policy.running_scale

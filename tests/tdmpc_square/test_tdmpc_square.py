@@ -14,15 +14,15 @@ def test_constraint_waits_for_the_scale_and_has_three_weights() -> None:
     batch, noise = sample_windows(model), model.draw_noise(8)
     zs = th.rand(3, 8, 16)
     losses = {}
-    for scaling in model.constraint_scalings:
+    for scaling in model.choices["constraint_scaling"]:
         for scale in (1.0, 50.0):
             model.constraint_scaling = scaling
             model.policy.running_scale.value.fill_(scale)
             loss, logs = model.policy_loss(zs, batch, noise)
             losses[scaling, scale] = (loss - logs["pi_q_loss"]).item()
             assert logs["constraint_active"] == (scale > 2.0)
-    assert all(losses[scaling, 1.0] == 0 for scaling in model.constraint_scalings)
-    code, readme, paper = (losses[scaling, 50.0] for scaling in model.constraint_scalings)
+    assert all(losses[scaling, 1.0] == 0 for scaling in model.choices["constraint_scaling"])
+    code, readme, paper = (losses[scaling, 50.0] for scaling in model.choices["constraint_scaling"])
     assert code == pytest.approx(readme * 2 / 61, rel=1e-4) and paper == pytest.approx(readme / 2, rel=1e-4)
 
 

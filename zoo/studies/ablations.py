@@ -165,6 +165,7 @@ def of_policy(**policy_kwargs: Any) -> Ablation:
     return Ablation(TDMPC2, "tdmpc2", dict(policy_kwargs=policy_kwargs))
 
 
+ACTOR_MODES = TDMPCSquare.choices["actor_mode"]
 ABLATIONS = {
     # TD-MPC2, section on ablations
     "tdmpc2": of_policy(),
@@ -179,7 +180,9 @@ ABLATIONS = {
     "squashed-entropy": Ablation(SquashedEntropy, "tdmpc2", {}),
     "squashed-entropy-penalised": Ablation(PenalisedMean, "tdmpc2", {}),
     # TD-M(PC)²: policies that it is compared with
-    **{mode: Ablation(TDMPCSquare, "tdmpc_square", dict(actor_mode=mode)) for mode in TDMPCSquare.actor_modes},
+    **{
+        mode: Ablation(TDMPCSquare, "tdmpc_square", dict(actor_mode=mode)) for mode in TDMPCSquare.choices["actor_mode"]
+    },
     # BMPC, figure 7 and appendix A
     "bmpc": Ablation(BMPC, "bmpc", {}),
     "bmpc-variant-1": Ablation(Guided, "bmpc", {}),

@@ -13,7 +13,7 @@ three are those of the preset "small", unless the command line gives others.
 
 import argparse
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -276,15 +276,16 @@ def plot(folder: Path) -> None:
     for network, marker in (("dynamics", "o"), ("reward", "s"), ("values", "^")):
         own = [row for row in rows if row["network"] == network]
         expert = {row["actions"]: float(row["expert_ms"]) for row in own if row["threads"] == "1"}
-        batch = [row["student_ms"] for row in own if row["threads"] == "1"]
-        separate = [row["separate_ms"] for row in own if row["threads"] == row["actions"]]
-        for label, milliseconds, color in (
+        batch = [float(row["student_ms"]) for row in own if row["threads"] == "1"]
+        separate = [float(row["separate_ms"]) for row in own if row["threads"] == row["actions"]]
+        shown: tuple[tuple[str, Sequence[float], str], ...] = (
             ("one batch, one thread", batch, "tab:blue"),
             ("a thread per dimension, two cores", separate, "tab:green"),
             ("the same in the paper", PAPER_MS[network], "tab:gray"),
-        ):
-            base = PAPER_MS[f"expert {network}"] if color == "tab:gray" else expert.values()
-            shares = [float(its) / one for its, one in zip(milliseconds, base, strict=True)]
+        )
+        for label, milliseconds, color in shown:
+            base = PAPER_MS[f"expert {network}"] if color == "tab:gray" else [*expert.values()]
+            shares = [its / one for its, one in zip(milliseconds, base, strict=True)]
             right.plot([*map(int, expert)], shares, marker + "-", color=color, label=f"{label}: {network}")
     title = "time of 512 samples at the paper's sizes"
     right.set(xlabel="action dimensions", ylabel="share of the expert's, one thread", ylim=(0, None), title=title)

@@ -299,8 +299,10 @@ class SequenceReplayBuffer(ReplayBuffer):
         candidates = np.flatnonzero(windows > 0)
         if len(candidates) == 0:
             raise RuntimeError(
-                f'No episode of {self.horizon} transitions or more has ended yet: with sampling="episodes", choose a '
-                "learning_starts that is greater than the length of an episode, and a horizon that is not."
+                f"No episode of {self.horizon} transitions or more has ended and is still stored: with "
+                'sampling="episodes", choose a learning_starts that is greater than the length of an episode, a '
+                "horizon that is not, and a buffer_size of more than one episode per environment (now "
+                f"{self.buffer_size} steps)."
             )
         chosen = self._rng.choice(candidates, size=batch_size)
         first = starts[chosen] + self._rng.integers(windows[chosen])

@@ -187,6 +187,28 @@ def explain_unknown(name: str, known: list[str]) -> str:
     return FOREIGN_ARGUMENTS.get(name) or (f"did you mean {close[0]!r}?" if close else listed)
 
 
+def explain_elsewhere(name: str, method: Any) -> str | None:
+    """
+    :param name: unknown argument
+    :param method: class of the agent
+    :return: where it belongs, for the message: the policy of the agent, or other methods of the package
+    """
+    if name in FOREIGN_ARGUMENTS:
+        return None
+    if name in known_arguments(method.policy_aliases["MlpPolicy"]):
+        return f"it belongs into the policy, use policy_kwargs=dict({name}=...)."
+    family = next((base for base in method.__mro__[-2::-1] if base.__name__ == "WorldModelAlgorithm"), method)
+    others = [cls for cls in derived_classes(family) if cls.__module__.startswith("sb3_mpc.")]
+    names = sorted({cls.__name__ for cls in others if name in known_arguments(cls)})
+    return f"it is one of {' and '.join(names)}, leave it out." if names else None
+
+
+def derived_classes(cls: type) -> list[type]:
+    """:return: all classes that are derived from a class"""
+    direct: list[type] = cls.__subclasses__()
+    return [found for derived in direct for found in (derived, *derived_classes(derived))]
+
+
 def check_no_unknown_arguments(method: type, unknown: dict[str, Any]) -> None:
     """
     :param method: class of the agent
@@ -196,7 +218,8 @@ def check_no_unknown_arguments(method: type, unknown: dict[str, Any]) -> None:
     for name, value in unknown.items():
         if name in WITHOUT_EFFECT and value == WITHOUT_EFFECT[name]:
             continue
-        raise TypeError(f"{method.__name__} has no argument {name!r}: {explain_unknown(name, known_arguments(method))}")
+        fix = explain_elsewhere(name, method) or explain_unknown(name, known_arguments(method))
+        raise TypeError(f"{method.__name__} has no argument {name!r}: {fix}")
 
 
 def warn_of_changes(made: dict[str, Any], now: dict[str, Any]) -> None:
@@ -225,7 +248,7 @@ def check_range(name: str, value: object, least: float, most: float = np.inf) ->
         return
     numbers = (int, float, np.number)
     if isinstance(value, np.complexfloating) or not isinstance(value, numbers) or not least <= value <= most:
-        allowed = f"from {least:g} to {most:g}" if most < np.inf else f"of at least {least:g}"
+        allowed = f"from {least:g} to {most:g}" if most < MAX_NUMBER else f"of at least {least:g}"
         raise ValueError(f"{name}={value!r:.80} is out of range: use a number {allowed}.")
 
 
@@ -254,6 +277,7 @@ def check_arguments(
     values: Mapping[str, Any],
     ranges: Mapping[str, tuple[float, ...]],
     relations: Iterable[tuple[str, str]] = (),
+    choices: Mapping[str, tuple[str, ...]] | None = None,
 ) -> None:
     """
     Check arguments against one table: their types are those of the constructor, numbers are finite, and not negative
@@ -263,8 +287,13 @@ def check_arguments(
     :param values: arguments by name
     :param ranges: smallest and, if any, largest allowed value of numbers, by name
     :param relations: pairs of arguments, of which the first must not be larger than the second
-    :raises ValueError: if one is of another type or out of range
+    :param choices: what arguments may be that are one of a few names
+    :raises ValueError: if one is of another type, out of range or none of these names
     """
+    for name, known in (choices or {}).items():
+        if values[name] not in known:
+            listed = f"one of {known}" if len(known) > 2 else " or ".join(f'"{choice}"' for choice in known)
+            raise ValueError(f"{name}={values[name]!r:.80} is unknown: use {listed}.")
     for name, kinds in annotations(cls).items():
         if name in values:
             check_argument(name, values[name], kinds, ranges.get(name, (0,)))

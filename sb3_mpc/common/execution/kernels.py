@@ -22,6 +22,8 @@ class _CpuMish(th.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: th.Tensor) -> th.Tensor:
         x, e = ctx.saved_tensors
+        if th.is_grad_enabled():  # to be differentiated again: e is a constant for autograd, x is not
+            return th.autograd.grad(F.mish(x), x, grad, create_graph=True)[0]
         n = (e + 2).mul_(e)
         inverse = (n + 2).reciprocal_()
         slope = (e + 1).mul_(e).mul_(inverse).mul_(inverse).mul_(x).mul_(4)
@@ -33,7 +35,7 @@ def mish(x: th.Tensor) -> th.Tensor:
     :param x: any shape
     :return: ``x tanh(softplus(x))``, equal to ``torch.nn.functional.mish`` up to rounding
     """
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or x.dtype == th.float16:  # in which the exponential overflows
         return F.mish(x)
     # Compilers and tracers get the formula, which they fuse and differentiate themselves
     if th.compiler.is_compiling() or th.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
@@ -49,7 +51,7 @@ def grouped_softmax(x: th.Tensor, group_size: int) -> th.Tensor:
     :param group_size: number of neighbouring features in a group; divides D
     :return: softmax within each group ``[..., D]``
     """
-    groups = x.reshape(*x.shape[:-1], -1, group_size)
+    groups = x.view(*x.shape[:-1], x.shape[-1] // group_size, group_size)
     if x.device.type != "cpu":
         return F.softmax(groups, dim=-1).flatten(-2)
     if not th.compiler.is_compiling():  # PyTorch's CPU kernel is vectorised along the last dimension only if it is long

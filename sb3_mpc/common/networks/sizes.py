@@ -1,6 +1,6 @@
 """Sizes of the networks: those of the papers, and the user's changes to them."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sb3_mpc.common.checks.arguments import check_argument, check_range
 
@@ -53,6 +53,22 @@ class Sizes(NamedTuple):
     num_q: int
 
 
+def check_layers(name: str, layers: Any) -> None:
+    """
+    :param name: name of the argument, for the message
+    :param layers: sizes of hidden layers, or None
+    :raises ValueError: if it is neither, or a size is out of range
+    """
+    if layers is None:
+        return
+    if not isinstance(layers, (list, tuple)):
+        raise ValueError(f"{name}={layers!r:.80} is not understood: use a list of sizes, such as [512, 512].")
+    if len(layers) > MAX_LAYERS:
+        raise ValueError(f"{name} has {len(layers)} layers: use at most {MAX_LAYERS}.")
+    for size in layers:
+        check_argument(f"A size in {name}", size, {int}, (1, MAX_SIZE))
+
+
 def resolve_sizes(
     model_size: int,
     latent_dim: int | None,
@@ -91,11 +107,6 @@ def resolve_sizes(
         raise ValueError(f"net_arch has the keys {sorted(arch)}: use qf (all other networks) and pi (policy prior).")
     given_layers = (arch.get("qf"), arch.get("pi"))
     for layers in given_layers:
-        if layers is not None and not isinstance(layers, (list, tuple)):
-            raise ValueError(f"net_arch={net_arch!r:.80} is not understood: use a list of sizes, such as [512, 512].")
-        if len(layers or ()) > MAX_LAYERS:
-            raise ValueError(f"net_arch has {len(layers or ())} layers: use at most {MAX_LAYERS}.")
-        for size in layers or ():
-            check_argument("A size in net_arch", size, {int}, (1, MAX_SIZE))
+        check_layers("net_arch", layers)
     hidden, prior_hidden = ([sizes["mlp_dim"]] * 2 if layers is None else list(layers) for layers in given_layers)
     return Sizes(sizes["latent_dim"], sizes["enc_dim"], sizes["num_enc_layers"], hidden, prior_hidden, sizes["num_q"])

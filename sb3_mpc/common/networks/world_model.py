@@ -190,7 +190,10 @@ class WorldModel(nn.Module):
         :param z: latent states ``[..., D]`` reached by an action
         :return: 0 where the episode is predicted to have terminated, 1 elsewhere ``[..., 1]``
         """
-        return 1.0 if self.termination_head is None else (self.termination(z) <= 0).to(z.dtype)
+        if self.termination_head is None:
+            return 1.0
+        logit = self.termination(z)
+        return (logit <= 0).to(z.dtype) + 0 * logit.detach()  # not finite where the logit is not: plans look at that
 
     def prior(self, z: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """

@@ -231,7 +231,7 @@ class MPPIPlanner(nn.Module):
         steps = th.arange(self.horizon + 1, device=z.device, dtype=z.dtype).view(-1, 1, 1, 1)
         factors = model.discount(z, self.gamma) ** steps
         if model.termination_head is not None:
-            ended = (model.termination(th.stack(latents[1:])) > 0).to(z.dtype).cumsum(0).clamp(max=1)
+            ended = th.as_tensor(1 - model.continues(th.stack(latents[1:]))).cumsum(0).clamp(max=1)
             factors = factors * th.cat([th.ones_like(ended[:1]), 1 - ended])
         return latents, rewards, factors
 

@@ -242,7 +242,7 @@ class PlanningPolicy(BasePolicy):
         networks = {
             name.partition(".")[0]: None
             for module in (*planner.models, planner)
-            for name, parameter in module.named_parameters()
+            for name, parameter in (*module.named_parameters(), *module.named_buffers())
             if not parameter.isfinite().all()
         }
         cause = f"parameters of {', '.join(networks)} are NaN or infinite" if networks else "its parameters are finite"

@@ -10,7 +10,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Flatten
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_mpc.common.checks.arguments import check_arguments
+from sb3_mpc.common.checks.arguments import check_arguments, check_keywords
 from sb3_mpc.common.networks.encoders import DictExtractor, Encoder, NormalizingExtractor, PixelExtractor
 from sb3_mpc.common.networks.running_scale import RunningScale
 from sb3_mpc.common.networks.sizes import MAX_LAYERS, MAX_SIZE, resolve_sizes
@@ -194,6 +194,7 @@ class WorldModelPolicy(PlanningPolicy):
             layer_norm=layer_norm,
         )
         self.running_scale = RunningScale(running_scale_tau)
+        check_keywords("planner_kwargs", planner_class, planner_kwargs or {}, ("world_model",))
         self.planner = planner_class(self.world_model, **(planner_kwargs or {}))
         self.augment_at_inference = augment_at_inference
         self.seed(int(th.randint(2**31, ()).item()))

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from gymnasium.wrappers import TimeLimit
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_mpc.common.buffers.sequence_buffer import SequenceReplayBuffer
-from tests.support.agents import PointEnv, Recorder, assert_same_state, make_agent, vec
+from tests.support.agents import PointEnv, Recorder, assert_one_clear_sentence, assert_same_state, make_agent, vec
 
 OBSERVATIONS = spaces.Box(-np.inf, np.inf, (2,), np.float32)
 NESTED = spaces.Dict(place=OBSERVATIONS, picture=spaces.Box(0, 255, (1, 2, 2), np.uint8), number=spaces.Discrete(1000))
@@ -469,3 +470,15 @@ def test_rule_of_sampling_belongs_to_the_agent(algorithm: Any, tmp_path: Path) -
     assert model.replay_buffer.sampling == "episodes" and (model.replay_buffer.sample(100).mask == 1).all()
     with pytest.raises(ValueError, match='"transitions" or "episodes"'):
         make_agent(algorithm, PointEnv(5), replay_buffer_kwargs=dict(sampling="episode"))
+
+
+def test_a_buffer_that_holds_no_whole_episode_is_refused(algorithm: Any) -> None:
+    """It would end a run in the middle, when nothing of an ended episode is left."""
+    rule, envs = dict(sampling="episodes"), [lambda: TimeLimit(PointEnv(50), 20)] * 2
+    for size in (30, 43):
+        with pytest.raises(ValueError) as error:
+            make_agent(algorithm, vec(*envs), buffer_size=size, replay_buffer_kwargs=rule)
+        assert_one_clear_sentence(error.value, f"buffer_size={size}", "sampling", "use at least 44")
+    model = make_agent(algorithm, vec(*envs), buffer_size=44, learning_starts=42, replay_buffer_kwargs=rule)
+    model.learn(100)
+    assert model._n_updates > 0

@@ -59,9 +59,9 @@ class Problem:
     def act(self, z: th.Tensor, noise: th.Tensor) -> th.Tensor:
         return 0.0 * noise if self.prior is None else self.prior(z, noise)
 
-    def termination(self, z: th.Tensor) -> th.Tensor:
+    def continues(self, z: th.Tensor) -> th.Tensor:
         assert self.termination_head is not None
-        return self.termination_head(z)
+        return (self.termination_head(z) <= 0).float()
 
     def mask_actions(self, z: th.Tensor, x: th.Tensor) -> th.Tensor:
         return x
