@@ -13,7 +13,6 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.save_util import load_from_pkl
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import configure_logger
 
@@ -21,11 +20,9 @@ from sb3_mpc.common.algorithm import WorldModelAlgorithm, inherited
 from sb3_mpc.common.buffers.sequence_buffer import SequenceReplayBuffer
 from sb3_mpc.common.buffers.sources import RecordedData
 from sb3_mpc.common.checks.arguments import check_argument, check_range, warn_of_changes
-from sb3_mpc.common.files import explain_damage
-from sb3_mpc.common.offline_training import check_fits
-from sb3_mpc.common.policies.multitask import MultitaskWorldModelPolicy
 from sb3_mpc.common.policies.world_model_policy import WorldModelPolicy
 from sb3_mpc.common.presets import PRESETS, takes_preset
+from sb3_mpc.fac_tdmpc.inputs import check_data, check_expert
 from sb3_mpc.fac_tdmpc.policies import FactoredCnnPolicy, FactoredMultiInputPolicy, FactoredPolicy
 from sb3_mpc.fac_tdmpc.student_training import LOG_EVERY, MAX_DISTILL_STEPS, StudentTraining
 from sb3_mpc.tdmpc2.tdmpc2 import TDMPC2
@@ -50,19 +47,6 @@ SHARED_SETTINGS = (
     "max_std",
     "temperature",
 )
-
-
-def check_expert(expert: Any) -> None:
-    """
-    :param expert: what the user gave
-    :raises ValueError: if it is no agent that can be distilled
-    """
-    if not isinstance(expert, WorldModelAlgorithm):
-        raise ValueError(
-            f"expert={expert!r:.80} is not an agent of this package: load it first, for example by TDMPC2.load."
-        )
-    if isinstance(expert.policy, MultitaskWorldModelPolicy):
-        raise ValueError("FacTDMPC distils agents of one task: train the expert without MultitaskWorldModelPolicy.")
 
 
 class FacTDMPC(StudentTraining):
@@ -493,35 +477,16 @@ class FacTDMPC(StudentTraining):
         model.n_envs, model._vec_normalize_env = expert.n_envs, expert.get_vec_normalize_env()
         model.env = expert.get_env()  # callbacks ask for it
         model._setup_model()
-        data: Any = expert.replay_buffer if replay_buffer is None else replay_buffer
-        if isinstance(data, (str, Path)):
-            if Path(data).is_dir():
-                raise ValueError(f"{data} is a folder: use Dataset.load(...) if it is one of a data set.")
-            with explain_damage(data, "replay buffer"):
-                data = load_from_pkl(data)
-            if isinstance(data, SequenceReplayBuffer):
-                data.set_env(expert.env)
+        data = check_data(replay_buffer, expert)
         model._logger = logger or configure_logger(model.verbose, model.tensorboard_log, tb_log_name)
         if model.env is None and isinstance(callback, (BaseCallback, list)):
             raise ValueError(
                 "Callbacks ask for an environment and the expert has none: load it with one, by load(..., env=env)."
             )
-        if hasattr(data, "windows"):
-            check_fits(data, model.observation_space, model.action_space)
+        windows = None
+        if isinstance(data, SequenceReplayBuffer):
+            model.replay_buffer = data
+        else:
             windows = data.windows(model.horizon, observation_space=model.observation_space)
-            model._distill(steps, model._init_callback(callback), log_interval, progress_bar, windows)
-            return model
-        spaces = (model.observation_space, model.action_space)
-        if not isinstance(data, SequenceReplayBuffer) or (data.observation_space, data.action_space) != spaces:
-            raise ValueError(
-                f"The replay buffer (a {type(data).__name__}) does not hold sequences of the spaces {spaces}: give a "
-                "file written by save_replay_buffer() of an agent with these spaces."
-            )
-        if data.size() == 0:
-            raise ValueError(
-                "The replay buffer is empty: give replay_buffer, a file written by save_replay_buffer() of the expert, "
-                "or a Dataset, such as `python -m sb3_mpc.zoo collect` records with an agent."
-            )
-        model.replay_buffer = data
-        model._distill(steps, model._init_callback(callback), log_interval, progress_bar)
+        model._distill(steps, model._init_callback(callback), log_interval, progress_bar, windows)
         return model
