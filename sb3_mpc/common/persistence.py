@@ -155,7 +155,8 @@ class Persistence(OffPolicyAlgorithm):
         :param custom_objects: replacements for saved objects
         :param print_system_info: whether to print information on the saving and the present system
         :param force_reset: whether training starts with a reset
-        :param kwargs: arguments to change; of ``policy_kwargs`` those that are given replace those of the file
+        :param kwargs: arguments to change; of ``policy_kwargs`` those that are given replace those of the file,
+            and so in its dicts for planners
         :return: the model
         :raises ValueError: if the file is damaged or an agent file, the spaces of the environment differ, or there is a
             preset
@@ -175,7 +176,11 @@ class Persistence(OffPolicyAlgorithm):
                 saved = load_from_zip_file(path, device="cpu", custom_objects=custom_objects)[0]
                 if hasattr(path, "seek"):
                     path.seek(0)
-                changed = {**(saved or {}).get("policy_kwargs", {}), **kwargs.pop("policy_kwargs")}
+                present = (saved or {}).get("policy_kwargs", {})
+                changed = {**present, **kwargs.pop("policy_kwargs")}
+                for name in [name for name in changed if name.endswith("planner_kwargs")]:
+                    if isinstance(present.get(name), dict) and isinstance(changed[name], dict):
+                        changed[name] = {**present[name], **changed[name]}
                 custom_objects = {**(custom_objects or {}), "policy_kwargs": changed}
             try:
                 model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)

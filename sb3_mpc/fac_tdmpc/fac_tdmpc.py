@@ -34,7 +34,9 @@ SelfFacTDMPC = TypeVar("SelfFacTDMPC", bound="FacTDMPC")
 ARGUMENTS_OF_STUDENT = dict(
     action_groups="action_groups", student_learning_rate="distill_learning_rate", distilled="FacTDMPC.distill"
 )
-STUDENT_OF_SMALL = dict(student_latent_dim=384, student_net_arch=[64, 64])
+STUDENT_OF_SMALL: dict[str, Any] = dict(
+    student_net_arch=[64, 64], student_planner_kwargs=dict(num_samples=40, num_elites=12)
+)
 # Settings that the student takes from a given expert
 SHARED_SETTINGS = (
     "gamma",
@@ -229,11 +231,18 @@ class FacTDMPC(StudentTraining):
     def preset_arguments(cls, name: str, given: dict[str, Any]) -> dict[str, Any]:
         """As in the base class; with a given expert, what concerns the student and its distillation alone."""
         arguments = super().preset_arguments(name, given)
-        if given.get("expert") is None:
+        policy, own = arguments["policy_kwargs"], given.get("policy_kwargs") or {}
+        preset = cls.presets[name].get("policy_kwargs", {}).get("student_planner_kwargs", {})
+        plans = {k: v for k, v in preset.items() if k not in given}
+        expert = given.get("expert")
+        if expert is None:  # the settings of the class are those of its plans, too
+            if plans and isinstance(own.get("student_planner_kwargs") or {}, dict):
+                policy["student_planner_kwargs"] = {**plans, **(own.get("student_planner_kwargs") or {})}
             return arguments
-        own = given.get("policy_kwargs") or {}
-        sizes = {k: v for k, v in arguments["policy_kwargs"].items() if k in own or k.startswith("student_")}
-        return {k: v for k, v in arguments.items() if k.startswith("distill_")} | {"policy_kwargs": sizes}
+        if getattr(expert, "num_samples", 0) < plans.get("num_samples", 0):
+            plans = {}
+        sizes = {k: v for k, v in policy.items() if k in own or k == "student_net_arch"}
+        return {k: v for k, v in arguments.items() if k.startswith("distill_")} | plans | {"policy_kwargs": sizes}
 
     def _shared_setting(self, name: str) -> Any:
         """:return: value of an argument that is None: the given expert's, or else TD-MPC2's default"""

@@ -24,7 +24,7 @@ from sb3_mpc.fac_tdmpc.distillation import Spread
 from sb3_mpc.fac_tdmpc.planner import FactoredPlanner
 from sb3_mpc.fac_tdmpc.world_model import ActionGroups, FactoredWorldModel, StudentEncoder
 
-SIMPLEX, MIN_WIDTH, STUDENT_NUM_Q = 8, 32, 2
+SIMPLEX, MIN_SIZE, STUDENT_NUM_Q = 8, 32, 2
 
 
 def resolve_groups(action_groups: Sequence[Sequence[int]] | None, action_dim: int) -> list[list[int]]:
@@ -91,15 +91,15 @@ class FactoredPolicy(WorldModelPolicy):
     after that the student acts, whose ``state`` has one action more than the expert's.
 
     The sizes of the expert are divided among the G groups of the student, unless ``student_latent_dim`` and
-    ``student_net_arch`` are given: each has a block of ``latent_dim // G`` latent features, at least 8, and hidden
-    layers of ``mlp_dim // G`` units, at least 32. (The paper states the sum of the blocks; the width is inferred from
-    its computing times.)
+    ``student_net_arch`` are given: each has a block of ``latent_dim // G`` latent features and hidden layers of
+    ``mlp_dim // G`` units, but at least 32 of both, or all that the expert has. (The paper states the sum of the
+    blocks; the width is inferred from its computing times, and the least sizes are ours, for small experts.)
 
     :param observation_space: space of the observations
     :param action_space: space of the actions
     :param lr_schedule: learning rate schedule of the expert
     :param action_groups: indices of the action dimensions of each group; one group per dimension if None
-    :param student_latent_dim: number of latent features of all groups together; the expert's if None
+    :param student_latent_dim: number of latent features of all groups together, at least 8 for each; as above if None
     :param student_net_arch: sizes of the hidden layers of each group's networks; the expert's divided by G if None
     :param student_learning_rate: learning rate of the student
     :param student_planner_kwargs: arguments of the student's planner
@@ -138,12 +138,13 @@ class FactoredPolicy(WorldModelPolicy):
         init = self._init_kwargs
         sizes = {name: init[name] or size for name, size in MODEL_SIZES[init["model_size"]].items()}
         count = len(self._groups)
-        block = max((init["student_latent_dim"] or sizes["latent_dim"]) // count, SIMPLEX)
+        least = SIMPLEX if init["student_latent_dim"] else min(sizes["latent_dim"], MIN_SIZE)
+        block = max((init["student_latent_dim"] or sizes["latent_dim"]) // count, least, SIMPLEX)
         if block > SIMPLEX and all(block % v for v in range(2, SIMPLEX + 1)):
             block -= block % SIMPLEX  # a simplex of one feature is always 1
         simplex = max(v for v in range(1, SIMPLEX + 1) if block % v == 0)  # no simplex belongs to two groups
         arch = init["net_arch"].get("qf") if isinstance(init["net_arch"], dict) else init["net_arch"]
-        shares = [max(min(w, MIN_WIDTH), w // count) for w in (arch or [sizes["mlp_dim"]] * 2)]
+        shares = [max(min(w, MIN_SIZE), w // count) for w in (arch or [sizes["mlp_dim"]] * 2)]
         hidden = shares if init["student_net_arch"] is None else list(init["student_net_arch"])
         expert = self.world_model
         encoder = StudentEncoder(expert.encoder, expert.latent_dim, [sizes["enc_dim"]], block * count, simplex)

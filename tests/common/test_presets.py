@@ -110,7 +110,22 @@ def test_a_given_expert_keeps_its_settings() -> None:
     assert (model.num_samples, model.batch_size, model.learning_starts) == (expert.num_samples, 16, 0)
     assert (model.distill_steps, model.distill_batch_size) == (10_000, 64)
     assert model.policy.world_model.latent_dim == expert.policy.world_model.latent_dim
-    assert model.policy_kwargs["student_latent_dim"] == 384
+    assert model.policy_kwargs["student_net_arch"] == [64, 64]
+    expert = make_agent(TDMPC2, PointEnv(), num_samples=64)
+    policy = FacTDMPC("MlpPolicy", PointEnv(), preset="small", expert=expert).policy
+    assert (policy.planner.num_samples, policy.student_planner.num_samples) == (64, 40)
+    assert FacTDMPC("MlpPolicy", PointEnv(), preset="small", expert=expert, num_samples=20).num_samples == 20
+
+
+def test_the_student_plans_with_fewer_samples_than_the_preset_s_expert() -> None:
+    def samples(**kwargs: Any) -> tuple[int, int]:
+        policy = FacTDMPC("MlpPolicy", PointEnv(), preset="small", device="cpu", **kwargs).policy
+        return policy.planner.num_samples, policy.student_planner.num_samples
+
+    assert samples() == (64, 40)
+    assert samples(num_samples=50) == (50, 50), "what is asked for holds for both"
+    assert samples(policy_kwargs=dict(student_planner_kwargs=dict(max_std=0.1))) == (64, 40)
+    assert samples(policy_kwargs=dict(student_planner_kwargs=dict(num_samples=30))) == (64, 30)
 
 
 def test_agent_files_hold_the_settings_and_not_the_name(tmp_path: Path) -> None:
@@ -150,6 +165,7 @@ def test_presets_are_not_shared_by_agents(algorithm: Any) -> None:
 
 def test_unknown_name(algorithm: Any) -> None:
     with pytest.raises(
-        ValueError, match='^There is no preset "large" of this method: use "cpu" or "small"( or "offline")?( or "best")?.$'
+        ValueError,
+        match='^There is no preset "large" of this method: use "cpu" or "small"( or "offline")?( or "best")?.$',
     ):
         algorithm("MlpPolicy", PointEnv(), preset="large")

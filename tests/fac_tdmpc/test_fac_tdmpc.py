@@ -99,6 +99,15 @@ def test_no_state_is_constant() -> None:
         assert (blocks.std(1) > 0).all(), dim
 
 
+@pytest.mark.parametrize(
+    ("latent_dim", "dim", "block"), [(64, 1, 64), (64, 2, 32), (64, 6, 32), (16, 3, 16), (512, 3, 170)]
+)
+def test_small_students_are_not_too_small(latent_dim: int, dim: int, block: int) -> None:
+    """A tenth of 64 features would not be enough for what a joint of a walker does."""
+    env = SpaceEnv(spaces.Box(-1.0, 1.0, (4,), np.float32), spaces.Box(-1.0, 1.0, (dim,), np.float32))
+    assert make_agent(FacTDMPC, env, policy_kwargs=dict(latent_dim=latent_dim)).policy.student.latent_dim == block * dim
+
+
 def test_size_of_the_student() -> None:
     env = SpaceEnv(spaces.Box(-1.0, 1.0, (4,), np.float32), spaces.Box(-1.0, 1.0, (3,), np.float32))
     sizes = dict(latent_dim=24, net_arch=[48], student_latent_dim=96, student_net_arch=[40, 36])
@@ -515,6 +524,10 @@ def test_plans_of_a_saved_student_are_changed_in_policy_kwargs(expert: Any, tmp_
     for file in (tmp_path / "agent", (tmp_path / "agent.zip").open("rb")):
         planner = FacTDMPC.load(file, policy_kwargs=dict(student_planner_kwargs=plans)).policy.student_planner
         assert (planner.max_std, planner.policy_start) == (0.1, 1.0)
+    with_both = FacTDMPC.load(tmp_path / "agent", policy_kwargs=dict(student_planner_kwargs=dict(max_std=0.2)))
+    with_both.save(tmp_path / "changed")
+    loaded = FacTDMPC.load(tmp_path / "changed", policy_kwargs=dict(student_planner_kwargs=dict(policy_start=0.7)))
+    assert (loaded.policy.student_planner.max_std, loaded.policy.student_planner.policy_start) == (0.2, 0.7)
     for name in plans.keys() - {"policy_start"} | {"num_pi_trajs"}:  # of the expert's plans, which are over
         with pytest.raises(ValueError) as error:
             FacTDMPC.load(tmp_path / "agent", **{name: 1})
