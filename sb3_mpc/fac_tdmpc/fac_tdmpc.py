@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
@@ -35,7 +36,9 @@ ARGUMENTS_OF_STUDENT = dict(
     action_groups="action_groups", student_learning_rate="distill_learning_rate", distilled="FacTDMPC.distill"
 )
 STUDENT_OF_SMALL: dict[str, Any] = dict(
-    student_net_arch=[64, 64], student_planner_kwargs=dict(num_samples=40, num_elites=12)
+    student_net_arch=[64, 64],
+    # Few samples, many of them elites, near the policy: wider plans and longer searches find what it overestimates
+    student_planner_kwargs=dict(num_samples=40, num_elites=12, max_std=0.1, policy_start=1.0),
 )
 # Settings that the student takes from a given expert
 SHARED_SETTINGS = (
@@ -232,17 +235,17 @@ class FacTDMPC(StudentTraining):
         """As in the base class; with a given expert, what concerns the student and its distillation alone."""
         arguments = super().preset_arguments(name, given)
         policy, own = arguments["policy_kwargs"], given.get("policy_kwargs") or {}
-        preset = cls.presets[name].get("policy_kwargs", {}).get("student_planner_kwargs", {})
-        plans = {k: v for k, v in preset.items() if k not in given}
-        expert = given.get("expert")
-        if expert is None:  # the settings of the class are those of its plans, too
-            if plans and isinstance(own.get("student_planner_kwargs") or {}, dict):
-                policy["student_planner_kwargs"] = {**plans, **(own.get("student_planner_kwargs") or {})}
-            return arguments
-        if getattr(expert, "num_samples", 0) < plans.get("num_samples", 0):
+        plans = cls.presets[name].get("policy_kwargs", {}).get("student_planner_kwargs", {})
+        plans = {k: v for k, v in plans.items() if k not in given}
+        expert, own_plans = given.get("expert"), own.get("student_planner_kwargs") or {}
+        if getattr(expert, "num_samples", np.inf) < plans.get("num_samples", 0):
             plans = {}
-        sizes = {k: v for k, v in policy.items() if k in own or k == "student_net_arch"}
-        return {k: v for k, v in arguments.items() if k.startswith("distill_")} | plans | {"policy_kwargs": sizes}
+        if plans and isinstance(own_plans, dict):
+            policy["student_planner_kwargs"] = {**plans, **own_plans}
+        if expert is None:
+            return arguments
+        sizes = {k: v for k, v in policy.items() if k in own or k.startswith("student_")}
+        return {k: v for k, v in arguments.items() if k.startswith("distill_")} | {"policy_kwargs": sizes}
 
     def _shared_setting(self, name: str) -> Any:
         """:return: value of an argument that is None: the given expert's, or else TD-MPC2's default"""
@@ -310,12 +313,12 @@ class FacTDMPC(StudentTraining):
         ``policy_kwargs=dict(student_planner_kwargs=dict(max_std=0.1, policy_start=1.0))``.
         """
         model = super().load(*args, **kwargs)
-        for name in ("max_std", "num_pi_trajs"):
-            if name in kwargs and model._expert_given:
-                raise ValueError(
-                    f"{name} would change plans of the expert, which does not act any more: use "
-                    f"policy_kwargs=dict(student_planner_kwargs=dict({name}=...)) for those of the student."
-                )
+        plans = model.policy_kwargs.get("student_planner_kwargs") or {}
+        for name in kwargs.keys() & {"max_std", "num_pi_trajs", *plans} if model._expert_given else ():
+            raise ValueError(
+                f"{name} would change plans of the expert, which does not act any more: use "
+                f"policy_kwargs=dict(student_planner_kwargs=dict({name}=...)) for those of the student."
+            )
         return model
 
     def save(

@@ -114,7 +114,8 @@ def test_a_given_expert_keeps_its_settings() -> None:
     expert = make_agent(TDMPC2, PointEnv(), num_samples=64)
     policy = FacTDMPC("MlpPolicy", PointEnv(), preset="small", expert=expert).policy
     assert (policy.planner.num_samples, policy.student_planner.num_samples) == (64, 40)
-    assert FacTDMPC("MlpPolicy", PointEnv(), preset="small", expert=expert, num_samples=20).num_samples == 20
+    model = FacTDMPC("MlpPolicy", PointEnv(), preset="small", expert=expert, num_samples=20, num_elites=4)
+    assert model.policy.student_planner.num_samples == 20
 
 
 def test_the_student_plans_with_fewer_samples_than_the_preset_s_expert() -> None:
