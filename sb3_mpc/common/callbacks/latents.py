@@ -1,10 +1,12 @@
 """What the latent space looks like: task embeddings, and the states of an episode."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch as th
+from stable_baselines3.common.type_aliases import GymEnv
 
 from sb3_mpc.common.callbacks.measurement import EpisodeMeasurement, Measurement
 from sb3_mpc.common.policies.multitask import MultitaskWorldModel
@@ -63,9 +65,14 @@ class TaskEmbeddingCallback(Measurement):
     name = "task_embeddings"
 
     def __init__(
-        self, eval_freq: int = 10_000, names: Sequence[str] | None = None, method: str = "auto", **kwargs: Any
+        self,
+        eval_freq: int = 10_000,
+        names: Sequence[str] | None = None,
+        method: str = "auto",
+        folder: str | Path | None = None,
+        verbose: int = 0,
     ) -> None:
-        super().__init__(eval_freq, **kwargs)
+        super().__init__(eval_freq, folder, verbose)
         self.names, self.method = names, method
 
     def embeddings(self) -> np.ndarray:
@@ -108,15 +115,24 @@ class LatentTrajectoryCallback(EpisodeMeasurement):
     that the model predicts from the executed actions, that many steps ahead, as a fraction of the variance of the
     episode's states. 0 is perfect, 1 as good as their mean. Of Fac-TDMPC, the expert's latent states are shown.
 
-    :param args: see :class:`EpisodeMeasurement`; one episode is drawn, in the first environment
+    :param eval_env: see :class:`EpisodeMeasurement`; one episode is drawn, in the first environment
+    :param eval_freq: see :class:`Measurement`
     :param every: number of decisions between two drawn plans
-    :param kwargs: see :class:`EpisodeMeasurement`
+    :param verbose: see :class:`Measurement`
+    :param folder: see :class:`Measurement`
     """
 
     name = "latent_trajectory"
 
-    def __init__(self, *args: Any, every: int = 10, **kwargs: Any) -> None:
-        super().__init__(*args, **{"n_eval_episodes": 1, **kwargs})
+    def __init__(
+        self,
+        eval_env: GymEnv,
+        eval_freq: int = 10_000,
+        every: int = 10,
+        verbose: int = 0,
+        folder: str | Path | None = None,
+    ) -> None:
+        super().__init__(eval_env, eval_freq, 1, verbose, folder)
         self.every = every
 
     @th.no_grad()

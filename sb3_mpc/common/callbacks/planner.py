@@ -1,6 +1,6 @@
 """How far the planner and its policy prior are apart: in returns, in actions and in values."""
 
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import torch as th
@@ -16,10 +16,8 @@ SEED = 20_240_131  # of episodes and draws, the same in every measurement
 class PlannerGapCallback(EpisodeMeasurement):
     """
     Compare the returns of planning and of the policy prior alone (BMPC, figures 2 and 6). Both act deterministically,
-    in environments with the same seeds. The results are ``planner``, ``policy`` and ``gap``, their difference.
-
-    :param args: see :class:`EpisodeMeasurement`
-    :param kwargs: see :class:`EpisodeMeasurement`
+    in environments with the same seeds. The results are ``planner``, ``policy`` and ``gap``, their difference. The
+    arguments are those of :class:`EpisodeMeasurement`.
     """
 
     name = "planner_gap"
@@ -69,8 +67,10 @@ class SearchMismatchCallback(Measurement):
 
     name = "search_mismatch"
 
-    def __init__(self, eval_freq: int = 10_000, n_states: int = 64, **kwargs: Any) -> None:
-        super().__init__(eval_freq, **kwargs)
+    def __init__(
+        self, eval_freq: int = 10_000, n_states: int = 64, folder: str | Path | None = None, verbose: int = 0
+    ) -> None:
+        super().__init__(eval_freq, folder, verbose)
         if n_states < 1:
             raise ValueError(f"{n_states=} must be at least 1.")
         self.n_states = n_states
