@@ -13,7 +13,7 @@ three are those of the preset "small", unless the command line gives others.
 
 import argparse
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,10 @@ from sb3_mpc.zoo.studies.factored_times import times
 SAMPLES, ITERATIONS = (128, 64, 32, 16), (3, 1)
 SETTINGS = ("distill_batch_size", "distill_learning_rate", "candidate_std", "distill_temperature")  # options of train
 PERTURBATIONS = ("random", 0.5)
-PAPER_MS = {  # its Table 1: experts on one thread, students on one for each of 3, 4, 5, 6 and 12 dimensions
+PAPER_MS: dict[
+    str, tuple[float, ...]
+] = {  # its Table 1: experts on one thread, students on one for each action dimension
+    "actions": (3, 4, 5, 6, 12),
     "expert dynamics": (5.83, 5.86, 5.83, 5.86, 5.96),
     "expert reward": (5.32, 5.34, 5.26, 5.28, 5.34),
     "expert values": (11.70, 11.70, 11.70, 11.71, 11.86),
@@ -275,18 +278,20 @@ def plot(folder: Path) -> None:
     rows = read(folder / "factored-times.csv")
     for network, marker in (("dynamics", "o"), ("reward", "s"), ("values", "^")):
         own = [row for row in rows if row["network"] == network]
-        expert = {row["actions"]: float(row["expert_ms"]) for row in own if row["threads"] == "1"}
-        batch = [float(row["student_ms"]) for row in own if row["threads"] == "1"]
-        separate = [float(row["separate_ms"]) for row in own if row["threads"] == row["actions"]]
-        shown: tuple[tuple[str, Sequence[float], str], ...] = (
-            ("one batch, one thread", batch, "tab:blue"),
-            ("a thread per dimension, two cores", separate, "tab:green"),
-            ("the same in the paper", PAPER_MS[network], "tab:gray"),
-        )
-        for label, milliseconds, color in shown:
-            base = PAPER_MS[f"expert {network}"] if color == "tab:gray" else [*expert.values()]
-            shares = [its / one for its, one in zip(milliseconds, base, strict=True)]
-            right.plot([*map(int, expert)], shares, marker + "-", color=color, label=f"{label}: {network}")
+        one = [row for row in own if row["threads"] == "1"]
+        expert = {float(row["actions"]): float(row["expert_ms"]) for row in one}
+        batch = {float(row["actions"]): float(row["student_ms"]) for row in one}
+        separate = {float(r["actions"]): float(r["separate_ms"]) for r in own if r["threads"] == r["actions"]}
+        paper = dict(zip(PAPER_MS["actions"], PAPER_MS[network], strict=True))
+        paper_expert = dict(zip(PAPER_MS["actions"], PAPER_MS[f"expert {network}"], strict=True))
+        for label, times_of, base, color in (
+            ("one batch, one thread", batch, expert, "tab:blue"),
+            ("a thread per dimension, two cores", separate, expert, "tab:green"),
+            ("the same in the paper", paper, paper_expert, "tab:gray"),
+        ):
+            x = [count for count in times_of if count in base]
+            y = [times_of[count] / base[count] for count in x]
+            right.plot(x, y, marker + "-", color=color, label=f"{label}: {network}")
     title = "time of 512 samples at the paper's sizes"
     right.set(xlabel="action dimensions", ylabel="share of the expert's, one thread", ylim=(0, None), title=title)
     middle.set_ylim(0, None)
