@@ -147,7 +147,7 @@ class WorldModelAlgorithm(Collection, OfflineTraining, Persistence, SeveralTasks
         _init_setup_model: bool = True,
         **unknown: Any,
     ) -> None:
-        check_no_unknown_arguments(type(self), unknown)
+        check_no_unknown_arguments(type(self), unknown, WorldModelAlgorithm)
         check_argument("verbose", verbose, {int}, self.ranges["verbose"])  # SB3 reads it before the others are checked
         env = make_env(env, verbose)
         if env is None and _init_setup_model:

@@ -19,6 +19,7 @@ from sb3_mpc.common import processes
 from sb3_mpc.common.buffers.sequence_buffer import SequenceReplayBuffer
 from sb3_mpc.common.files import DAMAGE, atomic_target, complete_name, explain_damage
 from sb3_mpc.common.policies.world_model_policy import WorldModelPolicy
+from sb3_mpc.common.presets import merged
 
 SelfPersistence = TypeVar("SelfPersistence", bound="Persistence")
 
@@ -176,11 +177,7 @@ class Persistence(OffPolicyAlgorithm):
                 saved = load_from_zip_file(path, device="cpu", custom_objects=custom_objects)[0]
                 if hasattr(path, "seek"):
                     path.seek(0)
-                present = (saved or {}).get("policy_kwargs", {})
-                changed = {**present, **kwargs.pop("policy_kwargs")}
-                for name in [name for name in changed if name.endswith("planner_kwargs")]:
-                    if isinstance(present.get(name), dict) and isinstance(changed[name], dict):
-                        changed[name] = {**present[name], **changed[name]}
+                changed = merged((saved or {}).get("policy_kwargs", {}), kwargs.pop("policy_kwargs"))
                 custom_objects = {**(custom_objects or {}), "policy_kwargs": changed}
             try:
                 model = super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)

@@ -101,8 +101,9 @@ def merged(sizes: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     if "planner_class" in own:
         covered.add("planner_kwargs")  # another planner has other arguments
     left = {name: value for name, value in sizes.items() if name not in covered}
-    if "planner_kwargs" in left.keys() & own.keys():
-        own = {**own, "planner_kwargs": {**left["planner_kwargs"], **(own["planner_kwargs"] or {})}}
+    for name in {"planner_kwargs", "student_planner_kwargs"} & left.keys() & own.keys():
+        if isinstance(own[name] or {}, dict):  # anything else is refused later
+            own = {**own, name: {**(left[name] or {}), **(own[name] or {})}}
     return {**left, **own}
 
 

@@ -235,13 +235,12 @@ class FacTDMPC(StudentTraining):
         """As in the base class; with a given expert, what concerns the student and its distillation alone."""
         arguments = super().preset_arguments(name, given)
         policy, own = arguments["policy_kwargs"], given.get("policy_kwargs") or {}
-        plans = cls.presets[name].get("policy_kwargs", {}).get("student_planner_kwargs", {})
-        plans = {k: v for k, v in plans.items() if k not in given}
-        expert, own_plans = given.get("expert"), own.get("student_planner_kwargs") or {}
-        if getattr(expert, "num_samples", np.inf) < plans.get("num_samples", 0):
-            plans = {}
-        if plans and isinstance(own_plans, dict):
-            policy["student_planner_kwargs"] = {**plans, **own_plans}
+        expert, plans = given.get("expert"), policy.get("student_planner_kwargs")
+        if plans and isinstance(plans, dict):  # other arguments win, and so does an expert with fewer samples
+            own_plans = own.get("student_planner_kwargs") or {}
+            fewer = getattr(expert, "num_samples", np.inf) < plans.get("num_samples", 0)
+            kept = own_plans.keys() | (set() if fewer else plans.keys() - given.keys())
+            policy["student_planner_kwargs"] = {k: v for k, v in plans.items() if k in kept}
         if expert is None:
             return arguments
         sizes = {k: v for k, v in policy.items() if k in own or k.startswith("student_")}
@@ -313,8 +312,13 @@ class FacTDMPC(StudentTraining):
         ``policy_kwargs=dict(student_planner_kwargs=dict(max_std=0.1, policy_start=1.0))``.
         """
         model = super().load(*args, **kwargs)
-        plans = model.policy_kwargs.get("student_planner_kwargs") or {}
-        for name in kwargs.keys() & {"max_std", "num_pi_trajs", *plans} if model._expert_given else ():
+        of_the_expert = kwargs.keys() & {
+            "max_std",
+            "num_pi_trajs",
+            *(model.policy_kwargs.get("student_planner_kwargs") or {}),
+        }
+        if model._expert_given and of_the_expert:
+            name = min(of_the_expert)
             raise ValueError(
                 f"{name} would change plans of the expert, which does not act any more: use "
                 f"policy_kwargs=dict(student_planner_kwargs=dict({name}=...)) for those of the student."
@@ -339,7 +343,7 @@ class FacTDMPC(StudentTraining):
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         if self._expert_given:
-            plans = dict(self.policy._init_kwargs["student_planner_kwargs"])
+            plans = self.policy._init_kwargs["student_planner_kwargs"]
             own = {"max_std", "num_pi_trajs", *(self.policy_kwargs.get("student_planner_kwargs") or {})}
             warn_of_changes(plans, {k: v for k, v in self.planner_arguments().items() if k not in own})
         return super()._setup_learn(*args, **kwargs)

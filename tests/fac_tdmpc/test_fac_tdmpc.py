@@ -1,6 +1,7 @@
 """Fac-TDMPC: the factored model is a set of independent ones, plans decompose, and the student learns to rank."""
 
 import csv
+import io
 import itertools
 import warnings
 from pathlib import Path
@@ -521,7 +522,7 @@ def test_wrong_sizes_of_the_student(wrong: dict[str, Any], words: tuple[str, ...
 def test_plans_of_a_saved_student_are_changed_in_policy_kwargs(expert: Any, tmp_path: Path) -> None:
     FacTDMPC.distill(expert, steps=2, distill_batch_size=8).save(tmp_path / "agent")
     plans = dict(max_std=0.1, policy_start=1.0)
-    for file in (tmp_path / "agent", (tmp_path / "agent.zip").open("rb")):
+    for file in (tmp_path / "agent", io.BytesIO((tmp_path / "agent.zip").read_bytes())):
         planner = FacTDMPC.load(file, policy_kwargs=dict(student_planner_kwargs=plans)).policy.student_planner
         assert (planner.max_std, planner.policy_start) == (0.1, 1.0)
     with_both = FacTDMPC.load(tmp_path / "agent", policy_kwargs=dict(student_planner_kwargs=dict(max_std=0.2)))

@@ -180,9 +180,7 @@ ABLATIONS = {
     "squashed-entropy": Ablation(SquashedEntropy, "tdmpc2", {}),
     "squashed-entropy-penalised": Ablation(PenalisedMean, "tdmpc2", {}),
     # TD-M(PC)²: policies that it is compared with
-    **{
-        mode: Ablation(TDMPCSquare, "tdmpc_square", dict(actor_mode=mode)) for mode in TDMPCSquare.choices["actor_mode"]
-    },
+    **{mode: Ablation(TDMPCSquare, "tdmpc_square", dict(actor_mode=mode)) for mode in ACTOR_MODES},
     # BMPC, figure 7 and appendix A
     "bmpc": Ablation(BMPC, "bmpc", {}),
     "bmpc-variant-1": Ablation(Guided, "bmpc", {}),

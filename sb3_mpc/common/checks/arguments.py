@@ -187,17 +187,17 @@ def explain_unknown(name: str, known: list[str]) -> str:
     return FOREIGN_ARGUMENTS.get(name) or (f"did you mean {close[0]!r}?" if close else listed)
 
 
-def explain_elsewhere(name: str, method: Any) -> str | None:
+def explain_elsewhere(name: str, method: Any, family: type) -> str | None:
     """
     :param name: unknown argument
     :param method: class of the agent
+    :param family: base class of all methods
     :return: where it belongs, for the message: the policy of the agent, or other methods of the package
     """
     if name in FOREIGN_ARGUMENTS:
         return None
     if name in known_arguments(method.policy_aliases["MlpPolicy"]):
         return f"it belongs into the policy, use policy_kwargs=dict({name}=...)."
-    family = next((base for base in method.__mro__[-2::-1] if base.__name__ == "WorldModelAlgorithm"), method)
     others = [cls for cls in derived_classes(family) if cls.__module__.startswith("sb3_mpc.")]
     names = sorted({cls.__name__ for cls in others if name in known_arguments(cls)})
     return f"it is one of {' and '.join(names)}, leave it out." if names else None
@@ -209,16 +209,17 @@ def derived_classes(cls: type) -> list[type]:
     return [found for derived in direct for found in (derived, *derived_classes(derived))]
 
 
-def check_no_unknown_arguments(method: type, unknown: dict[str, Any]) -> None:
+def check_no_unknown_arguments(method: type, unknown: dict[str, Any], family: type) -> None:
     """
     :param method: class of the agent
     :param unknown: arguments that its constructor does not have
+    :param family: base class of all methods, which may have them
     :raises TypeError: if there are any, apart from default values of SAC
     """
     for name, value in unknown.items():
         if name in WITHOUT_EFFECT and value == WITHOUT_EFFECT[name]:
             continue
-        fix = explain_elsewhere(name, method) or explain_unknown(name, known_arguments(method))
+        fix = explain_elsewhere(name, method, family) or explain_unknown(name, known_arguments(method))
         raise TypeError(f"{method.__name__} has no argument {name!r}: {fix}")
 
 
