@@ -1,6 +1,6 @@
 """
-The texts about the trained agents: a model card for each, and the table of all in README.md. Both are generated from
-the headers of the agent files; ``python -m sb3_mpc.zoo.cards`` writes them again.
+The texts about the trained agents: a model card for each, the table of all in README.md and the gallery. All are
+generated from the headers of the agent files; ``python -m sb3_mpc.zoo.cards`` writes them again.
 """
 
 import json
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sb3_mpc.agents.agent_format import is_text, read_card
+from sb3_mpc.zoo import gallery
 from sb3_mpc.zoo.card_facts import (
     SCORE,
     class_name,
@@ -41,7 +42,7 @@ model = zoo.load("tdmpc2", "dmc/cartpole-swingup-v0")
 
 Each agent is one `.safetensors` file that holds data only: loading it executes no code from it. Its name in the table
 links to its model card: how it was evaluated, how to use it, and commit, command and all arguments to reproduce it. The
-commit is that of the code that wrote the file after the training.
+commit is that of the code that wrote the file after the training. [Gallery](GALLERY.md): agents at work.
 
 {changed}
 
@@ -239,7 +240,12 @@ def texts() -> dict[Path, str]:
     }
     changed = sum(bool(preset_changes(card)) for card in cards.values())
     sentence = f"The presets of {changed} of the {len(cards)} have changed since; their cards say what was different."
-    return {FOLDER / "README.md": README.format(table=table(cards), changed=sentence if changed else ""), **pages}
+    moving = {name: card for name, card in cards.items() if (CHECKPOINTS / f"{name}.gif").exists()}
+    return {
+        FOLDER / "README.md": README.format(table=table(cards), changed=sentence if changed else ""),
+        FOLDER / "GALLERY.md": gallery.page(moving),
+        **pages,
+    }
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from sb3_mpc.common.networks.world_model import WorldModel
 from sb3_mpc.common.planning.improved import ImprovedPlanner
 from sb3_mpc.common.planning.planner import MPPIPlanner
 from sb3_mpc.envs import SUITES
-from sb3_mpc.zoo import card_facts, cards
+from sb3_mpc.zoo import card_facts, cards, gallery
 from sb3_mpc.zoo.presets import load_preset
 from tests.support.agents import make_agent
 
@@ -163,3 +163,15 @@ def test_card_of_several_tasks() -> None:
     # No command is made up that trains a single task of this name
     del card["command"]
     assert card_facts.training_command({**card, "steps": dict(decisions=10), "preset": "small"}) is None
+
+
+def test_gallery_shows_the_best_agent_of_each_task_by_suite() -> None:
+    found = cards.read_cards()
+    text = gallery.page({name: card for name, card in found.items() if (cards.CHECKPOINTS / f"{name}.gif").exists()})
+    pictures = re.findall(r"!\[.*?\]\((.*?)\)", text)
+    assert all((cards.FOLDER / picture).is_file() for picture in pictures)
+    assert "checkpoints/tdmpc2-dmc-walker-walk-v0.gif" in pictures
+    assert "checkpoints/mbdpo-dmc-walker-walk-v0.gif" not in pictures  # has a lower return
+    order = ["## Gymnasium", "tdmpc2-Ant-v5", "## DMControl", "tdmpc2-dmc-walker-walk-v0", "## Meta-World"]
+    places = [text.index(part) for part in order]
+    assert places == sorted(places)

@@ -3,9 +3,9 @@ Agents of the zoo without planning: their own policy network, and one that has i
 
     python -m sb3_mpc.zoo.studies.imitation dmc/cup-catch-v0 dmc/walker-run-v0
 
-Each task appends a row to ``results/imitation.csv``: returns of 10 episodes by the ``planner``, by the agent's own
-``network``, and by the ``imitating`` one, with their standard deviations; milliseconds for one action by planner and
-network; and ``minutes`` of processor time that the imitation took.
+Each task appends a row to ``results/imitation.csv``, or to what ``--table`` names: returns of 10 episodes by the
+``planner``, by the agent's own ``network``, and by the ``imitating`` one, with their standard deviations; milliseconds
+for one action by planner and network; and ``minutes`` of processor time that the imitation took.
 """
 
 import argparse
@@ -67,12 +67,13 @@ def main() -> None:
     parser.add_argument("--decisions", type=int, default=20_000)
     parser.add_argument("--updates", type=int, default=4_000, help="in each of the four rounds")
     parser.add_argument("--episodes", type=int, default=10)
+    parser.add_argument("--table", default="imitation.csv", help="file in `results` that gets the rows")
     args = parser.parse_args()
     th.set_num_threads(1)
     np.random.seed(0)
     th.manual_seed(0)
     for task in args.tasks:
-        append([study(task, args.algo, args.decisions, args.updates, args.episodes)], RESULTS / "imitation.csv")
+        append([study(task, args.algo, args.decisions, args.updates, args.episodes)], RESULTS / args.table)
 
 
 if __name__ == "__main__":
