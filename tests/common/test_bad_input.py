@@ -384,6 +384,14 @@ def test_observation_of_another_shape_given_to_predict_is_refused(algorithm: Any
         )
 
 
+def test_no_observations_given_to_predict_have_no_actions(algorithm: Any) -> None:
+    """As with SB3: a fleet of which none is active is a batch like others."""
+    model = make_agent(algorithm, PointEnv())
+    for use_planner in (True, False):
+        actions, _ = model.predict(np.zeros((0, 3), np.float32), use_planner=use_planner)
+        assert actions.shape == (0, *model.action_space.shape)
+
+
 def test_plan_of_another_number_of_environments_given_to_predict_is_refused(algorithm: Any) -> None:
     model = make_agent(algorithm, PointEnv())
     _, state = model.predict(observations_of(model.get_env(), 3))

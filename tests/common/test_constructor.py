@@ -172,6 +172,14 @@ def test_policy_kwargs_choose_sizes_and_optimisers(algorithm: Any) -> None:
                 assert all(group["weight_decay"] == 0.5 for group in optimizer.param_groups)
 
 
+@pytest.mark.parametrize("wrong, message", [(dict(lr=1e-3), "use learning_rate"), (dict(epz=1e-3), "'eps'")])
+def test_optimizer_kwargs_that_an_optimiser_does_not_take(
+    algorithm: Any, wrong: dict[str, float], message: str
+) -> None:
+    with pytest.raises(TypeError, match=f"optimizer_kwargs.*{message}"):
+        make_agent(algorithm, PointEnv(), policy_kwargs=dict(optimizer_kwargs=wrong))
+
+
 def test_arguments_of_the_user_stay_as_they_are(algorithm: Any) -> None:
     policy_kwargs = dict(
         latent_dim=8, net_arch=[8], optimizer_kwargs=dict(weight_decay=0.1), features_extractor_kwargs={}
