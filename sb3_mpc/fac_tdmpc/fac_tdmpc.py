@@ -30,11 +30,11 @@ from sb3_mpc.tdmpc2.tdmpc2 import TDMPC2
 
 SelfFacTDMPC = TypeVar("SelfFacTDMPC", bound="FacTDMPC")
 
-# Sizes of the student in the preset "small"
 # Arguments of the policy that the class sets, and its own for them
 ARGUMENTS_OF_STUDENT = dict(
     action_groups="action_groups", student_learning_rate="distill_learning_rate", distilled="FacTDMPC.distill"
 )
+# Sizes and plans of the student in the preset "small"
 STUDENT_OF_SMALL: dict[str, Any] = dict(
     student_net_arch=[64, 64],
     # Few samples, many of them elites, near the policy: wider plans and longer searches find what it overestimates
