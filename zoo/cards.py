@@ -46,8 +46,8 @@ commit is that of the code that wrote the file after the training. [Gallery](GAL
 
 {changed}
 
-- **return**, **network policy**: mean and standard deviation over deterministic episodes, of the planner and of the
-  policy network alone, which acts without planning.
+- **return**, **network policy**: mean and standard deviation over deterministic episodes, ten or, where they spread
+  widely, fifty (see the card), of the planner and of the policy network alone, which acts without planning.
 - **frames**: simulator frames of the training, which are two for each decision of the agent in DMControl.
 - **published**: mean return of the method's official code, whose model has five million parameters, after as many
   frames or at the next point that was published ([sources](curves/README.md)).

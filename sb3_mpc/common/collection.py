@@ -179,7 +179,7 @@ class Collection(OffPolicyAlgorithm):
             chosen = chosen._replace(compiles=True)
         if self.compile is not False and self.device.type == "cpu":
             # Kept, because sums over another number of threads are rounded otherwise
-            self._threads = self._threads or choose_threads(is_large(self.policy.world_model))
+            self._threads = self._threads or chosen.threads or choose_threads(is_large(self.policy.world_model))
             chosen = chosen._replace(threads=self._threads and min(self._threads, len(usable_cores())))
         processes.join(self.device)
         if processes.joined():

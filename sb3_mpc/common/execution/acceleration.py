@@ -14,8 +14,8 @@ from torch import nn
 
 from sb3_mpc.common.execution import settings
 from sb3_mpc.common.execution.cuda_graphs import GraphedFunction
+from sb3_mpc.common.execution.processor import choose_threads, is_faster_with_onednn
 from sb3_mpc.common.execution.processor import has_bfloat16_units as has_bfloat16_units
-from sb3_mpc.common.execution.processor import is_faster_with_onednn
 
 # Compiling takes about a minute and saves up to half the time of a plan or an update on a CPU (zoo/benchmarks), some
 # milliseconds at least, so that it pays off from about this number of plans and updates. With the preset "small" it
@@ -85,19 +85,22 @@ def choose_acceleration(compile: bool | str, model: nn.Module, device: th.device
     :param model: the networks
     :param device: device of the model
     :param calls: number of plans and updates of the run
-    :return: the choice, but for the threads; "auto" does not compile short runs, nor on GPUs (not measured); small
-        networks stay in float32 by PyTorch's own library
+    :return: the choice, but for the threads of large networks; "auto" does not compile short runs, nor on GPUs (not
+        measured); small networks stay in float32 by PyTorch's own library, and have one thread: a second one saves up
+        to a third of a plan's time where a core is idle, but waits for a core that is busy, which can take minutes
     :raises ValueError: if the switch has another value
     """
     if compile not in (True, False, "auto"):
         raise ValueError(f'compile={compile!r} is not understood: use True, False or "auto".')
     large = is_large(model)
     gpu = compile is not False and device.type == "cuda"
+    cpu = compile is not False and device.type == "cpu"
     pays = compile == "auto" and device.type == "cpu" and calls >= CALLS_WORTH_COMPILING and has_compiler()
     return Acceleration(
         compiles=compile is True or pays,
         bfloat16=compile is not False and large and has_bfloat16_units(device),
-        onednn=compile is not False and large and device.type == "cpu" and is_faster_with_onednn(),
+        onednn=cpu and large and is_faster_with_onednn(),
+        threads=choose_threads(large) if cpu and not large else None,
         tf32=gpu,
         tuned_convolutions=gpu and any(isinstance(module, nn.Conv2d) for module in model.modules()),
     )

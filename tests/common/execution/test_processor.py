@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch as th
 from torch import nn
@@ -159,6 +160,8 @@ def test_learning_plans_and_updates_with_the_chosen_threads(monkeypatch: pytest.
         update, plan = model.update, model.policy.plan
         monkeypatch.setattr(model, "update", lambda *args: seen.add(th.get_num_threads()) or update(*args))
         monkeypatch.setattr(model.policy, "plan", lambda *args: seen.add(th.get_num_threads()) or plan(*args))
+        model.policy.predict(np.zeros(3, np.float32))
+        assert seen == {1}, "acting alone, too: on busy cores two threads wait for each other"
         model.learn(30)
         assert seen == {1} and th.get_num_threads() == 2
         reference = make_agent(TDMPC2, PointEnv(), compile=False).learn(20)
