@@ -4,9 +4,11 @@ import json
 import shlex
 from typing import Any
 
+import gymnasium as gym
 from stable_baselines3.common.utils import LinearSchedule
 
 import sb3_mpc
+import sb3_mpc.envs  # registers what cards name
 from sb3_mpc.zoo.presets import load_preset
 
 PROTOCOL = ("action_repeat", "terminates", "max_episode_steps")
@@ -53,8 +55,10 @@ def other_protocol(card: dict[str, Any]) -> str:
     :param card: card of an agent
     :return: settings of its environment that differ from the defaults of its id, as continuation of a sentence
     """
-    arguments = protocol_of(card["environment"] or {})
-    return "".join(f", {name}={value}" for name, value in arguments.items() if name != "max_episode_steps")
+    registered = gym.registry.get(environment_of(card))
+    usual = {} if registered is None else registered.kwargs
+    arguments = protocol_of(card["environment"] or {}).items()
+    return "".join(f", {k}={v}" for k, v in arguments if k != "max_episode_steps" and usual.get(k) != v)
 
 
 def scores_of(card: dict[str, Any]) -> dict[str, float]:

@@ -56,7 +56,8 @@ def draw(
         if own:
             axis.set_xlim(0, 1.05 * end)
         if (of_task["mean"] >= 0).all():
-            axis.set_ylim(bottom=-0.03 * axis.get_ylim()[1])
+            top = axis.get_ylim()[1]  # beyond the data by a share of their range, which can be next to nothing
+            axis.set_ylim(-0.03 * top, 1.03 * top)
         axis.ticklabel_format(axis="x", style="sci", scilimits=(3, 3), useMathText=True)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)

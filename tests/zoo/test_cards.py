@@ -165,6 +165,15 @@ def test_card_of_several_tasks() -> None:
     assert card_facts.training_command({**card, "steps": dict(decisions=10), "preset": "small"}) is None
 
 
+def test_card_makes_an_environment_only_where_it_differs_from_its_id() -> None:
+    card = read_card(next(path for path in FILES if path.stem == "tdmpc2-myosuite-reach-v0"))
+    assert card["environment"]["kwargs"]["terminates"] is False  # as the id has it
+    assert "terminates" not in cards.card_text(card) and "gym.make" not in cards.card_text(card)
+    card["environment"]["kwargs"]["terminates"] = True
+    text = cards.card_text(card)
+    assert "100 decisions, terminates=True" in text and "terminates=True, max_episode_steps=100)" in text
+
+
 def test_gallery_shows_the_best_agent_of_each_task_by_suite() -> None:
     found = cards.read_cards()
     text = gallery.page({name: card for name, card in found.items() if (cards.CHECKPOINTS / f"{name}.gif").exists()})
