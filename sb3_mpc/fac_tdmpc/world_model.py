@@ -204,9 +204,7 @@ class FactoredWorldModel(nn.Module):
         :param x: ``[G * E, N, in]``
         :return: ``[G * E, N, out]``
         """
-        rows, samples, _ = x.shape  # no size is -1, which a batch of no environments leaves open
-        y = network(x.reshape(self.groups.num_groups, rows // self.groups.num_groups * samples, x.shape[-1]))
-        return y.reshape(rows, samples, y.shape[-1])
+        return network(x.reshape(self.groups.num_groups, -1, x.shape[-1])).reshape(*x.shape[:-1], -1)
 
     def next(self, z: th.Tensor, action: th.Tensor) -> th.Tensor:
         """

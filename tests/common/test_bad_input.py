@@ -388,8 +388,10 @@ def test_no_observations_given_to_predict_have_no_actions(algorithm: Any) -> Non
     """As with SB3: a fleet of which none is active is a batch like others."""
     model = make_agent(algorithm, PointEnv())
     for use_planner in (True, False):
-        actions, _ = model.predict(np.zeros((0, 3), np.float32), use_planner=use_planner)
+        actions, state = model.predict(np.zeros((0, 3), np.float32), use_planner=use_planner)
         assert actions.shape == (0, *model.action_space.shape)
+        if use_planner:
+            assert model.predict(np.zeros((0, 3), np.float32), state=state)[1][0].shape == state[0].shape
 
 
 def test_plan_of_another_number_of_environments_given_to_predict_is_refused(algorithm: Any) -> None:

@@ -97,6 +97,7 @@ FOREIGN_ARGUMENTS = {
     **dict.fromkeys(
         ("policy_delay", "target_policy_noise", "target_noise_clip"), "it belongs to TD3's policy update, leave it out"
     ),
+    "lr": "use learning_rate, an argument of the agent",
     "share_features_extractor": "one encoder serves all networks, leave it out",
     "activation_fn": "the activations belong to the method (Mish, SimNorm), leave it out",
 }

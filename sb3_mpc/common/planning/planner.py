@@ -239,7 +239,7 @@ class MPPIPlanner(nn.Module):
         """See :meth:`evaluate`; environments are evaluated in parts, so that no output of a layer is too large."""
         evaluate, (_, n_envs, samples, _) = self.maybe_compiled("evaluate"), actions.shape
         parts = math.ceil(n_envs / most_at_once(z.device, samples * self.width))
-        if parts <= 1 or th.compiler.is_compiling():  # a compiled update would unroll the parts
+        if parts == 1 or th.compiler.is_compiling():  # a compiled update would unroll the parts
             return evaluate(z, actions, noise, members)
         if self._compiled:  # equal parts, so that one shape is compiled
             parts = next(count for count in range(parts, n_envs + 1) if n_envs % count == 0)

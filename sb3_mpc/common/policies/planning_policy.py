@@ -209,6 +209,9 @@ class PlanningPolicy(BasePolicy):
                     f"episode_start has {len(starts)} entries for {n_envs} observation(s): give one for each."
                 )
             mean[np.broadcast_to(starts, n_envs)] = 0
+        if n_envs == 0:  # here, so that no planner, compiled or recorded, has to know of it
+            none = to_device(mean, self.device)
+            return Plan(none[:, 0], none, none, none[:, 0], none[:, 0, 0]), vectorized
         if deterministic:
             if self._bank is None:
                 self._bank = planner.draw(1, th.Generator().manual_seed(BANK_SEED), explore=False).to(self.device)

@@ -232,8 +232,6 @@ class WorldModelPolicy(PlanningPolicy):
         """
         model, lr = self.world_model, lr_schedule(1)
         kwargs = dict(self.optimizer_kwargs or {})
-        if "lr" in kwargs:
-            raise TypeError("optimizer_kwargs has the key 'lr': leave it out, and use learning_rate of the agent.")
         check_keywords("optimizer_kwargs", self.optimizer_class, kwargs, ("params", "lr"))
         adam = issubclass(self.optimizer_class, (th.optim.Adam, th.optim.AdamW))
         if adam and not {"fused", "foreach", "capturable", "differentiable"} & kwargs.keys():
