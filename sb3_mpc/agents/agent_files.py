@@ -97,7 +97,7 @@ def save_agent(model: WorldModelAlgorithm, path: str | Path, dtype: str = "float
         f"{name}.{statistic}"
         for name, module in model.policy.named_modules()
         if isinstance(module, NormalizingExtractor)
-        for statistic in ("mean", "std")
+        for statistic in ("mean", "std", "smallest_std")
     }
     tensors = {
         name: _stored(value, "float32" if name in exact else dtype)

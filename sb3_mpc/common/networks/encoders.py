@@ -16,7 +16,8 @@ from sb3_mpc.common.networks.layers import init_linear, latent_norm, make_mlp
 
 SHIFT_PAD = 3
 # Of normalised observations, as in VecNormalize
-SMALLEST_STD, LARGEST = 1e-4, 10.0
+SMALLEST_STD, LARGEST = 1e-2, 10.0
+SMALLEST_STD_BEFORE = 1e-4  # of agents whose files do not say it
 # (kernel, stride) of the four convolutions, 64x64 pixels -> 4x4 features (official code)
 CONV_LAYERS = ((7, 2), (5, 2), (3, 2), (3, 1))
 
@@ -42,11 +43,15 @@ class NormalizingExtractor(BaseFeaturesExtractor):
     SB3's ``VecNormalize``. Mean and deviation are those of all observations that were replayed in updates so far; they
     are part of the agent, which is therefore evaluated in plain environments.
 
+    Unlike there, a deviation below 0.01 counts as 0.01. The position of a drawer that has hardly ever been moved would
+    otherwise be 10 as soon as it moves at all, however far, and the last digits of a constant would be noise.
+
     :param observation_space: space of the observations
     """
 
     mean: th.Tensor
     std: th.Tensor
+    smallest_std: th.Tensor
     count: th.Tensor
     normalizes = True
 
@@ -54,6 +59,7 @@ class NormalizingExtractor(BaseFeaturesExtractor):
         super().__init__(observation_space, get_flattened_obs_dim(observation_space))
         self.register_buffer("mean", th.zeros(self.features_dim))
         self.register_buffer("std", th.ones(self.features_dim))
+        self.register_buffer("smallest_std", th.tensor(SMALLEST_STD))
         self.register_buffer("count", th.zeros((), dtype=th.long))
 
     @th.no_grad()
@@ -77,8 +83,14 @@ class NormalizingExtractor(BaseFeaturesExtractor):
         :param observations: ``[B, ...]``
         :return: ``[B, features_dim]``
         """
-        x = (observations.flatten(1) - self.mean) / self.std.clamp(min=SMALLEST_STD)
+        x = (observations.flatten(1) - self.mean) / self.std.maximum(self.smallest_std)
         return x.clamp(-LARGEST, LARGEST)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Of an agent that has learned with another smallest deviation, also that."""
+        if f"{prefix}std" in state_dict:
+            state_dict.setdefault(f"{prefix}smallest_std", th.tensor(SMALLEST_STD_BEFORE))
+        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
 
 
 class PixelExtractor(BaseFeaturesExtractor):

@@ -22,7 +22,7 @@ WIDE = spaces.Box(0, 2000, (3,), np.float32)
 
 
 def test_numbers_are_those_of_vec_normalize() -> None:
-    """After the same observations, apart from those that do not count."""
+    """After the same observations, apart from those that do not count, and from deviations below 0.01."""
     space = spaces.Box(-np.inf, np.inf, (3, 1), np.float32)
     ours: Any = NormalizingExtractor(space)
     theirs = VecNormalize(DummyVecEnv([lambda: SpaceEnv(space, spaces.Box(-1, 1, (1,)))]))
@@ -36,6 +36,7 @@ def test_numbers_are_those_of_vec_normalize() -> None:
         all[counts[:, 0] > 0] = th.as_tensor(batch)
         ours.observe(all, counts)
         ours.train()(all)  # changes nothing
+    theirs.epsilon = 1e-4  # 0.01 ** 2
     new = (rng.normal(size=(50, 3, 1)) * [[3], [3000], [0.1]] + [[5], [0], [7]]).astype(np.float32)
     found = ours(th.as_tensor(new)).numpy()
     assert np.allclose(found, theirs.normalize_obs(new)[..., 0], atol=1e-3)
@@ -82,6 +83,23 @@ def test_it_is_saved_with_the_agent(dtype: str, tmp_path: Path) -> None:
         assert all(th.equal(value, own.state_dict()[name]) for name, value in same.state_dict().items())
         found, expected = (m.actor.predict(observations, deterministic=True)[0] for m in (other, model))
         np.testing.assert_allclose(found, expected, atol=1e-2)
+
+
+def test_agents_of_earlier_versions_see_what_they_saw() -> None:
+    """They have learned with deviations down to 1e-4."""
+    extractor = NormalizingExtractor(WIDE)
+    state = extractor.state_dict() | {"mean": th.full((3,), 5.0), "std": th.full((3,), 1e-3)}
+    x = th.tensor([[5.0, 5.001, 5.002]])
+    extractor.load_state_dict(state)
+    th.testing.assert_close(extractor(x), th.tensor([[0.0, 0.1, 0.2]]), atol=1e-3, rtol=0)
+    del state["smallest_std"]
+    extractor.load_state_dict(state)
+    th.testing.assert_close(extractor(x), th.tensor([[0.0, 1.0, 2.0]]), atol=1e-3, rtol=0)
+    assert "smallest_std" not in state
+    del state["std"], state["mean"], state["count"]
+    changed = NormalizingExtractor(WIDE)
+    changed.load_state_dict(state, strict=False)
+    th.testing.assert_close(changed.smallest_std, NormalizingExtractor(WIDE).smallest_std)
 
 
 def test_images_and_tasks_are_left_alone() -> None:
