@@ -90,7 +90,7 @@ class NormalizingExtractor(BaseFeaturesExtractor):
         """Of an agent that has learned with another smallest deviation, also that."""
         if f"{prefix}std" in state_dict:
             state_dict.setdefault(f"{prefix}smallest_std", th.tensor(SMALLEST_STD_BEFORE))
-        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class PixelExtractor(BaseFeaturesExtractor):
