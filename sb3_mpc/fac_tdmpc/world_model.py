@@ -204,7 +204,8 @@ class FactoredWorldModel(nn.Module):
         :param x: ``[G * E, N, in]``
         :return: ``[G * E, N, out]``
         """
-        return network(x.reshape(self.groups.num_groups, -1, x.shape[-1])).reshape(*x.shape[:-1], -1)
+        out = network(x.reshape(self.groups.num_groups, -1, x.shape[-1]))
+        return out.reshape(*x.shape[:-1], out.shape[-1])  # not -1: there may be no states
 
     def next(self, z: th.Tensor, action: th.Tensor) -> th.Tensor:
         """
@@ -256,7 +257,7 @@ class FactoredWorldModel(nn.Module):
         """
         blocks = self.split(z.reshape(-1, z.shape[-1])).unsqueeze(1)
         parts = (self.groups.join(part.squeeze(1)) for part in self.prior(blocks))
-        mean, log_std = (part.reshape(*z.shape[:-1], -1) for part in parts)
+        mean, log_std = (part.reshape(*z.shape[:-1], part.shape[-1]) for part in parts)
         return mean if noise is None else (mean + noise * log_std.exp()).clamp(-1, 1)
 
     def mask_actions(self, z: th.Tensor, x: th.Tensor) -> th.Tensor:

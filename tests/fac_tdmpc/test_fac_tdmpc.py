@@ -710,6 +710,13 @@ def test_the_experts_policy_proposes_plans(three: Any) -> None:
     th.testing.assert_close(plan.action, wanted, rtol=0, atol=0.2)
 
 
+def test_student_answers_batches_of_no_observations(expert: Any) -> None:
+    model = FacTDMPC.distill(expert, steps=1, distill_batch_size=8)
+    for use_planner in (True, False):
+        actions, _ = model.predict(np.zeros((0, 3), np.float32), use_planner=use_planner)
+        assert actions.shape == (0, *model.action_space.shape)
+
+
 def test_nan_of_the_expert_is_named_when_its_student_acts(expert: Any) -> None:
     """The expert's policy proposes the student's plans."""
     model = FacTDMPC.distill(expert, steps=1, distill_batch_size=8)
