@@ -75,7 +75,8 @@ def scores_of(card: dict[str, Any]) -> dict[str, float]:
 def returns_of(card: dict[str, Any]) -> tuple[str, str]:
     """
     :param card: card of an agent
-    :return: returns of the planner and of the network policy; of an agent of several tasks the planner's mean score
+    :return: returns of the planner and of the network policy, with their success rates if there are any; of an agent of
+        several tasks the planner's mean score
     """
     found, scores = card["evaluation"] or {}, scores_of(card).values()
     if scores:
@@ -84,10 +85,19 @@ def returns_of(card: dict[str, Any]) -> tuple[str, str]:
     def text(prefix: str) -> str:
         if f"{prefix}mean_return" not in found:
             return "-"
-        spread = found.get(f"{prefix}std_return")
-        return f"{found[f'{prefix}mean_return']:.1f}" + ("" if spread is None else f" ± {spread:.1f}")
+        spread, success = found.get(f"{prefix}std_return"), found.get(f"{prefix}success")
+        words = f"{found[f'{prefix}mean_return']:.1f}" + ("" if spread is None else f" ± {spread:.1f}")
+        return words + ("" if success is None else f", {succeeded(success)}")
 
     return text(""), text("network_")
+
+
+def succeeded(fraction: float) -> str:
+    """
+    :param fraction: of the episodes that were successful
+    :return: in words
+    """
+    return f"success {100 * fraction:.0f} %"
 
 
 def frames_of(card: dict[str, Any]) -> str:
@@ -99,14 +109,16 @@ def frames_of(card: dict[str, Any]) -> str:
     return "-" if frames is None else f"{frames:,}"
 
 
-def published_return(card: dict[str, Any]) -> str:
+def published_result(card: dict[str, Any]) -> str:
     """
     :param card: card of an agent
-    :return: mean return of the official code after as many frames, or at the next point that was published
+    :return: mean return of the official code after as many frames, or at the next point that was published; its success
+        rate if that of the agent was measured
     """
     from sb3_mpc.zoo.returns import read_published  # pandas, which not every command needs
 
-    frames, rows = (card["steps"] or {}).get("frames"), read_published()
+    by_success = (card["evaluation"] or {}).get("success") is not None
+    frames, rows = (card["steps"] or {}).get("frames"), read_published(by_success)
     if frames is None:
         return "-"
     rows = rows[(rows["method"] == card["algorithm"]) & (rows["task"] == environment_of(card))]
@@ -115,7 +127,8 @@ def published_return(card: dict[str, Any]) -> str:
         return "-"
     point = rows["frames"].min()
     value = rows["return"][rows["frames"] == point].mean()
-    return f"{value:.1f}" if point == frames else f"{value:.1f} (at {point:,})"
+    text = succeeded(value / 100) if by_success else f"{value:.1f}"
+    return text if point == frames else f"{text} (at {point:,})"
 
 
 def training_command(card: dict[str, Any]) -> str | None:

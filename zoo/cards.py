@@ -21,7 +21,7 @@ from sb3_mpc.zoo.card_facts import (
     other_protocol,
     preset_changes,
     protocol_of,
-    published_return,
+    published_result,
     python,
     returns_of,
     scores_of,
@@ -146,10 +146,11 @@ def card_text(card: dict[str, Any], pictures: Iterable[str] = ()) -> str:
     training, scores = "number of decisions unknown, or none", scores_of(card)
     if decisions := steps.get("decisions", 0):
         training = f"{decisions:,} decisions, {frames_of(card)} simulator frames"
+    measured = "return " if evaluation.get("success") is None else ""
     results = {
         "Return of the planner": planner + episodes,
         "Return of the network policy": network if network == "-" else network + episodes,
-        "Published return at these frames": published_return(card),
+        f"Published {measured}at these frames": published_result(card),
     }
     if scores:
         each = ", ".join(f"{task} {score:.1f}" for task, score in scores.items())
@@ -204,7 +205,7 @@ def table(cards: dict[str, dict[str, Any]]) -> str:
     rows = [head, ("---",) * len(head)]
     for name, card in cards.items():
         link = f"[{name}](checkpoints/{name}.md)"
-        values = (*returns_of(card), frames_of(card), published_return(card))
+        values = (*returns_of(card), frames_of(card), published_result(card))
         rows.append((link, class_name(card), environment_of(card) + other_protocol(card), *values))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 

@@ -20,7 +20,7 @@ from sb3_mpc.common.algorithm import WorldModelAlgorithm
 from sb3_mpc.envs.video import record_video
 from sb3_mpc.zoo import rl_zoo
 from sb3_mpc.zoo.agents import find as find_agent
-from sb3_mpc.zoo.card_facts import protocol_of
+from sb3_mpc.zoo.card_facts import protocol_of, succeeded
 from sb3_mpc.zoo.checkpoint_files import checkpoints_of, choose_checkpoint, load_agent_of_checkpoint
 from sb3_mpc.zoo.run_folder import TRUST, read_arguments, read_settings, settings_file
 from sb3_mpc.zoo.train import check_algorithm, check_options
@@ -199,6 +199,16 @@ def measure(policy: Any, env: Any, episodes: int) -> dict[str, float]:
     return result | (dict(success=float(np.mean(successes))) if successes else {})
 
 
+def described(name: str, result: Mapping[str, float]) -> str:
+    """
+    :param name: what has acted
+    :param result: its result, as of :func:`measure`
+    :return: a line that says it
+    """
+    success = f", {succeeded(result['success'])}" if "success" in result else ""
+    return f"{name:<15} return {result['mean']:.1f} +- {result['std']:.1f}{success}"
+
+
 def statistics_of(env: VecEnv, folder: Path) -> Path | None:
     """
     :param env: environment of an agent
@@ -227,9 +237,7 @@ def main(args: argparse.Namespace) -> None:
     policies = {"planner": model} | ({"network policy": model.actor} if args.actor else {})
     for name, policy in policies.items():
         env.seed(args.seed)
-        result = measure(policy, env, args.episodes)
-        success = f", success {100 * result['success']:.0f} %" if "success" in result else ""
-        print(f"{name:<15} return {result['mean']:.1f} +- {result['std']:.1f}{success}", flush=True)
+        print(described(name, measure(policy, env, args.episodes)), flush=True)
     env.close()
 
 

@@ -17,7 +17,7 @@ from sb3_mpc.zoo.agents import find as find_agent
 from sb3_mpc.zoo.aggregate import curves
 from sb3_mpc.zoo.card_facts import agent_name
 from sb3_mpc.zoo.cards import card_text, pictures_of
-from sb3_mpc.zoo.evaluate import Agent, check_plain, find, measure, statistics_of
+from sb3_mpc.zoo.evaluate import Agent, check_plain, described, find, measure, statistics_of
 from sb3_mpc.zoo.plot import draw
 from sb3_mpc.zoo.returns import action_repeat, read_csv, read_run, with_published
 from sb3_mpc.zoo.rl_zoo import find_environment
@@ -57,7 +57,9 @@ def publish(agent: Agent, args: argparse.Namespace, rows: pd.DataFrame | None = 
         env.seed(args.seed)
         found = measure(policy, env, args.episodes)
         evaluation |= {f"{prefix}{key}_return": found[key] for key in ("mean", "std")}
-        print(f"{name:<15} return {found['mean']:.1f} +- {found['std']:.1f}", flush=True)
+        if "success" in found:
+            evaluation[f"{prefix}success"] = found["success"]
+        print(described(name, found), flush=True)
     save_agent(model, path, args.dtype, evaluation=evaluation, **card)
     if rows is not None:
         own = rows[(rows["task"] == agent.env_id) & (rows["method"].str.split(" ").str[0] == algo)]

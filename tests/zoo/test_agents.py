@@ -172,10 +172,24 @@ def test_card_text(folder: Path, tmp_path: Path) -> None:
 
 
 def test_published_returns_at_the_same_frames() -> None:
-    card = dict(algorithm="tdmpc2", environment=dict(id="dmc/cartpole-swingup-v0"))
-    returns = {n: card_facts.published_return({**card, "steps": dict(frames=n)}) for n in (50_000, 100_000, 10**9)}
+    card: dict[str, Any] = dict(algorithm="tdmpc2", environment=dict(id="dmc/cartpole-swingup-v0"), evaluation=None)
+    returns = {n: card_facts.published_result({**card, "steps": dict(frames=n)}) for n in (50_000, 100_000, 10**9)}
     assert returns == {50_000: "839.4 (at 100,000)", 100_000: "839.4", 10**9: "-"}
-    assert card_facts.published_return({**card, "steps": None}) == "-"
+    assert card_facts.published_result({**card, "steps": None}) == "-"
+
+
+def test_success_is_beside_published_success(folder: Path, tmp_path: Path) -> None:
+    """Where an environment has successes, they are what was published."""
+    evaluation = dict(episodes=10, mean_return=1629.9, std_return=319.2, success=0.9, network_mean_return=1545.0)
+    model = load_agent(folder / "tdmpc2-Pendulum-v1.safetensors")
+    save_agent(model, tmp_path / "agent", evaluation=evaluation, steps=dict(decisions=50_000, frames=100_000))
+    environment = dict(id="metaworld/push-v3", kwargs={}, max_episode_steps=100)
+    card = {**read_card(tmp_path / "agent.safetensors"), "environment": environment}
+    assert card_facts.returns_of(card) == ("1629.9 ± 319.2, success 90 %", "1545.0")
+    assert card_facts.published_result(card) == "success 63 %"
+    text = cards.card_text(card)
+    assert "| Return of the planner | 1629.9 ± 319.2, success 90 % over 10 episodes |" in text
+    assert "| Published at these frames | success 63 % |" in text
 
 
 # -- Conversion --------------------------------------------------------------------------------------------------------

@@ -43,7 +43,9 @@ def test_card_agrees_with_its_file(path: Path) -> None:
     )
     for name, prefix in (("planner", ""), ("network policy", "network_")):
         mean, std = (evaluation[f"{prefix}{key}_return"] for key in ("mean", "std"))
-        assert facts[f"Return of the {name}"] == f"{mean:.1f} ± {std:.1f} over {evaluation['episodes']} episodes"
+        success = evaluation.get(f"{prefix}success")
+        words = f"{mean:.1f} ± {std:.1f}" + ("" if success is None else f", success {100 * success:.0f} %")
+        assert facts[f"Return of the {name}"] == f"{words} over {evaluation['episodes']} episodes"
     check_commands(card, text)
 
 
