@@ -15,8 +15,7 @@ from sb3_mpc.common.checks.arguments import UnsupportedObservationError
 from sb3_mpc.common.networks.layers import init_linear, latent_norm, make_mlp
 
 SHIFT_PAD = 3
-# Of normalised observations, as in VecNormalize
-SMALLEST_STD, LARGEST = 1e-2, 10.0
+SMALLEST_STD, LARGEST = 1e-2, 10.0  # of normalised observations; the largest is VecNormalize's
 SMALLEST_STD_BEFORE = 1e-4  # of agents whose files do not say it
 # (kernel, stride) of the four convolutions, 64x64 pixels -> 4x4 features (official code)
 CONV_LAYERS = ((7, 2), (5, 2), (3, 2), (3, 1))

@@ -77,7 +77,8 @@ class WorldModelPolicy(PlanningPolicy):
     :param image_augmentation: shift images at random while training
     :param augment_at_inference: shift them when acting stochastically, too, as the official code does
     :param normalize_observations: divide observations by their spread in what was replayed so far, as ``VecNormalize``
-        does; neither images, nor what an own features extractor gets, nor the observations of several tasks
+        does, but by 0.01 at least; neither images, nor what an own features extractor gets, nor the observations of
+        several tasks
     :param features_extractor_class: features extractor; by default convolutions for images, otherwise flattening
     :param features_extractor_kwargs: its arguments
     :param normalize_images: whether images are divided by 255
