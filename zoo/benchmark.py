@@ -34,7 +34,7 @@ def main(args: argparse.Namespace) -> None:
     else:
         from sb3_mpc.zoo.train import check_options
 
-        check_options(args, seeds=1, frames=1, eval_frames=1, episodes=1, jobs=1, threads=1, nice=0)
+        check_options(args, seeds=1, first_seed=0, frames=1, eval_frames=1, episodes=1, jobs=1, threads=1, nice=0)
         planned = plan(args)
         if args.dry_run:
             print_plan(args.folder, planned, args.jobs or 1)
@@ -145,7 +145,7 @@ def plan(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
         find_environment(task)
         preset = "" if algo == "sac" else args.preset
         load_preset(algo, task, preset or None)
-        for seed in range(args.seeds):
+        for seed in range(args.first_seed, args.first_seed + args.seeds):
             name = "-".join(filter(None, [algo, preset, args.label, re.sub("[/:]", "-", task), str(seed)]))
             found[name] = settings_of(suite, algo, preset, task, seed, order=order, **common)
     return dict(sorted(found.items(), key=lambda item: (item[1]["seed"], item[1]["order"])))

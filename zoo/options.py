@@ -239,7 +239,8 @@ def add_benchmark(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", default="", help='reduced preset of the methods, such as "small"; not for sac')
     parser.add_argument("-params", "--hyperparams", nargs="+", metavar="NAME:VALUE", help="single settings to change")
     parser.add_argument("--label", default="", metavar="NAME", help="name of what -params changes, in the results")
-    parser.add_argument("--seeds", type=int, default=1, help="number of seeds, from 0 on (default: 1)")
+    parser.add_argument("--seeds", type=int, default=1, help="number of seeds (default: 1)")
+    parser.add_argument("--first-seed", type=int, default=0, help="the first of them (default: 0)")
     parser.add_argument("--frames", type=int, default=100_000, help="simulator frames of a run (default: 100000)")
     parser.add_argument(
         "--eval-frames", type=int, default=10_000, help="simulator frames between evaluations (default: 10000)"

@@ -129,6 +129,8 @@ def test_plan_and_status(tmp_path: Path, capsys: pytest.CaptureFixture[str], mon
     pairs = [(task, algo) for task in ("Pendulum-v1", "dmc-cup-catch-v0") for algo in ("tdmpc2-small", "sac")]
     assert lines[:8] == [f"{algo}-{task}-{seed}" for seed in (0, 1) for task, algo in pairs]
     assert lines[8] == "8 runs left, about 8.0 hours with 1 at the same time" and not list(tmp_path.iterdir())
+    run(*options.split(), "--seeds", 2, "--first-seed", 3, "--dry-run")
+    assert capsys.readouterr().out.splitlines()[:8] == [f"{algo}-{task}-{n}" for n in (3, 4) for task, algo in pairs]
     monkeypatch.setattr(queue, "work", lambda *args: [])
     run(*options.split())
     settings = Run(tmp_path / "runs" / "tdmpc2-small-dmc-cup-catch-v0-0").settings
