@@ -4,7 +4,8 @@ ManiSkill 3: ``maniskill/<task>-v1`` for tasks of the TD-MPC2 papers and ``manis
 The protocol of the papers: states as observations, end-effector control, every action repeated twice, 100 decisions
 without termination, the normalised dense reward, and success at the last step. In ManiSkill 3, turn-faucet has no dense
 reward, so that it has the sparse one, and there is no lift-cube. ManiSkill's own ids, such as
-``maniskill/PegInsertionSide-v1``, have its own controllers, time limits and terminations (at success).
+``maniskill/PegInsertionSide-v1``, have its own controllers and time limits. They, too, go on after success, unless
+``terminates=True`` is given: who earns nothing more after success learns to stay short of it.
 
 ``gym.make`` simulates on the CPU, with or without a Vulkan device; ``make_vec`` simulates thousands of environments on
 an NVIDIA GPU at once.
@@ -70,7 +71,7 @@ SUITE = Suite(
     distribution="mani-skill",
     install='pip install -e ".[maniskill]" in your clone of sb3-mpc',
     metric="success at the last step",
-    protocol="action repeat 2, 100 decisions; own ids: own limits, terminations at success",
+    protocol="action repeat 2, 100 decisions; own ids: own limits",
     sample="pick-cube-v1",
     tasks={
         **{
@@ -78,7 +79,7 @@ SUITE = Suite(
             for task, (stock, controller) in PAPER_TASKS.items()
         },
         **{
-            f"{name}-v1": Task(steps, {"task": f"{name}-v1", "terminates": True})
+            f"{name}-v1": Task(steps, {"task": f"{name}-v1"})
             for steps, names in _STOCK.items()
             for name in names.split()
         },

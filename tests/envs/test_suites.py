@@ -196,6 +196,19 @@ def test_falls_of_humanoid_bench_end_an_episode_or_do_not(monkeypatch, terminate
     assert not any(map(any, ended[:-1]))
 
 
+@pytest.mark.parametrize("kwargs", [{}, dict(terminates=True)])
+def test_success_in_maniskill_ends_an_episode_if_asked(kwargs, monkeypatch):
+    """Its own ids, too, go on: who earns nothing more after success learns to stay short of it."""
+    env = make("maniskill/PushCube-v1", **kwargs)
+    env.reset(seed=0)
+    simulator = env.unwrapped.sapien
+    step = simulator.step
+    monkeypatch.setattr(simulator, "step", lambda action: (*step(action)[:2], True, False, {"success": True}))
+    ends = [env.step(env.action_space.sample())[2:4] for _ in range(1 if kwargs else 50)]
+    assert ends[-1] == (bool(kwargs), not kwargs) and not any(map(any, ends[:-1]))
+    env.close()
+
+
 def test_import_is_light():
     code = (
         "import gymnasium, sys; before = set(sys.modules); import sb3_mpc.envs\n"
