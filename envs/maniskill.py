@@ -5,7 +5,7 @@ The protocol of the papers: states as observations, end-effector control, every 
 without termination, the normalised dense reward, and success at the last step. In ManiSkill 3, turn-faucet has no dense
 reward, so that it has the sparse one, and there is no lift-cube. ManiSkill's own ids, such as
 ``maniskill/PegInsertionSide-v1``, have its own controllers and time limits. They, too, go on after success, unless
-``terminates=True`` is given: who earns nothing more after success learns to stay short of it.
+``terminates=True`` is given: who earns nothing more after success may learn to stay short of it.
 
 ``gym.make`` simulates on the CPU, with or without a Vulkan device; ``make_vec`` simulates thousands of environments on
 an NVIDIA GPU at once.

@@ -198,7 +198,7 @@ def test_falls_of_humanoid_bench_end_an_episode_or_do_not(monkeypatch, terminate
 
 @pytest.mark.parametrize("kwargs", [{}, dict(terminates=True)])
 def test_success_in_maniskill_ends_an_episode_if_asked(kwargs, monkeypatch):
-    """Its own ids, too, go on: who earns nothing more after success learns to stay short of it."""
+    """Its own ids, too, go on: who earns nothing more after success may learn to stay short of it."""
     env = make("maniskill/PushCube-v1", **kwargs)
     env.reset(seed=0)
     simulator = env.unwrapped.sapien
